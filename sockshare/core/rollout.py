@@ -1,0 +1,517 @@
+"""The reload of one program, as a pure state machine.
+
+Theory of operation. A reload replaces a program's processes one by one; each replacement is a *turn*:
+
+    START  a process is started beside the old one
+    WARM   it becomes ready, or `ready_timeout` passes
+    HOLD   it stays alive for `ready_hold` seconds: a claim to be ready is not believed alone
+    SWITCH the old one's registration is suspended: it gets no new connections
+    QUIESCE what the old one has accepted, it reads
+    DRAIN  the old one has its stop signal, and finishes what it has
+    UNDO   a failure before DRAIN: the old one is resumed, the new one killed
+
+Events go in, effects come out; time is an argument. The effects on entering a state may be repeated, so the broker
+after one that was killed enters the recorded state again (`recover`): a reload whose switch had happened is finished,
+another is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+from .errors import ExitStatus
+
+
+class State(Enum):
+    """Where a rollout is; the value is what the journal holds."""
+
+    START = "start"
+    WARM = "warm"
+    HOLD = "hold"
+    SWITCH = "switch"
+    QUIESCE = "quiesce"
+    DRAIN = "drain"
+    UNDO = "undo"
+    ENDED = "ended"
+
+
+class Process(NamedTuple):
+    """One managed process."""
+
+    pid: int
+    name: str  # as users see it: web:1
+
+
+class Plan(NamedTuple):
+    """What is to be done, and within which times (seconds)."""
+
+    program: str
+    key: str  # of the asking command's making; asking again with it re-attaches
+    old: tuple[Process, ...]  # in the order in which they are replaced
+    size: int  # how many processes the program has outside a reload
+    ready_timeout: float
+    ready_hold: float
+    quiesce: float
+    stop_timeout: float  # after which the manager kills a process that it stops
+    awaited: str = ""  # what shows that a new process is ready, in words
+    expires: float | None = None  # monotonic seconds: nothing new is begun after it
+
+
+# Events.
+class Started(NamedTuple):
+    """The manager started *process* beside the old one."""
+
+    process: Process
+
+
+class StartRefused(NamedTuple):
+    """The manager started nothing."""
+
+    reason: str
+
+
+class Ready(NamedTuple):
+    """*pid* is ready; *how* says what showed it."""
+
+    pid: int
+    how: str
+
+
+class Gone(NamedTuple):
+    """*pid* has died; *reason* says how, as far as is known."""
+
+    pid: int
+    reason: str = "it died"
+
+
+class Switched(NamedTuple):
+    """The old one's registration is suspended, or cannot be; *how* says which."""
+
+    how: str
+
+
+class Settled(NamedTuple):
+    """The manager has the processes that it was told to have, or is stopping the others."""
+
+
+class SettleRefused(NamedTuple):
+    """The manager did not do what `Settle` asks."""
+
+    reason: str
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+class Cancelled(NamedTuple):
+    """Whoever asked for the reload wants it undone."""
+
+    reason: str
+
+
+Event = Started | StartRefused | Ready | Gone | Switched | Settled | SettleRefused | Tick | Cancelled
+
+
+# Effects.
+class Start(NamedTuple):
+    """Have the manager start one more process; answer with `Started` or `StartRefused`."""
+
+
+class Suspend(NamedTuple):
+    """Suspend the registrations of *pid*'s process tree; answer with `Switched`."""
+
+    pid: int
+
+
+class Resume(NamedTuple):
+    """Resume the registrations of *pid*'s process tree."""
+
+    pid: int
+
+
+class Settle(NamedTuple):
+    """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
+
+    Any beyond *size* that are not *known* go too: a newcomer that crashed may have been respawned.
+    """
+
+    retire: tuple[int, ...]
+    known: tuple[int, ...]
+    size: int
+    kill: bool
+
+
+class Report(NamedTuple):
+    """Tell whoever follows the reload."""
+
+    step: str
+    process: Process | None
+    seconds: float  # since the reload began
+    reason: str = ""
+
+
+class Finish(NamedTuple):
+    """The reload has ended."""
+
+    result: str  # ok, rolled_back, failed
+    exit: ExitStatus
+    reason: str
+
+
+Effect = Start | Suspend | Resume | Settle | Report | Finish
+
+#: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
+_STOP_GRACE = 10.0
+
+
+class Rollout:
+    """One reload. `begin` or `recover` it, then `feed` it events, and perform the effects in order.
+
+    Attributes:
+        state: Where it is.
+        deadline: When `Tick` is next due (monotonic seconds), or None.
+        newcomer: The process that this turn has started, once known.
+        began: When the reload began (monotonic seconds).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.state = State.START
+        self.deadline: float | None = None
+        self.newcomer: Process | None = None
+        self._pending = list(plan.old)  # the first is this turn's
+        self._replaced: list[Process] = []
+        self.began = 0.0
+        self._old_gone = False
+        self._newcomer_gone = ""  # why
+        self._settled = False
+        self._failure: tuple[ExitStatus, str] = (ExitStatus.OK, "")
+
+    # What the broker asks of it.
+
+    @property
+    def old(self) -> Process | None:
+        """The process that this turn replaces."""
+        return self._pending[0] if self._pending else None
+
+    @property
+    def suspends(self) -> int | None:
+        """The pid whose registrations this reload claims to have suspended: nobody else may resume them."""
+        if self.state in (State.SWITCH, State.QUIESCE, State.DRAIN) and self.old is not None:
+            return self.old.pid
+        return None
+
+    def begin(self, now: float) -> list[Effect]:
+        """Begin the first turn."""
+        self.began = now
+        if not self._pending:
+            return self._finish(ExitStatus.INTERNAL, f"can't reload {self.plan.program}: it has no running process")
+        return self._enter_start(now)
+
+    def feed(self, event: Event, now: float) -> list[Effect]:
+        """Take *event* at *now* (monotonic seconds); one that means nothing in this state changes nothing."""
+        if isinstance(event, Gone) and self.old is not None and event.pid in [old.pid for old in self._pending[1:]]:
+            # One whose turn has not come died by itself: the manager starts it anew, with the new version.
+            self._pending = [old for old in self._pending if old.pid != event.pid]
+            return []
+        transition = _TRANSITIONS.get((self.state, type(event)))
+        return transition(self, event, now) if transition else []
+
+    def record(self) -> dict[str, Any]:
+        """What a later broker needs to `recover` this rollout: JSON values only."""
+        return {
+            "plan": {**self.plan._asdict(), "old": [list(old) for old in self.plan.old]},
+            "state": self.state.value,
+            "deadline": self.deadline,
+            "newcomer": self.newcomer and list(self.newcomer),
+            "pending": [list(old) for old in self._pending],
+            "replaced": [list(new) for new in self._replaced],
+            "began": self.began,
+            "old_gone": self._old_gone,
+            "newcomer_gone": self._newcomer_gone,
+            "failure": [int(self._failure[0]), self._failure[1]],
+        }
+
+    @classmethod
+    def recover(cls, record: dict[str, Any], now: float) -> tuple[Rollout, list[Effect]]:
+        """The rollout of *record*, and the effects that bring it on its way again.
+
+        Raises:
+            KeyError, TypeError, ValueError: The record is not one of `record`'s.
+        """
+        plan = dict(record["plan"])
+        rollout = cls(Plan(**{**plan, "old": tuple(_process(old) for old in plan["old"])}))
+        rollout.state = State(record["state"])
+        rollout.deadline = record["deadline"]
+        rollout.newcomer = _process(record["newcomer"]) if record["newcomer"] else None
+        rollout._pending = [_process(old) for old in record["pending"]]
+        rollout._replaced = [_process(new) for new in record["replaced"]]
+        rollout.began = record["began"]
+        rollout._old_gone = record["old_gone"]
+        rollout._newcomer_gone = record["newcomer_gone"]
+        rollout._failure = (ExitStatus(record["failure"][0]), record["failure"][1])
+        return rollout, rollout._enter_again(now)
+
+    # Entering states.
+
+    def _enter_again(self, now: float) -> list[Effect]:
+        switched_before = bool(self._replaced)
+        if self.state in (State.START, State.WARM, State.HOLD) and not switched_before:
+            return self._undo(ExitStatus.ROLLED_BACK, "the broker was restarted before the switch", now)
+        if self.state is State.START:
+            # Whether the manager started one is not known: have it drop any that is too many, then start one.
+            self._settled = False
+            return [self._settle((), kill=True)]
+        if self.state is State.HOLD:
+            self.state = State.WARM  # readiness is shown anew
+            self.deadline = now + self.plan.ready_timeout
+        if self.state is State.SWITCH:
+            return self._enter_switch(now)
+        if self.state is State.QUIESCE and self.old is not None:
+            return [Suspend(self.old.pid)]
+        if self.state is State.DRAIN:
+            return self._enter_drain(now)
+        if self.state is State.UNDO:
+            return self._enter_undo(now)
+        return []
+
+    def _enter_start(self, now: float) -> list[Effect]:
+        self.state, self.deadline = State.START, None
+        self.newcomer, self._old_gone, self._newcomer_gone, self._settled = None, False, "", True
+        return [Start()]
+
+    def _enter_switch(self, now: float) -> list[Effect]:
+        self.state, self.deadline = State.SWITCH, None
+        if self._old_gone or self.old is None:
+            return self._enter_drain(now)
+        return [Suspend(self.old.pid)]
+
+    def _enter_drain(self, now: float) -> list[Effect]:
+        self.state, self.deadline, self._settled = State.DRAIN, now + self.plan.stop_timeout + _STOP_GRACE, False
+        effects: list[Effect] = []
+        if not self._old_gone:
+            effects.append(self._report("drain", self.old, now))
+        retire = () if self._old_gone or self.old is None else (self.old.pid,)
+        return [*effects, self._settle(retire, kill=False)]
+
+    def _enter_undo(self, now: float) -> list[Effect]:
+        self.state, self.deadline, self._settled = State.UNDO, now + _STOP_GRACE, False
+        effects: list[Effect] = []
+        if self.old is not None and not self._old_gone:
+            effects.append(Resume(self.old.pid))
+        retire = () if self.newcomer is None else (self.newcomer.pid,)
+        return [*effects, self._settle(retire, kill=True)]
+
+    # Transitions.
+
+    def _started(self, event: Started, now: float) -> list[Effect]:
+        self.state, self.newcomer, self.deadline = State.WARM, event.process, now + self.plan.ready_timeout
+        return [self._report("start", self.newcomer, now)]
+
+    def _start_refused(self, event: StartRefused, now: float) -> list[Effect]:
+        if self._replaced:
+            return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
+        return self._finish(ExitStatus.INTERNAL, event.reason, now)
+
+    def _start_settled(self, event: Settled, now: float) -> list[Effect]:
+        # Only after `recover`; otherwise nothing was asked to settle in this state.
+        return [] if self._settled else self._enter_start(now)
+
+    def _ready(self, event: Ready, now: float) -> list[Effect]:
+        if self.newcomer is None or event.pid != self.newcomer.pid:
+            return []
+        self.state, self.deadline = State.HOLD, now + self.plan.ready_hold
+        return [self._report("ready", self.newcomer, now, event.how)]
+
+    def _gone(self, event: Gone, now: float) -> list[Effect]:
+        if self.newcomer is not None and event.pid == self.newcomer.pid:
+            self._newcomer_gone = event.reason
+            return self._undo(ExitStatus.ROLLED_BACK, f"{_named(self.newcomer)} {event.reason}", now)
+        if self.old is not None and event.pid == self.old.pid:
+            self._old_gone = True
+            if self.state in (State.SWITCH, State.QUIESCE):
+                return self._enter_drain(now)
+        return []
+
+    def _tick_start(self, event: Tick, now: float) -> list[Effect]:
+        return self._undo_if_expired(now)
+
+    def _tick_warm(self, event: Tick, now: float) -> list[Effect]:
+        if self._due(now):
+            assert self.newcomer is not None
+            reason = f"{_named(self.newcomer)} was not ready within {self.plan.ready_timeout:g} s"
+            if self.plan.awaited:
+                reason += f": no sign of {self.plan.awaited}"
+            return self._undo(ExitStatus.TIMED_OUT, reason, now)
+        return self._undo_if_expired(now)
+
+    def _tick_hold(self, event: Tick, now: float) -> list[Effect]:
+        if not self._due(now):
+            return self._undo_if_expired(now)
+        return [self._report("hold", self.newcomer, now), *self._enter_switch(now)]
+
+    def _switched(self, event: Switched, now: float) -> list[Effect]:
+        self.state, self.deadline = State.QUIESCE, now + self.plan.quiesce
+        return [self._report("switch", self.newcomer, now, event.how)]
+
+    def _tick_quiesce(self, event: Tick, now: float) -> list[Effect]:
+        if not self._due(now):
+            return []
+        return [self._report("quiesce", self.old, now), *self._enter_drain(now)]
+
+    def _gone_in_drain(self, event: Gone, now: float) -> list[Effect]:
+        if self.newcomer is not None and event.pid == self.newcomer.pid:
+            self._newcomer_gone = event.reason
+        elif self.old is not None and event.pid == self.old.pid:
+            self._old_gone = True
+        return self._end_turn_if_drained(now)
+
+    def _drain_settled(self, event: Settled, now: float) -> list[Effect]:
+        self._settled = True
+        return self._end_turn_if_drained(now)
+
+    def _drain_refused(self, event: SettleRefused, now: float) -> list[Effect]:
+        # The old one is suspended but was not told to stop: it is still whole, so it takes over again.
+        return self._undo(ExitStatus.INTERNAL, event.reason, now)
+
+    def _tick_drain(self, event: Tick, now: float) -> list[Effect]:
+        if not self._due(now):
+            return []
+        old = "it" if self.old is None else _named(self.old)
+        return self._finish(
+            ExitStatus.TIMED_OUT,
+            f"{old} has not ended {self.plan.stop_timeout + _STOP_GRACE:g} s after its stop signal",
+            now,
+        )
+
+    def _end_turn_if_drained(self, now: float) -> list[Effect]:
+        if not (self._settled and self._old_gone):
+            return []
+        effects: list[Effect] = [self._report("stop", self.old, now)]
+        assert self.newcomer is not None
+        self._pending.pop(0)
+        self._replaced.append(self.newcomer)
+        if self._newcomer_gone:
+            reason = f"{_named(self.newcomer)} {self._newcomer_gone} after it had taken over"
+            return [*effects, *self._finish(ExitStatus.NOT_SERVING, reason, now)]
+        if not self._pending:
+            return [*effects, *self._finish(ExitStatus.OK, "", now)]
+        if self._expired(now):
+            return [*effects, *self._finish(ExitStatus.TIMED_OUT, self._timed_out(), now)]
+        return [*effects, *self._enter_start(now)]
+
+    def _cancelled(self, event: Cancelled, now: float) -> list[Effect]:
+        return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
+
+    def _undo_settled(self, event: Settled, now: float) -> list[Effect]:
+        self._settled = True
+        return self._end_if_undone(now)
+
+    def _gone_in_undo(self, event: Gone, now: float) -> list[Effect]:
+        if self.newcomer is not None and event.pid == self.newcomer.pid:
+            self._newcomer_gone = event.reason
+        elif self.old is not None and event.pid == self.old.pid:
+            self._old_gone = True
+        return self._end_if_undone(now)
+
+    def _end_if_undone(self, now: float) -> list[Effect]:
+        if not self._settled or (self.newcomer is not None and not self._newcomer_gone):
+            return []
+        status, reason = self._failure
+        return [self._report("rolled_back", self.old, now, reason), *self._finish(status, reason, now, "rolled_back")]
+
+    def _undo_refused(self, event: SettleRefused, now: float) -> list[Effect]:
+        reason = self._failure[1]
+        return self._finish(ExitStatus.INTERNAL, f"{reason}; and can't roll back: {event.reason}", now)
+
+    def _tick_undo(self, event: Tick, now: float) -> list[Effect]:
+        return self._undo_refused(SettleRefused("the new process has not ended"), now) if self._due(now) else []
+
+    # Parts of the above.
+
+    def _undo(self, status: ExitStatus, reason: str, now: float) -> list[Effect]:
+        if self._replaced:
+            total = len(self._replaced) + len(self._pending)
+            reason += f"; {len(self._replaced)} of {total} processes run the new version already"
+        self._failure = (status, reason)
+        return [self._report("failed", self.newcomer, now, reason), *self._enter_undo(now)]
+
+    def _undo_if_expired(self, now: float) -> list[Effect]:
+        return self._undo(ExitStatus.TIMED_OUT, self._timed_out(), now) if self._expired(now) else []
+
+    def _timed_out(self) -> str:
+        return f"the reload of {self.plan.program} was not over within its --timeout"
+
+    def _expired(self, now: float) -> bool:
+        return self.plan.expires is not None and now >= self.plan.expires
+
+    def _due(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
+    def _settle(self, retire: Iterable[int], *, kill: bool) -> Settle:
+        retired = tuple(retire)
+        living = [*self._pending, *self._replaced, *([self.newcomer] if self.newcomer else [])]
+        return Settle(
+            retired, tuple(process.pid for process in living if process.pid not in retired), self.plan.size, kill
+        )
+
+    def _report(self, step: str, process: Process | None, now: float, reason: str = "") -> Report:
+        return Report(step, process, round(now - self.began, 3), reason)
+
+    def _finish(
+        self, status: ExitStatus, reason: str, now: float | None = None, result: str | None = None
+    ) -> list[Effect]:
+        self.state, self.deadline = State.ENDED, None
+        if result is None:
+            result = "ok" if status is ExitStatus.OK else "failed"
+        effects: list[Effect] = []
+        if result != "rolled_back":
+            when = self.began if now is None else now
+            effects.append(self._report("done" if result == "ok" else "failed", self.newcomer, when, reason))
+        return [*effects, Finish(result, status, reason)]
+
+
+_Transition = Callable[[Rollout, Any, float], "list[Effect]"]
+
+#: All transitions: what is not here changes nothing.
+_TRANSITIONS: dict[tuple[State, type], _Transition] = {
+    (State.START, Started): Rollout._started,
+    (State.START, StartRefused): Rollout._start_refused,
+    (State.START, Settled): Rollout._start_settled,
+    (State.START, SettleRefused): Rollout._start_refused,
+    (State.START, Gone): Rollout._gone,
+    (State.START, Tick): Rollout._tick_start,
+    (State.START, Cancelled): Rollout._cancelled,
+    (State.WARM, Ready): Rollout._ready,
+    (State.WARM, Gone): Rollout._gone,
+    (State.WARM, Tick): Rollout._tick_warm,
+    (State.WARM, Cancelled): Rollout._cancelled,
+    (State.HOLD, Gone): Rollout._gone,
+    (State.HOLD, Tick): Rollout._tick_hold,
+    (State.HOLD, Cancelled): Rollout._cancelled,
+    (State.SWITCH, Switched): Rollout._switched,
+    (State.SWITCH, Gone): Rollout._gone,
+    (State.SWITCH, Cancelled): Rollout._cancelled,
+    (State.QUIESCE, Gone): Rollout._gone,
+    (State.QUIESCE, Tick): Rollout._tick_quiesce,
+    (State.DRAIN, Gone): Rollout._gone_in_drain,
+    (State.DRAIN, Settled): Rollout._drain_settled,
+    (State.DRAIN, SettleRefused): Rollout._drain_refused,
+    (State.DRAIN, Tick): Rollout._tick_drain,
+    (State.UNDO, Settled): Rollout._undo_settled,
+    (State.UNDO, Gone): Rollout._gone_in_undo,
+    (State.UNDO, SettleRefused): Rollout._undo_refused,
+    (State.UNDO, Tick): Rollout._tick_undo,
+}
+
+
+def _process(values: Sequence[Any]) -> Process:
+    pid, name = values
+    return Process(int(pid), str(name))
+
+
+def _named(process: Process) -> str:
+    return f"{process.name} (pid {process.pid})"

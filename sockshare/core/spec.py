@@ -1,0 +1,320 @@
+"""The configuration: what the keys of sockshare may be, and every mistake in them at once.
+
+The keys are the same under both managers; how they are spelled in a section (``sockshare.ready``, ``sockshare_ready``,
+``web.blocking``) is the caller's *prefix*, which the mistakes show.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from .suggest import did_you_mean
+
+#: What the interface knows and this version does not do yet. By key: the values that it does, and what to write.
+#: Whoever makes it do them deletes the row.
+NOT_YET: Mapping[str, tuple[frozenset[str], str]] = {
+    "registration": (frozenset({"shared"}), "write 'shared', or leave it out"),
+    "drain": (frozenset({"auto", "signal"}), "write 'signal', or leave it out"),
+    "verify": (frozenset(), "leave it out"),
+}
+
+_LONGEST_TIME = 86400.0  # seconds: a longer one is in other units
+_MOST_HOLDERS = 4096
+# sun_path has 108 bytes with its NUL (unix(7)), and the longest name in the directory is notify/PID, PID up to 2**22.
+_LONGEST_DIRECTORY = 107 - len("/notify/4194304")
+
+
+class Mistake(NamedTuple):
+    """One mistake in the configuration; as text it is one sentence."""
+
+    section: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"[{self.section}] {self.key}: {self.message}"
+
+
+class ProgramSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a program's section says. Times are seconds."""
+
+    name: str
+    sockets: tuple[str, ...] = ()  # what it may have, in the order of its descriptors
+    ready: Literal["auto", "notify", "registration", "client", "hold"] = "auto"
+    ready_timeout: float = 30.0
+    ready_hold: float = 1.0  # how long it must live after it was ready
+    quiesce: float = 0.3
+    drain: Literal["auto", "signal", "observe"] = "auto"
+    drain_timeout: float = 30.0
+    stop_signal: int | None = None  # None: the manager's own setting
+    verify: str | None = None  # http:/path
+
+
+class SocketSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said of a shared socket."""
+
+    name: str
+    registration: Literal["shared", "exclusive", "latest", "rotate"] | int = "shared"
+    blocking: bool = False  # handed out without O_NONBLOCK
+
+
+class PluginSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What circus's ``[plugin:sockshare]`` section says."""
+
+    runtime_dir: str | None = None
+    logfile: str | None = None
+    sockets: tuple[SocketSpec, ...] = ()  # one for each socket that circus has
+
+
+class _Bad(Exception):
+    """A value that its key can't have; *candidates* are words that may have been meant by *word*."""
+
+    def __init__(self, message: str, word: str = "", candidates: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.word = word
+        self.candidates = tuple(candidates)
+
+
+_Reader = Callable[[str], object]
+
+
+def _choice(*values: str) -> _Reader:
+    def read(value: str) -> str:
+        if value not in values:
+            raise _Bad(f"{value!r} is not one of {', '.join(values)}", value, values)
+        return value
+
+    return read
+
+
+def _seconds(*, positive: bool = False) -> _Reader:
+    def read(value: str) -> float:
+        try:
+            # float() alone takes "1_0" and the digits of other scripts.
+            number = float(value) if value.isascii() and "_" not in value else math.nan
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            raise _Bad(f"{value!r} is not a number of seconds")
+        if not 0 <= number <= _LONGEST_TIME or (positive and number == 0):
+            least = "more than 0" if positive else "0 or more"
+            raise _Bad(f"{value!r} is out of range: it must be {least} and at most {_LONGEST_TIME:.0f} seconds")
+        return number
+
+    return read
+
+
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _boolean(value: str) -> bool:
+    try:
+        return _TRUTH[value.lower()]
+    except KeyError:
+        raise _Bad(f"{value!r} is neither true nor false") from None
+
+
+def _signal(value: str) -> int:
+    name = value.upper().removeprefix("SIG")
+    names = {known.name.removeprefix("SIG"): known.value for known in signal.Signals}
+    number = int(value) if re.fullmatch("[0-9]{1,3}", value) else names.get(name)
+    if number is None:
+        raise _Bad(f"{value!r} is not a signal", name, names)
+    if number not in signal.valid_signals():
+        raise _Bad(f"there is no signal {value}")
+    if number in (signal.SIGKILL, signal.SIGSTOP):
+        raise _Bad(
+            f"{value} can't be handled, so the program would lose what it has in hand; write TERM, or what it drains on"
+        )
+    return number
+
+
+def _page(value: str) -> str:
+    # //host would be an authority: what answers is the socket's own address, nothing else.
+    if not re.fullmatch("http:/(?!/)[!-~]*", value):
+        raise _Bad(f"{value!r} is not of the form http:/PATH (an absolute path, no host, no spaces)")
+    return value
+
+
+_POLICIES = ("shared", "exclusive", "latest", "rotate")
+
+
+def _registration(value: str) -> str | int:
+    if re.fullmatch("[0-9]+", value):
+        if len(value) > 9 or not 1 <= int(value) <= _MOST_HOLDERS:
+            raise _Bad(f"{value} is out of range: it must be at least 1 and at most {_MOST_HOLDERS}")
+        return int(value)
+    if value not in _POLICIES:
+        raise _Bad(f"{value!r} is not one of {', '.join(_POLICIES)}, or a number", value, _POLICIES)
+    return value
+
+
+def _path(value: str) -> str:
+    if not value.startswith("/"):
+        raise _Bad(f"{value!r} is not an absolute path")
+    return value
+
+
+def _directory(value: str) -> str:
+    length = len(os.fsencode(_path(value)))
+    if length > _LONGEST_DIRECTORY:
+        raise _Bad(
+            f"the path is too long for the sockets in it: {length} bytes of at most {_LONGEST_DIRECTORY} (unix(7))"
+        )
+    return value
+
+
+def _words(value: str) -> list[str]:
+    words = value.replace(",", " ").split()
+    if not words:
+        raise _Bad("no socket is named; leave the key out for a program without sockets")
+    return words
+
+
+_PROGRAM: Mapping[str, _Reader] = {
+    "sockets": _words,
+    "ready": _choice("auto", "notify", "registration", "client", "hold"),
+    "ready_timeout": _seconds(positive=True),
+    "ready_hold": _seconds(),
+    "quiesce": _seconds(),
+    "drain": _choice("auto", "signal", "observe"),
+    "drain_timeout": _seconds(),
+    "stop_signal": _signal,
+    "verify": _page,
+}
+_SOCKET: Mapping[str, _Reader] = {"registration": _registration, "blocking": _boolean}
+_PLUGIN: Mapping[str, _Reader] = {"runtime_dir": _directory, "logfile": _path}
+
+_NotYet = Mapping[str, tuple[frozenset[str], str]]
+
+
+def _read(
+    section: str, options: Mapping[str, str], prefix: str, readers: Mapping[str, _Reader], not_yet: _NotYet
+) -> tuple[dict[str, Any], list[Mistake]]:
+    fields: dict[str, Any] = {}
+    mistakes: list[Mistake] = []
+    for key, given in options.items():
+        if key not in readers:
+            mistakes.append(Mistake(section, prefix + key, f"no such key{did_you_mean(key, readers, prefix)}"))
+            continue
+        supported, advice = not_yet.get(key, (None, ""))
+        try:
+            value = readers[key](given.strip())
+        except _Bad as bad:
+            meant = [word for word in bad.candidates if supported is None or word in supported]
+            mistakes.append(Mistake(section, prefix + key, f"{bad}{did_you_mean(bad.word, meant)}"))
+            continue
+        if supported is not None and value not in supported:
+            message = f"{given.strip()!r} is not supported yet by this version; {advice}"
+            mistakes.append(Mistake(section, prefix + key, message))
+            continue
+        fields[key] = value
+    return fields, mistakes
+
+
+def parse_program(
+    name: str,
+    section: str,
+    options: Mapping[str, str],
+    prefix: str,
+    sockets: Collection[str],
+    not_yet: _NotYet = NOT_YET,
+) -> tuple[ProgramSpec | None, list[Mistake]]:
+    """Read what a program's *section* says to sockshare.
+
+    Args:
+        options: The keys without *prefix* (``sockshare.`` or ``sockshare_``).
+        sockets: The names of the sockets that are shared.
+
+    Returns:
+        The spec, or None when there are mistakes; and all of these.
+    """
+    fields, mistakes = _read(section, options, prefix, _PROGRAM, not_yet)
+    named: list[str] = fields.get("sockets", [])
+    for socket in dict.fromkeys(named):
+        if socket not in sockets:
+            suggestion = did_you_mean(socket, sockets)
+            known = suggestion or f" (there are: {', '.join(sorted(sockets))})" if sockets else " (there are none)"
+            mistakes.append(Mistake(section, f"{prefix}sockets", f"no such socket {socket!r}{known}"))
+        if named.count(socket) > 1:
+            mistakes.append(Mistake(section, f"{prefix}sockets", f"{socket!r} is named twice"))
+    if fields.get("ready") == "registration" and "sockets" not in options:
+        message = f"'registration' is of a socket, and the program has none; name it in {prefix}sockets"
+        mistakes.append(Mistake(section, f"{prefix}ready", message))
+    if mistakes:
+        return None, mistakes
+    fields["sockets"] = tuple(named)
+    return ProgramSpec(name, **fields), []
+
+
+def parse_socket(
+    name: str, section: str, options: Mapping[str, str], prefix: str, not_yet: _NotYet = NOT_YET
+) -> tuple[SocketSpec | None, list[Mistake]]:
+    """Read what *section* says of the socket *name*; arguments and result as of `parse_program`."""
+    fields, mistakes = _read(section, options, prefix, _SOCKET, not_yet)
+    return (None, mistakes) if mistakes else (SocketSpec(name, **fields), [])
+
+
+def parse_plugin_options(
+    section: str,
+    options: Mapping[str, str],
+    sockets: Collection[str],
+    ignored: Collection[str],
+    not_yet: _NotYet = NOT_YET,
+) -> tuple[PluginSpec | None, list[Mistake]]:
+    """Read circus's ``[plugin:sockshare]`` section.
+
+    Args:
+        options: The whole section, as circus hands it to a plugin.
+        sockets: The names of circus's sockets; each gets its `SocketSpec`.
+        ignored: The keys that are circus's own there: ``use``, and the arguments of its Watcher.
+    """
+    own: dict[str, str] = {}
+    by_socket: dict[str, dict[str, str]] = {socket: {} for socket in sockets}
+    mistakes: list[Mistake] = []
+    known = [*_PLUGIN, *(f"{socket}.{key}" for socket in sockets for key in _SOCKET)]
+    for key, value in options.items():
+        # The last dot: the name of a socket may have some itself.
+        socket, dot, attribute = key.rpartition(".")
+        if dot and socket in by_socket:
+            by_socket[socket][attribute] = value
+        elif dot and attribute in _SOCKET:
+            mistakes.append(Mistake(section, key, f"no such socket {socket!r}{did_you_mean(socket, sockets)}"))
+        elif key in _PLUGIN:
+            own[key] = value
+        elif key not in ignored:
+            mistakes.append(Mistake(section, key, f"no such key{did_you_mean(key, known)}"))
+    fields, more = _read(section, own, "", _PLUGIN, not_yet)
+    mistakes += more
+    specs: list[SocketSpec] = []
+    for socket, said in by_socket.items():
+        spec, more = parse_socket(socket, section, said, f"{socket}.", not_yet)
+        mistakes += more
+        if spec is not None:
+            specs.append(spec)
+    return (None, mistakes) if mistakes else (PluginSpec(**fields, sockets=tuple(specs)), [])
+
+
+def check_timeouts(spec: ProgramSpec, graceful_timeout: float, has_before_signal: bool) -> list[Mistake]:
+    """Refuse a circus watcher whose reload could outlast circus's patience.
+
+    With ``hooks.before_signal`` circus's own reload holds the stop signal back until the reload has come to it, but
+    SIGKILL still comes at *graceful_timeout* (seconds): everything must be over by then.
+    """
+    # Rounded: 0.1 + 0.2 is to be 0.3 here.
+    needed = round(spec.ready_timeout + spec.ready_hold + spec.quiesce + spec.drain_timeout, 6)
+    if not has_before_signal or needed < graceful_timeout:
+        return []
+    message = (
+        f"{graceful_timeout:g} s is too short for hooks.before_signal: circus kills then, and"
+        f" ready_timeout + ready_hold + quiesce + drain_timeout are {needed:g} s;"
+        f" write at least {math.floor(needed) + 1}"
+    )
+    return [Mistake(f"watcher:{spec.name}", "graceful_timeout", message)]

@@ -1,0 +1,484 @@
+"""The laws of a reload, on the pure state machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sockshare.core.errors import ExitStatus
+from sockshare.core.rollout import (
+    Cancelled,
+    Effect,
+    Event,
+    Finish,
+    Gone,
+    Plan,
+    Process,
+    Ready,
+    Report,
+    Resume,
+    Rollout,
+    Settle,
+    Settled,
+    SettleRefused,
+    Start,
+    Started,
+    StartRefused,
+    State,
+    Suspend,
+    Switched,
+    Tick,
+)
+
+OLD = (Process(11, "web:1"), Process(12, "web:2"))
+NEW = (Process(21, "web:3"), Process(22, "web:4"))
+
+
+def plan(old: tuple[Process, ...] = OLD[:1], expires: float | None = None) -> Plan:
+    return Plan("web", "key", old, len(old), 30.0, 1.0, 0.3, 30.0, "its event registration of web", expires)
+
+
+class Drive:
+    """Feeds a rollout, and keeps what came out."""
+
+    def __init__(self, what: Plan) -> None:
+        self.rollout = Rollout(what)
+        self.now = 100.0
+        self.effects: list[Effect] = list(self.rollout.begin(self.now))
+
+    def feed(self, *events: Event) -> list[Effect]:
+        new: list[Effect] = []
+        for event in events:
+            new += self.rollout.feed(event, self.now)
+        self.effects += new
+        return new
+
+    def after(self, seconds: float) -> list[Effect]:
+        self.now += seconds
+        return self.feed(Tick())
+
+    def restart(self) -> list[Effect]:
+        """The broker is killed; the next one has only the record, as JSON."""
+        record = json.loads(json.dumps(self.rollout.record()))
+        self.rollout, effects = Rollout.recover(record, self.now)
+        self.effects += effects
+        return effects
+
+    @property
+    def steps(self) -> list[str]:
+        return [effect.step for effect in self.effects if isinstance(effect, Report)]
+
+    @property
+    def finish(self) -> Finish:
+        (finish,) = [effect for effect in self.effects if isinstance(effect, Finish)]
+        return finish
+
+    def to_warm(self, new: Process = NEW[0]) -> Drive:
+        self.feed(Started(new))
+        return self
+
+    def to_hold(self, new: Process = NEW[0]) -> Drive:
+        self.to_warm(new).feed(Ready(new.pid, "registration"))
+        return self
+
+    def to_switch(self, new: Process = NEW[0]) -> Drive:
+        self.to_hold(new).after(1.0)
+        return self
+
+    def to_quiesce(self, new: Process = NEW[0]) -> Drive:
+        self.to_switch(new).feed(Switched("suspended"))
+        return self
+
+    def to_drain(self, new: Process = NEW[0]) -> Drive:
+        self.to_quiesce(new).after(0.3)
+        return self
+
+
+def test_steps_come_in_order_when_all_goes_well() -> None:
+    """A reload starts, believes, switches, quiesces, drains and stops; and only then is it done."""
+    drive = Drive(plan()).to_drain()
+    assert drive.effects[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+    drive.feed(Settled(), Gone(11))
+    assert drive.steps == ["start", "ready", "hold", "switch", "quiesce", "drain", "stop", "done"]
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+
+
+def test_processes_are_replaced_one_by_one_when_there_are_several() -> None:
+    """The next process is begun when the one before it has ended, and not before."""
+    drive = Drive(plan(OLD)).to_drain()
+    assert drive.feed(Settled()) == []
+    assert Start() in drive.feed(Gone(11))
+    drive.to_drain(NEW[1])
+    assert drive.effects[-1] == Settle(retire=(12,), known=(21, 22), size=2, kill=False)
+    drive.feed(Gone(12), Settled())
+    assert drive.finish.exit is ExitStatus.OK
+
+
+@pytest.mark.parametrize("stage", ["to_warm", "to_hold", "to_switch", "to_quiesce"])
+def test_old_process_is_resumed_when_the_new_one_dies_before_drain(stage: str) -> None:
+    """A failure before the stop signal gives the old process its registration back, kills the new one, and says why."""
+    drive = Drive(plan())
+    getattr(drive, stage)()
+    drive.feed(Gone(21, "exited with status 1"))
+    assert drive.effects[-2:] == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    drive.feed(Settled())
+    assert drive.steps[-2:] == ["failed", "rolled_back"]
+    assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "web:3 (pid 21) exited with status 1")
+
+
+def test_rollback_ends_only_when_the_new_process_is_gone() -> None:
+    """The command is not told "rolled back" while two generations are there."""
+    drive = Drive(plan()).to_warm()
+    drive.after(30.0)
+    assert drive.feed(Settled()) == []
+    drive.feed(Gone(21))
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+    assert drive.finish.reason == "web:3 (pid 21) was not ready within 30 s: no sign of its event registration of web"
+
+
+def test_readiness_is_not_believed_before_the_hold_has_passed() -> None:
+    """READY alone switches nothing."""
+    drive = Drive(plan()).to_hold()
+    assert drive.after(0.99) == []
+    assert drive.after(0.02)[-1] == Suspend(11)
+
+
+def test_ready_of_another_process_changes_nothing() -> None:
+    """Only the process that this turn has started can be what is waited for."""
+    drive = Drive(plan()).to_warm()
+    assert drive.feed(Ready(12, "notify")) == []
+    assert drive.rollout.state is State.WARM
+
+
+def test_nothing_is_started_when_the_program_has_no_process() -> None:
+    """There is nothing to reload in a stopped program."""
+    drive = Drive(plan(()))
+    assert drive.finish.exit is ExitStatus.INTERNAL
+    assert Start() not in drive.effects
+
+
+def test_reload_fails_with_nothing_changed_when_the_manager_starts_nothing() -> None:
+    """A manager that refuses to start one is an error of the manager."""
+    drive = Drive(plan())
+    drive.feed(StartRefused("can't start web: circusd says no"))
+    assert drive.finish == Finish("failed", ExitStatus.INTERNAL, "can't start web: circusd says no")
+
+
+def test_reload_says_how_far_it_came_when_a_later_process_fails() -> None:
+    """With some processes replaced, the failure of the next one is no clean rollback, and the reason says so."""
+    drive = Drive(plan(OLD)).to_drain()
+    drive.feed(Settled(), Gone(11), StartRefused("can't start web: busy"))
+    drive.feed(Settled())
+    assert drive.finish.exit is ExitStatus.ROLLED_BACK
+    assert drive.finish.reason == "can't start web: busy; 1 of 2 processes run the new version already"
+
+
+@pytest.mark.parametrize("stage", ["to_warm", "to_hold", "to_switch", None])
+def test_cancel_undoes_before_the_switch_is_done(stage: str | None) -> None:
+    """Ctrl-C during start..switch rolls back."""
+    drive = Drive(plan())
+    if stage:
+        getattr(drive, stage)()
+    drive.feed(Cancelled("interrupted"), Settled(), Gone(21))
+    assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "interrupted")
+
+
+@pytest.mark.parametrize("stage", ["to_quiesce", "to_drain"])
+def test_cancel_changes_nothing_once_the_new_process_has_taken_over(stage: str) -> None:
+    """After the switch a reload is finished, whoever loses interest."""
+    drive = Drive(plan())
+    getattr(drive, stage)()
+    assert drive.feed(Cancelled("interrupted")) == []
+
+
+@pytest.mark.parametrize("stage", [None, "to_warm", "to_hold"])
+def test_reload_is_undone_when_its_own_timeout_passes_before_the_switch(stage: str | None) -> None:
+    """--timeout bounds what has not happened yet."""
+    drive = Drive(plan(expires=100.5))
+    if stage:
+        getattr(drive, stage)()
+    drive.after(0.6)
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+
+
+def test_no_further_process_is_begun_after_the_timeout() -> None:
+    """A turn that has switched is finished; the next one is not begun."""
+    drive = Drive(plan(OLD, expires=103.0)).to_drain()
+    drive.after(5.0)
+    drive.feed(Settled(), Gone(11))
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+    assert drive.effects.count(Start()) == 1
+
+
+@pytest.mark.parametrize("stage", ["to_switch", "to_quiesce"])
+def test_drain_is_skipped_to_when_the_old_process_dies_after_the_hold(stage: str) -> None:
+    """An old process that died by itself needs no stop signal; what the manager respawned for it is one too many."""
+    drive = Drive(plan())
+    getattr(drive, stage)()
+    drive.feed(Gone(11))
+    assert drive.effects[-1] == Settle(retire=(), known=(11, 21), size=1, kill=False)
+    drive.feed(Settled())
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_switch_is_skipped_when_the_old_process_died_while_the_new_one_warmed() -> None:
+    """Nothing is suspended in a process that is gone."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11), Ready(21, "notify"))
+    drive.after(1.0)
+    assert not [effect for effect in drive.effects if isinstance(effect, Suspend)]
+    drive.feed(Settled())
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_waiting_process_that_dies_is_not_replaced_again() -> None:
+    """The manager starts it anew with the new version, so its turn is over."""
+    drive = Drive(plan(OLD)).to_warm()
+    drive.feed(Gone(12), Ready(21, "notify"))
+    drive.after(1.0)
+    drive.feed(Switched(""))
+    drive.after(0.3)
+    drive.feed(Settled(), Gone(11))
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_reload_says_so_when_the_new_process_dies_after_it_took_over() -> None:
+    """There is no old one to go back to: something may not be serving."""
+    drive = Drive(plan()).to_drain()
+    drive.feed(Settled(), Gone(21, "was killed by signal 9"), Gone(11))
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert "after it had taken over" in drive.finish.reason
+
+
+def test_old_process_takes_over_again_when_the_manager_will_not_stop_it() -> None:
+    """What is not told to stop is resumed."""
+    drive = Drive(plan()).to_drain()
+    effects = drive.feed(SettleRefused("can't settle web: busy"))
+    assert Resume(11) in effects
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish == Finish("rolled_back", ExitStatus.INTERNAL, "can't settle web: busy")
+
+
+def test_reload_is_given_up_when_the_old_process_never_ends() -> None:
+    """The manager kills it at its own time-out; ten seconds later something is wrong with the manager."""
+    drive = Drive(plan()).to_drain()
+    drive.feed(Settled())
+    assert drive.after(39.9) == []
+    drive.after(0.2)
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+
+
+def test_failed_rollback_is_reported_as_such() -> None:
+    """Neither a manager that refuses nor a process that does not end is hidden."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(21), SettleRefused("no answer"))
+    assert drive.finish.reason == "web:3 (pid 21) it died; and can't roll back: no answer"
+    drive = Drive(plan()).to_warm()
+    drive.feed(Cancelled("interrupted"), Settled())
+    assert drive.after(9.9) == []
+    drive.after(0.2)
+    assert drive.finish.reason == "interrupted; and can't roll back: the new process has not ended"
+
+
+def test_broker_killed_before_the_switch_leaves_the_old_process() -> None:
+    """A half-done reload is undone if the switch had not happened."""
+    for stage in (None, "to_warm", "to_hold"):
+        drive = Drive(plan())
+        if stage:
+            getattr(drive, stage)()
+        effects = drive.restart()
+        assert Resume(11) in effects
+        drive.feed(Settled(), Gone(21))
+        assert drive.finish.exit is ExitStatus.ROLLED_BACK
+
+
+def test_broker_killed_after_the_switch_finishes() -> None:
+    """A half-done reload is finished if the switch had happened."""
+    drive = Drive(plan()).to_switch()
+    assert drive.restart() == [Suspend(11)]
+    drive.feed(Switched("suspended"))
+    assert drive.restart() == [Suspend(11)]
+    drive.after(0.3)
+    assert drive.restart()[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+    drive.feed(Settled(), Gone(11))
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_broker_killed_in_a_later_turn_goes_on() -> None:
+    """With one process replaced already the switch had happened: the rest follows."""
+    drive = Drive(plan(OLD)).to_drain()
+    drive.feed(Settled(), Gone(11))
+    effects = drive.restart()
+    assert effects == [Settle(retire=(), known=(12, 21), size=2, kill=True)]
+    assert drive.feed(Settled()) == [Start()]
+    assert drive.feed(Settled()) == []
+    drive.to_hold(NEW[1])
+    assert drive.restart() == []
+    assert drive.rollout.state is State.WARM
+    drive.feed(Ready(22, "registration"))
+    drive.after(1.0)
+    drive.feed(Switched(""))
+    drive.after(0.3)
+    drive.feed(Settled(), Gone(12))
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_broker_killed_while_undoing_goes_on_undoing() -> None:
+    """Undoing may be done twice."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(21))
+    assert drive.restart() == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    drive.feed(Gone(21), Settled())
+    assert drive.finish.exit is ExitStatus.ROLLED_BACK
+
+
+def test_undo_of_a_dead_old_process_resumes_nothing() -> None:
+    """There is nobody to resume."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11))
+    assert drive.feed(Gone(21))[1:] == [Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    drive.feed(Gone(99))
+    drive = Drive(plan()).to_warm()
+    drive.feed(Cancelled("interrupted"), Gone(11), Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.ROLLED_BACK
+
+
+def test_claim_of_suspension_lasts_from_switch_to_stop() -> None:
+    """`suspends` names the process whose registrations nobody else may resume, and nobody at other times."""
+    drive = Drive(plan())
+    assert drive.rollout.suspends is None
+    drive.to_switch()
+    assert drive.rollout.suspends == 11
+    drive.feed(Gone(21), Settled())
+    assert drive.rollout.suspends is None
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order, with brokers killed anywhere, the promises hold.
+
+    A small world stands for the kernel and the manager: which processes live, are suspended, were ever ready.
+    """
+
+    @initialize(count=st.integers(1, 3))
+    def begin(self, count: int) -> None:
+        self.now = 0.0
+        self.alive = {11 + number for number in range(count)}
+        self.old = set(self.alive)
+        self.suspended: set[int] = set()
+        self.proven: set[int] = set()
+        self.died_by_themselves: set[int] = set()
+        self.next_pid = 21
+        self.finish: Finish | None = None
+        self.todo: list[Effect] = []
+        old = tuple(Process(pid, f"web:{pid}") for pid in sorted(self.alive))
+        self.rollout = Rollout(Plan("web", "key", old, count, 5.0, 1.0, 0.3, 5.0, "", None))
+        self.take(self.rollout.begin(self.now))
+
+    def take(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Suspend) and effect.pid in self.alive:
+                self.suspended.add(effect.pid)
+            elif isinstance(effect, Resume):
+                self.suspended.discard(effect.pid)
+            elif isinstance(effect, Finish):
+                assert self.finish is None
+                self.finish = effect
+            if isinstance(effect, (Suspend, Start, Settle)):
+                self.todo.append(effect)
+
+    def feed(self, event: Event) -> None:
+        self.take(self.rollout.feed(event, self.now))
+
+    @precondition(lambda self: self.todo)
+    @rule(refuse=st.booleans())
+    def manager_acts(self, refuse: bool) -> None:
+        effect = self.todo.pop(0)
+        if isinstance(effect, Suspend):
+            self.feed(Switched(""))
+        elif isinstance(effect, Start):
+            if refuse:
+                self.feed(StartRefused("no"))
+            else:
+                pid, self.next_pid = self.next_pid, self.next_pid + 1
+                self.alive.add(pid)
+                self.feed(Started(Process(pid, "new")))
+        elif isinstance(effect, Settle):
+            if refuse:
+                self.feed(SettleRefused("no"))
+                return
+            for pid in effect.retire:
+                if not effect.kill:
+                    serving = self.alive - self.suspended - set(effect.retire)
+                    assert serving & self.proven or self.died_by_themselves, "the old one is stopped and nobody serves"
+                if pid in self.alive:
+                    self.dies(pid, "")
+            self.feed(Settled())
+
+    def dies(self, pid: int, why: str) -> None:
+        self.alive.discard(pid)
+        self.suspended.discard(pid)
+        self.feed(Gone(pid, why))
+
+    @rule(data=st.data())
+    def process_dies(self, data: Any) -> None:
+        if self.alive:
+            pid = data.draw(st.sampled_from(sorted(self.alive)))
+            self.died_by_themselves.add(pid)
+            self.dies(pid, "died")
+
+    @rule()
+    def newcomer_is_ready(self) -> None:
+        newcomer = self.rollout.newcomer
+        if newcomer is not None and newcomer.pid in self.alive:
+            self.proven.add(newcomer.pid)
+            self.feed(Ready(newcomer.pid, "registration"))
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 6.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(Tick())
+
+    @rule()
+    def command_is_interrupted(self) -> None:
+        self.feed(Cancelled("interrupted"))
+
+    @rule()
+    def broker_is_killed(self) -> None:
+        if self.rollout.state is State.ENDED:
+            return
+        # Questions to the manager whose answer the dead broker would have had are carried out all the same.
+        pending, self.todo = self.todo, []
+        for effect in pending:
+            if isinstance(effect, Start):
+                self.next_pid += 1
+        self.rollout, effects = Rollout.recover(json.loads(json.dumps(self.rollout.record())), self.now)
+        self.take(effects)
+        for process in (self.rollout.newcomer, *self.rollout.plan.old):
+            if process is not None and process.pid not in self.alive:
+                self.feed(Gone(process.pid, "died"))
+
+    @invariant()
+    def nobody_is_left_suspended(self) -> None:
+        if getattr(self, "finish", None) is not None and self.finish is not None and self.finish.result != "failed":
+            assert not self.suspended
+
+    @invariant()
+    def success_means_all_are_new(self) -> None:
+        if getattr(self, "finish", None) is not None and self.finish is not None and self.finish.result == "ok":
+            assert not self.old & self.alive
+
+    @invariant()
+    def a_running_reload_can_go_on(self) -> None:
+        if hasattr(self, "rollout") and self.rollout.state is not State.ENDED:
+            waits_for_time = self.rollout.deadline is not None
+            assert self.todo or waits_for_time or self.rollout.state is State.START
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

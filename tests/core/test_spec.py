@@ -1,0 +1,393 @@
+"""Every mistake in the configuration is found at once, and named with section, key and a suggestion."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sockshare.core.spec import (
+    NOT_YET,
+    Mistake,
+    PluginSpec,
+    ProgramSpec,
+    SocketSpec,
+    check_timeouts,
+    parse_plugin_options,
+    parse_program,
+    parse_socket,
+)
+from sockshare.core.suggest import did_you_mean
+
+SOCKETS = ("web", "chat", "web.api")
+
+
+def program(options: Mapping[str, str], *, all_done: bool = False) -> tuple[ProgramSpec | None, list[str]]:
+    not_yet = {} if all_done else NOT_YET
+    spec, mistakes = parse_program("web", "watcher:web", options, "sockshare.", SOCKETS, not_yet)
+    assert (spec is None) == bool(mistakes)
+    return spec, [str(mistake) for mistake in mistakes]
+
+
+def good(options: Mapping[str, str], *, all_done: bool = False) -> ProgramSpec:
+    spec, mistakes = program(options, all_done=all_done)
+    assert spec is not None, mistakes
+    return spec
+
+
+def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
+    """Deny by default."""
+    assert good({}) == ProgramSpec(
+        name="web",
+        sockets=(),
+        ready="auto",
+        ready_timeout=30.0,
+        ready_hold=1.0,
+        quiesce=0.3,
+        drain="auto",
+        drain_timeout=30.0,
+        stop_signal=None,
+        verify=None,
+    )
+
+
+def test_program_has_what_was_said_when_every_key_is_there() -> None:
+    """Each key sets its field, with blanks around the value or not."""
+    options = {
+        "sockets": " web,chat  web.api ",
+        "ready": "notify",
+        "ready_timeout": "0.5",
+        "ready_hold": "0",
+        "quiesce": "1e-1",
+        "drain": " signal ",
+        "drain_timeout": "86400",
+        "stop_signal": "INT",
+    }
+    assert good(options) == ProgramSpec(
+        name="web",
+        sockets=("web", "chat", "web.api"),
+        ready="notify",
+        ready_timeout=0.5,
+        ready_hold=0.0,
+        quiesce=0.1,
+        drain="signal",
+        drain_timeout=86400.0,
+        stop_signal=2,
+    )
+
+
+@pytest.mark.parametrize("value", ["TERM", "SIGTERM", "sigterm", "15"])
+def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
+    """Name, long name and number mean one signal."""
+    assert good({"stop_signal": value}).stop_signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("quiese", "1", "[watcher:web] sockshare.quiese: no such key; did you mean 'sockshare.quiesce'?"),
+        ("colour", "red", "[watcher:web] sockshare.colour: no such key"),
+        ("sockets", "wbe", "[watcher:web] sockshare.sockets: no such socket 'wbe'; did you mean 'web'?"),
+        ("sockets", "Web", "[watcher:web] sockshare.sockets: no such socket 'Web'; did you mean 'web'?"),
+        (
+            "sockets",
+            "mail",
+            "[watcher:web] sockshare.sockets: no such socket 'mail' (there are: chat, web, web.api)",
+        ),
+        ("sockets", "web, web", "[watcher:web] sockshare.sockets: 'web' is named twice"),
+        (
+            "sockets",
+            " , ",
+            "[watcher:web] sockshare.sockets: no socket is named; leave the key out for a program without sockets",
+        ),
+        (
+            "ready",
+            "notfy",
+            "[watcher:web] sockshare.ready: 'notfy' is not one of auto, notify, registration, client, hold;"
+            " did you mean 'notify'?",
+        ),
+        (
+            "ready",
+            "registration",
+            "[watcher:web] sockshare.ready: 'registration' is of a socket, and the program has none;"
+            " name it in sockshare.sockets",
+        ),
+        ("ready_hold", "1s", "[watcher:web] sockshare.ready_hold: '1s' is not a number of seconds"),
+        ("ready_hold", "", "[watcher:web] sockshare.ready_hold: '' is not a number of seconds"),
+        ("ready_hold", "nan", "[watcher:web] sockshare.ready_hold: 'nan' is not a number of seconds"),
+        ("ready_hold", "1_0", "[watcher:web] sockshare.ready_hold: '1_0' is not a number of seconds"),
+        ("ready_hold", "\u0661", "[watcher:web] sockshare.ready_hold: '\u0661' is not a number of seconds"),
+        (
+            "ready_hold",
+            "-0.1",
+            "[watcher:web] sockshare.ready_hold: '-0.1' is out of range:"
+            " it must be 0 or more and at most 86400 seconds",
+        ),
+        (
+            "ready_timeout",
+            "0",
+            "[watcher:web] sockshare.ready_timeout: '0' is out of range:"
+            " it must be more than 0 and at most 86400 seconds",
+        ),
+        (
+            "quiesce",
+            "inf",
+            "[watcher:web] sockshare.quiesce: 'inf' is out of range: it must be 0 or more and at most 86400 seconds",
+        ),
+        (
+            "drain_timeout",
+            "86401",
+            "[watcher:web] sockshare.drain_timeout: '86401' is out of range:"
+            " it must be 0 or more and at most 86400 seconds",
+        ),
+        ("stop_signal", "TREM", "[watcher:web] sockshare.stop_signal: 'TREM' is not a signal; did you mean 'TERM'?"),
+        ("stop_signal", "0", "[watcher:web] sockshare.stop_signal: there is no signal 0"),
+        ("stop_signal", "99", "[watcher:web] sockshare.stop_signal: there is no signal 99"),
+        (
+            "stop_signal",
+            "KILL",
+            "[watcher:web] sockshare.stop_signal: KILL can't be handled, so the program would lose what it has in hand;"
+            " write TERM, or what it drains on",
+        ),
+        (
+            "drain",
+            "observe",
+            "[watcher:web] sockshare.drain: 'observe' is not supported yet by this version;"
+            " write 'signal', or leave it out",
+        ),
+        (
+            "drain",
+            "obsrve",
+            "[watcher:web] sockshare.drain: 'obsrve' is not one of auto, signal, observe",
+        ),
+        (
+            "verify",
+            "http:/health",
+            "[watcher:web] sockshare.verify: 'http:/health' is not supported yet by this version; leave it out",
+        ),
+        (
+            "verify",
+            "health",
+            "[watcher:web] sockshare.verify: 'health' is not of the form http:/PATH"
+            " (an absolute path, no host, no spaces)",
+        ),
+    ],
+)
+def test_mistake_is_one_sentence_with_section_key_and_remedy(key: str, value: str, sentence: str) -> None:
+    """One mistake, one sentence, and no spec."""
+    assert program({key: value}) == (None, [sentence])
+
+
+def test_unknown_socket_says_so_when_there_are_none_at_all() -> None:
+    """A missing [socket:*] is the likely mistake then."""
+    _, mistakes = parse_program("web", "program:web", {"sockets": "web"}, "sockshare_", ())
+    assert mistakes == [Mistake("program:web", "sockshare_sockets", "no such socket 'web' (there are none)")]
+
+
+def test_every_mistake_is_found_at_once() -> None:
+    """Nobody restarts circusd once for each."""
+    _, mistakes = program(
+        {"quiese": "1", "sockets": "wbe chat chat", "ready": "x", "ready_hold": "-1", "verify": "http:/x"}
+    )
+    assert [mistake.split(": ")[0] for mistake in mistakes] == [
+        "[watcher:web] sockshare.quiese",
+        "[watcher:web] sockshare.ready",
+        "[watcher:web] sockshare.ready_hold",
+        "[watcher:web] sockshare.verify",
+        "[watcher:web] sockshare.sockets",
+        "[watcher:web] sockshare.sockets",
+    ]
+
+
+def test_registration_as_readiness_is_no_second_mistake_when_the_sockets_are_one() -> None:
+    """A mistake in the sockets is not reported as their absence."""
+    for sockets in ("wbe", ","):
+        _, mistakes = program({"ready": "registration", "sockets": sockets})
+        assert len(mistakes) == 1
+    assert good({"ready": "registration", "sockets": "web"}).ready == "registration"
+
+
+def test_values_are_accepted_when_their_refusal_is_lifted() -> None:
+    """What this version refuses only because of the table needs no other change."""
+    spec = good({"drain": "observe", "verify": "http:/health?deep=1"}, all_done=True)
+    assert (spec.drain, spec.verify) == ("observe", "http:/health?deep=1")
+    for value, expected in [("exclusive", "exclusive"), ("4", 4), ("rotate", "rotate"), ("latest", "latest")]:
+        assert parse_socket("web", "sockshare:web", {"registration": value}, "", {}) == (
+            SocketSpec("web", registration=expected),  # type: ignore[arg-type]
+            [],
+        )
+
+
+@pytest.mark.parametrize("value", ["http://host/x", "http:x", "http:/a b", "https:/x", "http:", "http:/a\nb"])
+def test_verify_is_refused_when_it_is_not_a_path(value: str) -> None:
+    """The page is of the socket's own address."""
+    spec, _ = program({"verify": value}, all_done=True)
+    assert spec is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"registration": "exclusive"},
+            "'exclusive' is not supported yet by this version; write 'shared', or leave it out",
+        ),
+        ({"registration": "2"}, "'2' is not supported yet by this version; write 'shared', or leave it out"),
+        ({"registration": "0"}, "0 is out of range: it must be at least 1 and at most 4096"),
+        ({"registration": "4097"}, "4097 is out of range: it must be at least 1 and at most 4096"),
+        # int() itself refuses so many digits.
+        ({"registration": "9" * 5000}, f"{'9' * 5000} is out of range: it must be at least 1 and at most 4096"),
+        (
+            {"registration": "sharde"},
+            "'sharde' is not one of shared, exclusive, latest, rotate, or a number; did you mean 'shared'?",
+        ),
+        ({"blocking": "maybe"}, "'maybe' is neither true nor false"),
+        ({"blockin": "1"}, "no such key; did you mean 'web.blocking'?"),
+    ],
+)
+def test_socket_mistake_is_named(options: dict[str, str], message: str) -> None:
+    """As for programs."""
+    spec, mistakes = parse_socket("web", "plugin:sockshare", options, "web.")
+    assert spec is None
+    assert [mistake.message for mistake in mistakes] == [message]
+
+
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("on", True), ("1", True), ("no", False), ("0", False)])
+def test_blocking_is_read_in_any_usual_spelling(text: str, value: bool) -> None:
+    """The spellings that circus and supervisord take."""
+    spec, _ = parse_socket("web", "sockshare:web", {"blocking": text, "registration": "shared"}, "")
+    assert spec == SocketSpec("web", blocking=value)
+
+
+IGNORED = {"use", "use_sockets", "name", "priority", "stop_signal"}
+
+
+def test_plugin_section_is_read_among_what_is_circus_own() -> None:
+    """circus hands its own keys over too; every socket gets a spec, also one whose name has a dot."""
+    options = {
+        "use_sockets": "True",
+        "name": "plugin:sockshare",
+        "runtime_dir": "/run/app/sockshare",
+        "logfile": "/var/log/sockshare.log",
+        "web.api.blocking": "yes",
+        "chat.registration": "shared",
+    }
+    assert parse_plugin_options("plugin:sockshare", options, SOCKETS, IGNORED) == (
+        PluginSpec(
+            "/run/app/sockshare",
+            "/var/log/sockshare.log",
+            (SocketSpec("web"), SocketSpec("chat"), SocketSpec("web.api", blocking=True)),
+        ),
+        [],
+    )
+
+
+def test_every_mistake_of_a_plugin_section_is_found_at_once() -> None:
+    """Unknown keys, unknown sockets, bad values and relative paths together."""
+    options = {
+        "logfle": "/x",
+        "wbe.registration": "shared",
+        "web.registraton": "shared",
+        "nonsense.key": "1",
+        "web.blocking": "x",
+        "logfile": "sockshare.log",
+        "runtime_dir": "/" + "é" * 46,
+        "use": "circus_sockshare.SockShare",
+    }
+    spec, mistakes = parse_plugin_options("plugin:sockshare", options, SOCKETS, IGNORED)
+    assert spec is None
+    assert [str(mistake) for mistake in mistakes] == [
+        "[plugin:sockshare] logfle: no such key; did you mean 'logfile'?",
+        "[plugin:sockshare] wbe.registration: no such socket 'wbe'; did you mean 'web'?",
+        "[plugin:sockshare] nonsense.key: no such key",
+        "[plugin:sockshare] logfile: 'sockshare.log' is not an absolute path",
+        "[plugin:sockshare] runtime_dir: the path is too long for the sockets in it: 93 bytes of at most 92 (unix(7))",
+        "[plugin:sockshare] web.registraton: no such key; did you mean 'web.registration'?",
+        "[plugin:sockshare] web.blocking: 'x' is neither true nor false",
+    ]
+
+
+def test_longest_runtime_dir_has_room_for_every_socket_in_it() -> None:
+    """The limit is that of sun_path, not less."""
+    longest = "/" + "a" * 91
+    spec, _ = parse_plugin_options("plugin:sockshare", {"runtime_dir": longest}, (), ())
+    assert spec is not None
+    assert len(f"{longest}/notify/4194304") == 107
+
+
+@pytest.mark.parametrize(
+    ("graceful_timeout", "has_hook", "refused"), [(61.3, True, True), (61.4, True, False), (1.0, False, False)]
+)
+def test_timeouts_are_refused_when_circus_would_kill_in_mid_reload(
+    graceful_timeout: float, has_hook: bool, refused: bool
+) -> None:
+    """The sum must be less than graceful_timeout, with the hook only."""
+    mistakes = check_timeouts(ProgramSpec("web"), graceful_timeout, has_hook)
+    assert bool(mistakes) == refused
+
+
+def test_timeouts_mistake_says_what_would_do() -> None:
+    """The remedy is accepted."""
+    (mistake,) = check_timeouts(ProgramSpec("web"), 30.0, True)
+    assert str(mistake) == (
+        "[watcher:web] graceful_timeout: 30 s is too short for hooks.before_signal: circus kills then, and"
+        " ready_timeout + ready_hold + quiesce + drain_timeout are 61.3 s; write at least 62"
+    )
+    assert check_timeouts(ProgramSpec("web"), 62.0, True) == []
+
+
+def test_sum_of_timeouts_is_not_decided_by_rounding() -> None:
+    """0.7 + 0.1 is 0.8, though less in floating point."""
+    spec = ProgramSpec("web", ready_timeout=0.7, ready_hold=0.1, quiesce=0.0, drain_timeout=0.0)
+    assert len(check_timeouts(spec, 0.8, True)) == 1
+
+
+@given(
+    st.builds(
+        ProgramSpec,
+        name=st.text(),
+        sockets=st.lists(st.text()).map(tuple),
+        ready=st.sampled_from(["auto", "notify", "registration", "client", "hold"]),
+        ready_timeout=st.floats(0, 1e5),
+        drain=st.sampled_from(["auto", "signal", "observe"]),
+        stop_signal=st.none() | st.integers(1, 64),
+        verify=st.none() | st.text(),
+    )
+)
+def test_program_spec_survives_json(spec: ProgramSpec) -> None:
+    """The host sends it to the broker."""
+    assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(spec))), ProgramSpec) == spec
+
+
+@pytest.mark.parametrize("registration", ["exclusive", 3])
+def test_plugin_spec_survives_json(registration: str | int) -> None:
+    """A number stays one."""
+    spec = PluginSpec("/run/x", None, (SocketSpec("web", registration, True),))  # type: ignore[arg-type]
+    assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(spec))), PluginSpec) == spec
+
+
+def test_unknown_field_is_refused_between_host_and_broker() -> None:
+    """A host and a broker of different versions find out."""
+    with pytest.raises(msgspec.ValidationError, match="quiese"):
+        msgspec.convert({"name": "web", "quiese": 1}, ProgramSpec)
+
+
+@given(st.dictionaries(st.text(max_size=12), st.text(max_size=12)))
+def test_any_text_is_read_without_an_error(options: dict[str, str]) -> None:
+    """A mistake is a return value, whatever was typed."""
+    keyed = {**options, **dict(zip(["sockets", "ready_hold", "stop_signal", "verify"], options.values(), strict=False))}
+    program(keyed, all_done=True)
+    parse_socket("web", "s", dict(zip(["registration", "blocking"], options.values(), strict=False)), "")
+    parse_plugin_options("s", options, SOCKETS, ())
+
+
+def test_suggestion_is_not_made_when_nothing_is_like_it_or_the_word_is_huge() -> None:
+    """A wrong suggestion is worse than none, and a peer's 64 KiB are not compared."""
+    assert did_you_mean("web", ["chat", "WEBB"]) == "; did you mean 'WEBB'?"
+    assert did_you_mean("mail", ["chat", "web"]) == ""
+    assert did_you_mean("w" * 65, ["w" * 64]) == ""
