@@ -1,0 +1,1 @@
+"""The faces of the kernel, one a file."""

@@ -1,0 +1,133 @@
+"""A private channel between two processes of ours: JSON, one object a line, with descriptors (docs/protocol.md, the link)."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from sockshare.core.errors import ProtocolError
+
+from .descriptors import MOST, close_all, receive, send
+
+Message = dict[str, Any]
+
+#: A line longer than this is garbage.
+_LONGEST_LINE = 4 * 1024 * 1024
+
+
+class Channel:
+    """One end of a connected ``AF_UNIX`` stream socket, which becomes non-blocking and this object's to close."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._received = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    def fileno(self) -> int:
+        """The descriptor to watch; -1 once closed."""
+        return self._sock.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something waits for the socket to become writable; then `flush`."""
+        return bool(self._unsent)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send *message*, with duplicates of *fds*; what the socket does not take now waits for `flush`.
+
+        *fds* must stay open until `wants_write` is false.
+
+        Raises:
+            OSError: The other end is gone.
+        """
+        if fds:
+            message = {**message, "fds": len(fds)}
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        # Descriptors travel with the first byte of their line, so they never arrive later than the line that counts them.
+        for start in range(0, len(fds), MOST):
+            self._unsent.append((line[:1] if start + MOST < len(fds) else line, fds[start : start + MOST]))
+            if start + MOST < len(fds):
+                line = line[1:]
+        if not fds:
+            self._unsent.append((line, ()))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the socket takes it.
+
+        Raises:
+            OSError: The other end is gone.
+        """
+        while self._unsent:
+            data, fds = self._unsent[0]
+            try:
+                if fds:
+                    # One byte carries the descriptors: a short write can then never separate or repeat them.
+                    send(self._sock, data[:1], fds)
+                    sent = 1
+                else:
+                    sent = self._sock.send(data)
+            except BlockingIOError:
+                return
+            if sent < len(data):
+                self._unsent[0] = (data[sent:], ())
+            else:
+                self._unsent.popleft()
+
+    def receive(self) -> list[tuple[Message, list[int]]]:
+        """The whole messages that have arrived, each with its descriptors, which are the caller's to close.
+
+        Raises:
+            EOFError: The other end is gone, and all that it said was returned before.
+            ProtocolError: A line is not a JSON object, or counts descriptors that did not come. The channel is of no more use.
+        """
+        ended = False
+        while True:
+            try:
+                data, fds = receive(self._sock, 65536, MOST)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                ended = True
+                break
+            self._descriptors.extend(fds)
+            if not data:
+                ended = True
+                break
+            self._received += data
+        messages = []
+        while (end := self._received.find(b"\n")) >= 0:
+            line = bytes(self._received[:end])
+            del self._received[: end + 1]
+            messages.append(self._decode(line))
+        if len(self._received) > _LONGEST_LINE:
+            raise ProtocolError(f"can't read the link: a line of more than {_LONGEST_LINE} bytes")
+        if ended and not messages:
+            raise EOFError
+        return messages
+
+    def _decode(self, line: bytes) -> tuple[Message, list[int]]:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise ProtocolError("can't read the link: a line is not JSON") from None
+        if not isinstance(message, dict):
+            raise ProtocolError("can't read the link: a line is not an object")
+        count = message.get("fds", 0)
+        if not isinstance(count, int) or not 0 <= count <= len(self._descriptors):
+            raise ProtocolError(
+                f"can't read the link: {count!r} descriptors were announced, {len(self._descriptors)} came"
+            )
+        return message, [self._descriptors.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody took."""
+        close_all(self._descriptors)
+        self._descriptors.clear()
+        self._unsent.clear()
+        self._sock.close()

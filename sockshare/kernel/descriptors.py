@@ -1,0 +1,68 @@
+"""Descriptors over ``AF_UNIX`` sockets: ``SCM_RIGHTS`` (unix(7), cmsg(3))."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+from collections.abc import Iterable, Sequence
+
+_INT = array.array("i").itemsize
+
+#: The most descriptors one message may carry (``SCM_MAX_FD`` of the kernel).
+MOST = 253
+
+
+class Truncated(OSError):
+    """Descriptors were sent that this process could not take, as when it is at its ``RLIMIT_NOFILE``; none was kept."""
+
+
+def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    """Send *data* as one message, with duplicates of *fds*.
+
+    Raises:
+        OSError: As sendmsg(2); ``ETOOMANYREFS`` when this user has too many descriptors in flight.
+    """
+    if fds:
+        sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    else:
+        sock.send(data)
+
+
+def receive(sock: socket.socket, size: int, max_fds: int = 0) -> tuple[bytes, list[int]]:
+    """Receive at most *size* bytes and *max_fds* descriptors, which are close-on-exec from their first moment.
+
+    Returns:
+        The bytes (none: the peer is gone) and the descriptors, which are the caller's to close.
+
+    Raises:
+        Truncated: More descriptors came than were asked for, or than this process may open. All were closed.
+        OSError: As recvmsg(2).
+    """
+    # socket.recv_fds() drops its flags (CPython issue 107898): its descriptors would leak into any program that
+    # another thread starts just then.
+    data, ancillary, flags, _ = sock.recvmsg(
+        size, socket.CMSG_LEN(max_fds * _INT) if max_fds else 0, socket.MSG_CMSG_CLOEXEC
+    )
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(payload[: len(payload) - len(payload) % _INT])
+            fds.extend(numbers)
+    if flags & socket.MSG_CTRUNC:
+        close_all(fds)
+        raise Truncated(errno.EMFILE, "can't receive descriptors: more came than this process may open (RLIMIT_NOFILE)")
+    return data, fds
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close each of *fds*; one that is closed already is passed over."""
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                continue
+            # close(2): on Linux the descriptor is released whatever the error says.

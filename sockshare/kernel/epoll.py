@@ -1,0 +1,306 @@
+"""Observe, suspend and resume another process's epoll registration of a shared socket.
+
+/proc/PID/fdinfo shows every entry of an epoll (proc(5)). `suspend` takes from an entry the events that the program
+asked for, and leaves the record of it in the entry itself: event bits 16-26 mean nothing to the kernel, which keeps
+and shows them. So whoever comes later, a new broker too, resumes from what it reads there and needs no file:
+
+    bit 26      the marker: suspended by us
+    bit 25      the entry was EPOLLEXCLUSIVE. The kernel refuses to modify such an entry: it is deleted and added again
+    bits 16-24  the events of `_SAVED`, in that order
+    bits 29-31  EPOLLWAKEUP, EPOLLONESHOT, EPOLLET: left as they are
+    bits 3-4    EPOLLERR, EPOLLHUP: the kernel sets them in every entry that is modified
+
+The program does not notice, and its own EPOLL_CTL_DEL works. Its own EPOLL_CTL_MOD undoes the suspension: one-shot
+programs do that after each event, so `suspend_all` again while one may still work on its last event. It all needs the
+rights of a tracer (ptrace(2), PTRACE_MODE_ATTACH_REALCREDS): see `sockshare.kernel.epoll_rights`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import os
+import re
+import select
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from sockshare.core.errors import NotPermitted
+from sockshare.kernel import processes, syscalls
+from sockshare.kernel.epoll_control import Change, ControlError, control
+
+_MARKER = 1 << 26
+_WAS_EXCLUSIVE = 1 << 25
+_EPOLLWAKEUP = 1 << 29
+_KEPT = select.EPOLLET | select.EPOLLONESHOT | _EPOLLWAKEUP
+_ALWAYS = select.EPOLLERR | select.EPOLLHUP
+_SAVED = {
+    event: 1 << (16 + position)
+    for position, event in enumerate(
+        (
+            select.EPOLLIN,
+            select.EPOLLPRI,
+            select.EPOLLOUT,
+            select.EPOLLRDNORM,
+            select.EPOLLRDBAND,
+            select.EPOLLWRNORM,
+            select.EPOLLWRBAND,
+            select.EPOLLMSG,
+            select.EPOLLRDHUP,
+        )
+    )
+}
+_ASKED = sum(_SAVED)
+
+_EVENTPOLL = "anon_inode:[eventpoll]"
+_ENTRY = re.compile(rb"tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)\s+pos:\S+ ino:([0-9a-f]+) ")
+#: How often `suspend_all` and `resume_all` look again for what came meanwhile.
+_ROUNDS = 8
+
+
+class Registration(NamedTuple):
+    """One entry of one epoll, as it was when it was read."""
+
+    pid: int
+    epfd: int  # the epoll's descriptor in that process
+    tfd: int  # the number under which the program added the socket; it need not be open any more
+    events: int
+    data: int
+    inode: int  # of the socket
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the entry carries our marker."""
+        return bool(self.events & _MARKER)
+
+    @property
+    def armed(self) -> bool:
+        """Whether the entry reports readiness: not suspended, nor paused by its program, nor a one-shot that fired."""
+        return not self.suspended and bool(self.events & _ASKED)
+
+    @property
+    def wanted(self) -> int:
+        """The events as the program asked for them, suspended or not."""
+        if not self.suspended:
+            return self.events
+        asked = sum(event for event, saved in _SAVED.items() if self.events & saved)
+        exclusive = select.EPOLLEXCLUSIVE if self.events & _WAS_EXCLUSIVE else 0
+        return self.events & (_KEPT | _ALWAYS) | asked | exclusive
+
+    @property
+    def marked(self) -> int:
+        """The events of the entry once it is suspended."""
+        if self.suspended:
+            return self.events
+        saved = sum(saved for event, saved in _SAVED.items() if self.events & event)
+        exclusive = _WAS_EXCLUSIVE if self.events & select.EPOLLEXCLUSIVE else 0
+        return self.events & _KEPT | _ALWAYS | _MARKER | saved | exclusive
+
+
+def epolls(pid: int) -> list[int]:
+    """The descriptors of *pid* that are epolls.
+
+    Raises:
+        ProcessLookupError: *pid* is gone.
+        NotPermitted: *pid* may not be looked into.
+    """
+    try:
+        return [fd for fd, target in processes.descriptors(pid) if target == _EVENTPOLL]
+    except PermissionError as error:
+        if not processes.alive(pid):  # a zombie's directory is root's
+            return []
+        raise NotPermitted(
+            f"can't observe the registrations of pid {pid}: {error.strerror} (/proc/{pid}/fd)"
+        ) from error
+
+
+def registrations(pid: int, inodes: Collection[int], *, tree: bool = True) -> list[Registration]:
+    """Every registration of the sockets *inodes* in *pid* and, with *tree*, in all its descendants.
+
+    An entry is listed once, even if several processes or descriptors share its epoll (kcmp(2)). The list is complete or
+    an error. Costs some 0.1 ms a process, and 0.5 us an entry of any epoll that is read: an epoll with 10,000 entries
+    takes 5 ms and holds its program up as long, so don't do that periodically (`present` is for that).
+
+    Raises:
+        NotPermitted: A process among them may not be looked into.
+    """
+    wanted = {inode: b" ino:%x " % inode for inode in inodes}
+    found: list[Registration] = []
+    for member in processes.tree(pid) if tree else [pid]:
+        try:
+            for epfd in epolls(member):
+                found += _entries(member, epfd, wanted)
+        except ProcessLookupError:
+            continue
+    return _distinct(found)
+
+
+def suspend(registration: Registration, sock_fd: int) -> bool:
+    """Stop the program from being told of connections on the shared socket, of which *sock_fd* is our duplicate.
+
+    The program finishes the batch of the one event that it may have been given already. Give it a fresh registration.
+
+    Returns:
+        False when there was nothing to do: the entry is gone, suspended already, or asks for nothing.
+
+    Raises:
+        NotPermitted: The kernel does not let us touch that process's epoll.
+        OSError: Any other reason, in one sentence.
+    """
+    if not registration.armed:
+        return False
+    return _change("suspend", registration, sock_fd, registration.marked)
+
+
+def resume(registration: Registration, sock_fd: int) -> bool:
+    """Give a suspended entry back what its program asked for; connections that wait are reported to it at once.
+
+    Returns:
+        False when there was nothing to do: the entry is gone or not suspended.
+
+    Raises:
+        NotPermitted, OSError: As `suspend`.
+    """
+    if not registration.suspended:
+        return False
+    return _change("resume", registration, sock_fd, registration.wanted)
+
+
+def present(registration: Registration, sock_fd: int) -> bool:
+    """Whether the entry still exists, suspended or not: a few microseconds (kcmp(2)) where the kernel has that call.
+
+    Raises:
+        NotPermitted: The process may not be looked into.
+    """
+    pid, epfd, tfd, *_, inode = registration
+    # Two files may have been added under one number, one after the other: then the first is not all there is.
+    for offset in range(64):
+        result = syscalls.kcmp_epoll(os.getpid(), sock_fd, pid, epfd, tfd, offset)
+        if result >= 0:
+            if result == 0:
+                return True
+        elif result == -errno.EPERM:
+            raise NotPermitted(f"can't observe the registrations of pid {pid}: {os.strerror(-result)} (kcmp)")
+        elif result in (-errno.ENOSYS, -errno.EOPNOTSUPP):
+            break
+        else:
+            return False
+    try:
+        return any(entry.tfd == tfd for entry in _entries(pid, epfd, {inode: b" ino:%x " % inode}))
+    except ProcessLookupError:
+        return False
+
+
+def suspend_all(pid: int, sockets: Mapping[int, int]) -> int:
+    """Suspend every registration of *sockets* (inode: our descriptor) in *pid* and its descendants.
+
+    Looks again until it finds none that is armed, as a worker may register meanwhile.
+
+    Returns:
+        How many entries were suspended.
+
+    Raises:
+        NotPermitted, OSError: As `suspend`; what was suspended before stays so.
+    """
+    return _all(pid, sockets, lambda entry: entry.armed, suspend)
+
+
+def resume_all(pid: int, sockets: Mapping[int, int]) -> int:
+    """Resume every suspended registration of *sockets* in *pid* and its descendants: `suspend_all` undone."""
+    return _all(pid, sockets, lambda entry: entry.suspended, resume)
+
+
+def _all(
+    pid: int,
+    sockets: Mapping[int, int],
+    due: Callable[[Registration], bool],
+    change: Callable[[Registration, int], bool],
+) -> int:
+    count = 0
+    for _ in range(_ROUNDS):
+        entries = [entry for entry in registrations(pid, sockets) if due(entry)]
+        if not entries:
+            break
+        count += sum(change(entry, sockets[entry.inode]) for entry in entries)
+    return count
+
+
+def _change(verb: str, entry: Registration, sock_fd: int, events: int) -> bool:
+    if (entry.events | events) & select.EPOLLEXCLUSIVE:
+        # Such an entry can't be modified. A process that were killed between the two would lose the
+        # entry: they are a microsecond apart, and no other thread of ours runs between them.
+        changes = [
+            Change(syscalls.EPOLL_CTL_DEL),
+            Change(syscalls.EPOLL_CTL_ADD, _addable(events), entry.data),
+        ]
+    else:
+        changes = [Change(syscalls.EPOLL_CTL_MOD, events, entry.data)]
+    try:
+        control(entry.pid, entry.epfd, entry.tfd, sock_fd, changes)
+    except ControlError as error:
+        if _is_gone(error):
+            return False
+        facts = f"{error.step}; descriptor {entry.tfd} in epoll {entry.epfd}"
+        sentence = f"can't {verb} the registration of pid {entry.pid}: {error.strerror} ({facts})"
+        if error.errno == errno.EPERM:
+            raise NotPermitted(sentence) from error
+        raise OSError(error.errno, sentence) from error
+    return True
+
+
+def _addable(events: int) -> int:
+    # With EPOLLEXCLUSIVE the kernel takes these and no others, our note least of all (epoll_ctl(2)).
+    if not events & select.EPOLLEXCLUSIVE:
+        return events
+    allowed = select.EPOLLIN | select.EPOLLOUT | _ALWAYS | _EPOLLWAKEUP | select.EPOLLET | select.EPOLLEXCLUSIVE
+    return events & allowed
+
+
+def _is_gone(error: ControlError) -> bool:
+    if error.step in ("process", "epoll"):
+        return error.errno in (errno.ESRCH, errno.EBADF)
+    # EINVAL: that number is another kind of file now, or the program has replaced its entry by an exclusive one.
+    return error.step == "change" and error.errno in (errno.ENOENT, errno.EINVAL)
+
+
+def _entries(pid: int, epfd: int, wanted: Mapping[int, bytes]) -> Iterator[Registration]:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{epfd}", "rb", buffering=0) as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    if not any(mention in text for mention in wanted.values()):
+        return
+    for tfd, events, data, ino in _ENTRY.findall(text):
+        inode = int(ino, 16)
+        if inode in wanted:
+            yield Registration(pid, epfd, int(tfd), int(events, 16), int(data, 16), inode)
+
+
+def _distinct(found: list[Registration]) -> list[Registration]:
+    """*found* without the entries of an epoll that is listed already, under another number or in another process."""
+    alike: dict[tuple[int, int], list[Registration]] = {}
+    for entry in found:
+        alike.setdefault((entry.tfd, entry.inode), []).append(entry)
+    kept: set[tuple[int, int]] = set()
+    for group in alike.values():
+        # Sorting by the kernel's own order makes n log n comparisons of what would be n squared. Where it does not
+        # answer, an entry may stay listed twice: changing it twice does no harm.
+        ordered = sorted(group, key=functools.cmp_to_key(_order)) if len(group) > 1 else group
+        kept.add(ordered[0][:2])
+        for before, entry in itertools.pairwise(ordered):
+            if _compare(before, entry) != 0:
+                kept.add(entry[:2])
+    return [entry for entry in found if entry[:2] in kept]
+
+
+def _compare(one: Registration, other: Registration) -> int:
+    return syscalls.kcmp_file(one.pid, one.epfd, other.pid, other.epfd)
+
+
+def _order(one: Registration, other: Registration) -> int:
+    answer = {0: 0, 1: -1, 2: 1}.get(_compare(one, other))
+    if answer is None:
+        return (one[:2] > other[:2]) - (one[:2] < other[:2])
+    return answer

@@ -1,0 +1,169 @@
+"""Sockets that others come to: our own in the runtime directory, and the shared ones before they are handed out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+from typing import NamedTuple
+
+#: The longest path an ``AF_UNIX`` address holds: 108 bytes with the terminating NUL (unix(7)).
+LONGEST_PATH = 107
+
+#: The backlog of our own listeners, for a storm of 1,000 first connects (the kernel caps it at net.core.somaxconn).
+BACKLOG = 4096
+
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16; the socket module does not name it
+_IPPROTO_MPTCP = 262
+_SCHEMES: dict[tuple[bool, int], str] = {
+    (True, socket.SOCK_STREAM): "tcp",
+    (True, socket.SOCK_DGRAM): "udp",
+    (False, socket.SOCK_STREAM): "unix",
+    (False, socket.SOCK_DGRAM): "unixgram",
+    (False, socket.SOCK_SEQPACKET): "unixseqpacket",
+}
+_TCP_INFO_QUEUE = struct.Struct("24xII")  # tcpi_unacked, tcpi_sacked (linux/tcp.h)
+
+
+class Queue(NamedTuple):
+    """The connections that wait on a listener."""
+
+    length: int
+    backlog: int
+
+
+def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
+    """A non-blocking, close-on-exec ``AF_UNIX`` socket at *path*, which listens unless *kind* is ``SOCK_DGRAM``.
+
+    Whatever was at *path* is replaced in one step: a client that comes meanwhile meets the old socket or the new one,
+    never none. Nobody ever meets it with other permissions than *mode*, whatever the umask is.
+
+    A datagram socket records each sender's credentials from its first moment (``SO_PASSCRED``). A listener takes no
+    descriptors from its clients, where the kernel can refuse them (``SO_PASSRIGHTS``, Linux 6.16).
+
+    Raises:
+        ValueError: *path* is too long for an address.
+        OSError: As bind(2), rename(2).
+    """
+    size = len(os.fsencode(path))
+    if size > LONGEST_PATH:
+        raise ValueError(f"can't make socket {path}: its path has more than {LONGEST_PATH} bytes ({size})")
+    directory, name = os.path.split(path)
+    # As long as the path itself, so that what fits an address fits it twice.
+    aside = os.path.join(directory, "~" + name[1:])
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between.
+        os.fchmod(sock.fileno(), mode)
+        if kind == socket.SOCK_DGRAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        else:
+            refuse_descriptors(sock)
+        try:
+            os.unlink(aside)
+        except FileNotFoundError:
+            pass
+        sock.bind(aside)
+        try:
+            os.chmod(aside, mode)  # what the umask took away; nobody knows the name yet
+            if kind != socket.SOCK_DGRAM:
+                sock.listen(BACKLOG)
+            os.rename(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def refuse_descriptors(sock: socket.socket) -> bool:
+    """Refuse descriptors from the peers of *sock* and of what it accepts; False where the kernel can't."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
+
+
+def address(sock: socket.socket) -> str:
+    """Where *sock* is bound: ``tcp://127.0.0.1:8000``, ``udp://[::1]:53``, ``unix:///path``, ``unixgram://``, ``unixseqpacket://``.
+
+    A name in the abstract namespace is written with an @ (unix(7)); any other family by its number.
+    """
+    bound = sock.getsockname()
+    internet = sock.family in (socket.AF_INET, socket.AF_INET6)
+    if not internet and sock.family != socket.AF_UNIX:
+        return f"family{int(sock.family)}:{bound}"
+    kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    scheme = _SCHEMES.get((internet, kind), f"type{kind}")
+    if internet:
+        host = f"[{bound[0]}]" if sock.family == socket.AF_INET6 else bound[0]
+        return f"{scheme}://{host}:{bound[1]}"
+    if isinstance(bound, bytes):
+        bound = "@" + os.fsdecode(bound[1:])
+    return f"{scheme}://{bound}"
+
+
+def prepare(sock: socket.socket, *, blocking: bool = False) -> None:
+    """Make *sock*, which is to be shared, fit for every program: the flags and options are those of all its duplicates.
+
+    It is non-blocking, unless *blocking*: of several processes that are woken for one connection, all but one would
+    otherwise sleep in accept(2). What a TCP listener accepts has ``TCP_NODELAY`` (it inherits the listener's): a server
+    that opens the descriptor as ``AF_UNIX``, as uvicorn's --fd does, never sets it, and each keep-alive request then
+    takes 44 ms (Nagle's algorithm against the delayed acknowledgement).
+
+    Raises:
+        OSError: As fcntl(2), setsockopt(2).
+    """
+    os.set_blocking(sock.fileno(), blocking)
+    if is_tcp(sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def is_tcp(sock: socket.socket) -> bool:
+    """Whether *sock* speaks TCP (or its multipath form)."""
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PROTOCOL
+    ) in (socket.IPPROTO_TCP, _IPPROTO_MPTCP)
+
+
+def is_blocking(fd: int) -> bool:
+    """Whether ``O_NONBLOCK`` is off; unlike `socket.socket.gettimeout`, the truth of all duplicates."""
+    return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Whether *sock* accepts connections (``SO_ACCEPTCONN``): False also after any holder's shutdown(2)."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def reuseport(sock: socket.socket) -> bool:
+    """Whether *sock* is one of several bound to one port, each with its own queue (``SO_REUSEPORT``)."""
+    return sock.family != socket.AF_UNIX and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def inode(fd: int) -> int:
+    """The inode of the socket *fd*: all duplicates have it, no other socket of this network namespace's life does.
+
+    Raises:
+        OSError: *fd* is not open, or (``ENOTSOCK``) no socket.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISSOCK(status.st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(fd))
+    return status.st_ino
+
+
+def queue(sock: socket.socket) -> Queue | None:
+    """How many connections wait on a TCP listener, and how many may; None for any other socket.
+
+    Of a listener, ``tcpi_unacked`` of ``TCP_INFO`` (tcp(7)) is the length of its queue, ``tcpi_sacked`` its limit.
+    """
+    if not is_tcp(sock) or not is_listening(sock):
+        return None
+    return Queue(*_TCP_INFO_QUEUE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_QUEUE.size)))

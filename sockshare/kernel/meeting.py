@@ -1,0 +1,149 @@
+"""Where a broker and its clients meet, with nothing configured: a directory named after the manager.
+
+A manager is named by its pid and start time, so that no later process has its directory. The directory is looked for
+only where no other user could have put it: in a parent that the manager's user (or root) owns.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from .peers import start_time
+
+_PROGRAMS = frozenset({"circusd", "supervisord"})
+_MODULES = frozenset({"circus.circusd", "supervisor.supervisord"})
+#: The interpreter's options that take the next argument (python(1)).
+_WITH_VALUE = frozenset({"-W", "-X", "--check-hash-based-pycs"})
+
+
+def is_manager(argv: Sequence[str]) -> bool:
+    """Whether a process with these arguments is circusd or supervisord.
+
+    However it was started (directly, by an interpreter, ``-m``, ``-c``) or renamed itself (setproctitle). One that is
+    embedded in a program of another name is not recognized.
+    """
+    if not argv:
+        return False
+    # A renamed process has its title, which may have words after the name, for its only argument.
+    if _program(argv[0].split(" ", 1)[0].rstrip(":")) in _PROGRAMS:
+        return True
+    if not _program(argv[0]).startswith(("python", "pypy")):
+        return False
+    rest = iter(argv[1:])
+    for argument in rest:
+        if argument in _WITH_VALUE:
+            next(rest, None)
+        elif argument.startswith("-m"):
+            return (argument[2:] or next(rest, "")) in _MODULES
+        elif argument == "-c":
+            code = next(rest, "")
+            return any(module in code for module in _MODULES)
+        elif not argument.startswith("-"):
+            return _program(argument) in _PROGRAMS
+    return False
+
+
+def _program(path: str) -> str:
+    name = path.rpartition("/")[2]
+    return name[:-3] if name.endswith(".py") else name
+
+
+def arguments(pid: int) -> list[str]:
+    """The arguments of process *pid* (proc_pid_cmdline(5)); none if it is gone, a kernel thread, or hidden from us."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            line = file.read()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in line.rstrip(b"\0").split(b"\0")] if line else []
+
+
+def user(pid: int) -> int:
+    """The effective uid of process *pid*.
+
+    Not the owner of ``/proc/PID``: that is root for a process that changed its uid and is not dumpable since (proc(5)).
+
+    Raises:
+        ProcessLookupError: No such process, or it is hidden from us.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Uid:"):
+                    return int(line.split()[2])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    raise ProcessLookupError(f"can't read /proc/{pid}/status: no such process")
+
+
+def bases(uid: int, root: str = "/") -> list[str]:
+    """The directories that may hold the meeting points of the managers of user *uid*, best first."""
+    own = [os.path.join(root, f"run/user/{uid}/sockshare"), os.path.join(root, f"tmp/sockshare-{uid}")]
+    return [os.path.join(root, "run/sockshare"), *own] if uid == 0 else own
+
+
+def name(pid: int) -> str:
+    """The name of the meeting point of manager *pid*.
+
+    Raises:
+        ProcessLookupError: No such process.
+    """
+    return f"{pid}-{start_time(pid)}"
+
+
+def manager(entry: str) -> int | None:
+    """The pid of the manager after whom a meeting point was named, if it lives."""
+    pid, _, start = os.path.basename(entry).partition("-")
+    try:
+        return int(pid) if start_time(int(pid)) == int(start) else None
+    except (ValueError, ProcessLookupError):
+        return None
+
+
+def points(pid: int, root: str = "/") -> list[str]:
+    """Where the meeting point of manager *pid* may be, best first, whether or not anything is there.
+
+    Raises:
+        ProcessLookupError: No such process.
+    """
+    own = name(pid)
+    return [os.path.join(base, own) for base in bases(user(pid), root)]
+
+
+def trusted(base: str, uid: int) -> bool:
+    """Whether *base* is a directory, not a link to one, that user *uid* or root made, and nobody else may write."""
+    try:
+        status = os.lstat(base)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid in (0, uid) and not status.st_mode & 0o022
+
+
+def find(pid: int, root: str = "/") -> str | None:
+    """The meeting point of manager *pid* (a directory, or a link to the configured one), if there is one by now.
+
+    Raises:
+        ProcessLookupError: No such process.
+    """
+    uid = user(pid)
+    for point in points(pid, root):
+        if trusted(os.path.dirname(point), uid) and os.path.isdir(point):
+            return point
+    return None
+
+
+def running(uid: int, root: str = "/") -> Iterator[str]:
+    """The meeting points of all living managers of user *uid*, as far as we may list them."""
+    for base in bases(uid, root):
+        if not trusted(base, uid):
+            continue
+        try:
+            entries = sorted(os.listdir(base))
+        except OSError:
+            continue
+        for entry in entries:
+            point = os.path.join(base, entry)
+            if manager(entry) is not None and os.path.isdir(point):
+                yield point

@@ -1,0 +1,145 @@
+"""What /proc says of a process (proc(5)).
+
+A process may end between two reads. A question about one process that is gone raises `ProcessLookupError`; `alive`
+says False and `tree` leaves it out. A zombie still answers: it is in `tree`, has a state, and no descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def tree(pid: int) -> list[int]:
+    """*pid* and all its descendants, parents before children; empty when *pid* is gone.
+
+    A descendant whose parent has ended is not found: the kernel gave it another parent.
+    """
+    found = [pid] if os.path.isdir(f"/proc/{pid}") else []
+    # The list grows while it is walked. A kernel may skip a child when a sibling ends during the read, and a process
+    # may fork at any moment: who needs them all reads again until nothing is new.
+    for parent in found:
+        found += [child for child in _children(parent) if child not in found]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether *pid* runs: it exists and is not a zombie."""
+    try:
+        return state(pid) not in "ZXx"
+    except ProcessLookupError:
+        return False
+
+
+def state(pid: int) -> str:
+    """The state letter of proc(5): R, S, D, T (stopped), t (traced), Z (zombie), ..."""
+    # The command in parentheses may hold spaces and parentheses itself: the last one ends it.
+    return _read(pid, "stat").rpartition(b")")[2].split(None, 1)[0].decode()
+
+
+def exit_code(pid: int) -> int:
+    """How the zombie *pid* ended, in the form of waitpid(2): its parent has not asked yet.
+
+    Raises:
+        ProcessLookupError: Its parent has: nothing is left of it.
+        ValueError: It has not ended.
+    """
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    if fields[0] not in (b"Z", b"X"):
+        raise ValueError(f"can't tell how pid {pid} ended: it runs")
+    return int(fields[49])
+
+
+def command(pid: int) -> list[str]:
+    """The arguments *pid* was started with; empty for a zombie."""
+    line = _read(pid, "cmdline")
+    return [os.fsdecode(argument) for argument in line.removesuffix(b"\0").split(b"\0")] if line else []
+
+
+def uid(pid: int) -> int:
+    """The effective user id of *pid*."""
+    return int(_status(pid, b"Uid").split()[1])
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Whether *pid* has a handler of its own for *signum* (SigCgt); not for an ignored or a blocked one."""
+    return bool(int(_status(pid, b"SigCgt"), 16) >> (signum - 1) & 1)
+
+
+def memory(pid: int) -> int:
+    """Resident memory of *pid* in bytes (the kernel's figure is cheap and may lag by some pages per thread)."""
+    return int(_read(pid, "statm").split()[1]) * _PAGE
+
+
+def descriptors(pid: int) -> list[tuple[int, str]]:
+    """Every open descriptor of *pid* with what it leads to, such as ``socket:[4242]``, by number.
+
+    Raises:
+        ProcessLookupError: *pid* is gone.
+        PermissionError: *pid* may not be looked into (ptrace(2), PTRACE_MODE_READ_FSCREDS).
+    """
+    try:
+        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _gone(pid) from None
+    found = []
+    try:
+        for name in os.listdir(directory):
+            try:
+                found.append((int(name), os.readlink(name, dir_fd=directory)))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # closed meanwhile
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+    finally:
+        os.close(directory)
+    return sorted(found)
+
+
+def socket_descriptors(pid: int) -> dict[int, int]:
+    """The inode of every socket that *pid* has open, with the lowest descriptor that leads to it.
+
+    Raises:
+        ProcessLookupError, PermissionError: As `descriptors`.
+    """
+    found: dict[int, int] = {}
+    for fd, target in descriptors(pid):
+        if target.startswith("socket:["):
+            found.setdefault(int(target[8:-1]), fd)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    # A child belongs to the thread that forked it, so every thread is asked.
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    for thread in threads:
+        try:
+            found += map(int, _read(pid, f"task/{thread}/children").split())
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _status(pid: int, key: bytes) -> bytes:
+    for line in _read(pid, "status").splitlines():
+        name, _, value = line.partition(b":")
+        if name == key:
+            return value
+    raise OSError(f"can't read {key.decode()} of pid {pid}: /proc/{pid}/status has no such line")
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+
+
+def _gone(pid: int) -> ProcessLookupError:
+    return ProcessLookupError(f"can't look into pid {pid}: no such process")

@@ -1,0 +1,234 @@
+"""A real circusd with a real program under it, for one test or one module; nothing of it outlives the fixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sockshare.cli.stage import START_TIMEOUT, Stage, free_port, wait_until
+
+__all__ = ["APPS", "PROGRAMS", "Circusd", "Reload", "descriptors", "is_running", "resident", "running", "wait_until"]
+
+APPS = Path(__file__).parent / "apps"
+UVICORN = "-m uvicorn web:asgi --app-dir {apps} --lifespan on --no-access-log --log-level warning"
+GUNICORN = "-m gunicorn web:wsgi --chdir {apps} --no-control-socket --log-level warning --workers 1"
+#: How each program is started, on what sockshare or circus itself gives it.
+PROGRAMS = {
+    "uvicorn": f"{{python}} {UVICORN} --fd {{fd}}",
+    "gthread": f"{{python}} {GUNICORN} --worker-class gthread --threads 24",
+    "sync": f"{{python}} {GUNICORN} --worker-class sync",
+    "plain": "{python} {apps}/plain.py",
+    "udp": "{python} {apps}/udp.py",
+    "puppet": "{python} {apps}/puppet.py",
+}
+USES_THE_LIBRARY = ("plain", "puppet")  # so they need no `exec`
+
+running: list[Circusd] = []  # what a failing test's report shows the logs of
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process, in KiB (VmRSS, proc(5))."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("VmRSS:")).split()[1])
+
+
+class Reload(NamedTuple):
+    """One ``sockshare reload --json``: its exit status, its steps, when it began and ended (monotonic)."""
+
+    status: int
+    steps: list[dict[str, Any]]
+    began: float
+    ended: float
+    stderr: str
+    stdout: str
+
+    @property
+    def names(self) -> list[str]:
+        """The steps' names, in order."""
+        return [step["step"] for step in self.steps]
+
+    @property
+    def reason(self) -> str:
+        """What the last step that gives a reason says."""
+        return next((str(step["reason"]) for step in reversed(self.steps) if step.get("reason")), "")
+
+    def __str__(self) -> str:
+        return f"exit {self.status} in {self.ended - self.began:.2f} s\n{self.stdout}{self.stderr}"
+
+    @classmethod
+    def read(cls, status: int, stdout: str, stderr: str, began: float) -> Reload:
+        """Make sense of what the command printed; lines that are no JSON stay in ``stdout``."""
+        steps = []
+        for line in stdout.splitlines():
+            with suppress(ValueError):
+                step = json.loads(line)
+                if isinstance(step, dict) and "step" in step:
+                    steps.append(step)
+        return cls(status, steps, began, time.monotonic(), stderr, stdout)
+
+
+class Circusd(Stage):
+    """A circusd with ``[socket:web]``, ``[watcher:web]`` and, unless ``stock``, ``[plugin:sockshare]``."""
+
+    def __init__(
+        self,
+        program: str = "uvicorn",
+        *,
+        numprocesses: int = 1,
+        stock: bool = False,
+        import_seconds: float = 0.0,
+        plugin: Mapping[str, str] | None = None,
+        watcher: Mapping[str, str] | None = None,
+        sock: Mapping[str, str] | None = None,
+        extra: str = "",
+    ) -> None:
+        super().__init__()
+        self.program = program
+        self.import_seconds = import_seconds
+        self.port = free_port()
+        self.sockshare_log = self.directory / "sockshare.log"
+        self.stderr_log = self.directory / "web.err"
+        behaviour = self.directory / "behaviour.json"
+        self.environment["APP_BEHAVIOUR"] = str(behaviour)
+        self.environment["APP_DIRECTORY"] = str(self.directory)
+        self.deploy("v1")
+
+        command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+        if stock:
+            fd = "$(circus.sockets.web)"
+            command = command.replace("{fd}", fd) + (f" --bind fd://{fd}" if "gunicorn" in command else "")
+        elif program not in USES_THE_LIBRARY:
+            command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
+        sections: dict[str, dict[str, str]] = {
+            "socket:web": {
+                "host": "127.0.0.1",
+                "port": str(self.port),
+                **({"type": "SOCK_DGRAM"} if program == "udp" else {}),
+                **(sock or {}),
+            },
+            "watcher:web": {
+                "cmd": command,
+                "numprocesses": str(numprocesses),
+                "copy_env": "True",
+                "stderr_stream.class": "FileStream",
+                "stderr_stream.filename": str(self.stderr_log),
+                **({"use_sockets": "True"} if stock else {"sockshare.sockets": "web", "sockshare.ready_hold": "0.5"}),
+                **(watcher or {}),
+            },
+        }
+        if not stock:
+            sections["plugin:sockshare"] = {
+                "use": "circus_sockshare.SockShare",
+                "use_sockets": "True",
+                "runtime_dir": str(self.runtime),
+                "logfile": str(self.sockshare_log),
+                **(plugin or {}),
+            }
+        # An empty value takes a line out.
+        lines = [
+            "\n".join([f"[{name}]", *(f"{key} = {value}" for key, value in keys.items() if value), ""])
+            for name, keys in sections.items()
+        ]
+        self.write("\n".join([*lines, extra]))
+
+    def deploy(self, version: str, fault: str | None = None, import_seconds: float | None = None) -> None:
+        """Replace the program: the next process that starts is this one."""
+        seconds = self.import_seconds if import_seconds is None else import_seconds
+        path = Path(self.environment["APP_BEHAVIOUR"])
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps({"version": version, "import": seconds, "fault": fault}))
+        aside.rename(path)  # a process that starts just now sees one or the other
+
+    def up(self, timeout: float = START_TIMEOUT) -> Circusd:
+        """Start, and return once every process of the program serves, as far as can be told from outside."""
+        self.start()
+        self.wait_for_answer(self.port, timeout)
+        return self
+
+    def reload(self, *arguments: str, program: str = "web", timeout: float = 90.0) -> Reload:
+        """``sockshare reload PROGRAM --json``."""
+        began = time.monotonic()
+        done = self.sockshare("reload", program, "--json", *arguments, timeout=timeout)
+        return Reload.read(done.returncode, done.stdout, done.stderr, began)
+
+    def status(self) -> dict[str, Any]:
+        """``sockshare status --json``, which must exit 0, or 3 while something is not ready."""
+        done = self.sockshare("status", "--json", timeout=20)
+        assert done.returncode in (0, 3), f"status exited {done.returncode}: {done.stdout}{done.stderr}"
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def broker(self) -> int:
+        """The broker's pid, as the kernel sees it: the child of the host; no question to the broker itself."""
+        return int(wait_until(self._find_broker, 10, "a broker runs"))
+
+    def _find_broker(self) -> int:
+        host = self.host()
+        for pid in self.family() if host else []:
+            with suppress(OSError):
+                if _parent(pid) == host:
+                    return pid
+        return 0
+
+    def host(self) -> int:
+        """The plugin process, or 0 while there is none."""
+        return next(iter(self.pids("plugin:sockshare")), 0)
+
+    def belongs(self, pid: int, pids: Collection[int]) -> bool:
+        """Whether *pid* is one of *pids* or a child of one, as the workers of a server are."""
+        with suppress(OSError):
+            return pid in pids or _parent(pid) in pids
+        return False
+
+    def numprocesses(self) -> int:
+        """What circusd takes for the wanted number of processes."""
+        return int(self.call("numprocesses", name="web")["numprocesses"])
+
+    def settled(self) -> None:
+        """Return once circusd counts as many processes as it wants, none of them on its way out."""
+
+        def is_settled() -> bool:
+            return len(self.pids()) == self.numprocesses()
+
+        wait_until(is_settled, 15, "circusd has the processes it wants", 0.05)
+
+    def logs(self) -> str:
+        """Everything that explains a failure."""
+        paths = (self.directory / "circus.ini", self.log, self.sockshare_log, self.stderr_log)
+        return "\n".join(f"--- {path.name}\n{self.tail(path, 60)}" for path in paths)
+
+
+@contextmanager
+def circusd(program: str = "uvicorn", *, leave: bool = False, **options: Any) -> Iterator[Circusd]:
+    """A started :class:`Circusd`; *leave* starts nothing. Ends every process, also when the body raises."""
+    stage = Circusd(program, **options)
+    running.append(stage)
+    try:
+        yield stage if leave else stage.up()
+    finally:
+        running.remove(stage)
+        stage.end()
+        assert not stage.family(), "a process of the stage is left"
