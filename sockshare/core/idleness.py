@@ -43,7 +43,7 @@ def judge(sample: Sample) -> Verdict:
     """Judge from one moment alone."""
     if sample.receive_queue > 0:
         return Verdict.BUSY
-    # The tail of an answer may wait for an acknowledgement (Nagle, RFC 896); a longer rest is an answer still going out.
+    # The tail of an answer may wait for an acknowledgement (Nagle, RFC 896); more is an answer still going out.
     if sample.notsent > 0 and not (sample.unacked > 0 and sample.notsent < sample.segment):
         return Verdict.BUSY
     if sample.bytes_received == 0:

@@ -1,4 +1,4 @@
-"""A private channel between two processes of ours: JSON, one object a line, with descriptors (docs/protocol.md, the link)."""
+"""A private channel between two processes of ours: JSON lines with descriptors (docs/protocol.md, the link)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Channel:
         if fds:
             message = {**message, "fds": len(fds)}
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        # Descriptors travel with the first byte of their line, so they never arrive later than the line that counts them.
+        # Descriptors travel with the first bytes of their line: they never arrive later than what counts them.
         for start in range(0, len(fds), MOST):
             self._unsent.append((line[:1] if start + MOST < len(fds) else line, fds[start : start + MOST]))
             if start + MOST < len(fds):
@@ -84,7 +84,7 @@ class Channel:
 
         Raises:
             EOFError: The other end is gone, and all that it said was returned before.
-            ProtocolError: A line is not a JSON object, or counts descriptors that did not come. The channel is of no more use.
+            ProtocolError: A line is no JSON object, or counts descriptors that did not come: the channel is of no use.
         """
         ended = False
         while True:

@@ -1,0 +1,287 @@
+"""What runs inside circusd: the one command ``sockshare``, on which the plugin's verbs rest.
+
+circus's own commands can't replace one process by another: ``incr`` and ``decr`` are refused while circusd does
+anything else, ``decr`` may pick the wrong process when a new one has crashed and been respawned, and a singleton
+refuses ``incr``. Each operation here is one uninterrupted step of circusd's loop, so nothing comes in between.
+
+A process that is retired leaves ``watcher.processes`` at once. While it drains, circus therefore neither counts it (a
+crash of another is respawned at the next check) nor picks a surplus process to stop, nor waits for it in the busy loop
+of ``Watcher.reap_process``. A stop of the watcher, and so the end of circusd, waits for it all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from circus import logger
+from circus.commands.base import Command
+from circus.controller import Controller
+from circus.exc import ConflictError, MessageError
+from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
+
+#: What circusd may be in the middle of when a process is started; anything else may be about to stop or replace it.
+_HARMLESS = (None, "manage_watchers", "arbiter_start_watchers", "arbiter_add_watcher")
+
+#: circusd's own watchers, besides the plugins.
+_CIRCUS_OWN = ("circusd-stats", "circushttpd")
+
+#: Seconds between looks at a process that was sent SIGKILL.
+_DYING = 0.05
+
+
+def install() -> None:
+    """Have every controller that is initialized from now on know our command; repeating it changes nothing."""
+    original = Controller.initialize
+    if getattr(original, "knows_sockshare", False):
+        return
+
+    @functools.wraps(original)
+    def initialize(self: Any) -> None:
+        self.commands[Sockshare.name] = Sockshare()
+        original(self)
+
+    initialize.knows_sockshare = True  # type: ignore[attr-defined]
+    Controller.initialize = initialize
+    atexit.register(_remove_meeting_point, os.getpid())
+
+
+def _remove_meeting_point(pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    from sockshare.host import meeting
+    from sockshare.kernel.meeting import points
+
+    for point in points(pid):
+        meeting.remove(point)
+
+
+class Sockshare(Command):  # type: ignore[misc]
+    """\
+    Serve the sockshare plugin
+    ==========================
+
+    Not for people: ``sockshare status`` and ``sockshare reload`` are.
+    """
+
+    name = "sockshare"
+    properties = ["op"]  # noqa: RUF012
+
+    def message(self, *args: Any, **options: Any) -> None:
+        """Refuse to be called from a command line."""
+        raise MessageError("it serves the sockshare plugin; use `sockshare status`, `sockshare reload`")
+
+    def execute(self, arbiter: Any, props: dict[str, Any]) -> dict[str, Any]:
+        """Do one operation.
+
+        Raises:
+            MessageError: It can't be done.
+            ConflictError: It can't be done just now.
+        """
+        op = props["op"]
+        if op == "processes":
+            return _processes(arbiter)
+        watcher = self._get_watcher(arbiter, props["name"])
+        if op == "start":
+            return _start(arbiter, watcher)
+        if op == "settle":
+            return _settle(arbiter, watcher, props)
+        raise MessageError(f"unknown operation {op!r}")
+
+
+def _processes(arbiter: Any) -> dict[str, Any]:
+    watchers = {
+        watcher.name: _describe(watcher)
+        for watcher in arbiter.iter_watchers()
+        if not watcher.name.startswith("plugin:") and watcher.name not in _CIRCUS_OWN
+    }
+    sockets = [
+        {
+            "name": sock.name,
+            "fd": sock.fileno(),
+            "inode": os.fstat(sock.fileno()).st_ino,
+            "backlog": sock.backlog,
+            "so_reuseport": bool(sock.so_reuseport),
+            "blocking": bool(sock.blocking),
+        }
+        for sock in arbiter.sockets.values()
+        if sock.fileno() >= 0
+    ]
+    return {"watchers": watchers, "sockets": sockets}
+
+
+def _describe(watcher: Any) -> dict[str, Any]:
+    live = sorted((p for p in watcher.processes.values() if not _is_dead(p)), key=lambda p: p.started)
+    retiring = [one.process for one in _retiring if one.watcher is watcher and not _is_dead(one.process)]
+    return {
+        "numprocesses": watcher.numprocesses,
+        "singleton": bool(watcher.singleton),
+        "status": watcher.status(),
+        "respawn": bool(watcher.respawn),
+        "graceful_timeout": watcher.graceful_timeout,
+        "stop_signal": int(watcher.stop_signal),
+        "stop_children": bool(watcher.stop_children),
+        "uid": watcher.uid,
+        "hooks": sorted(watcher.hooks),
+        "cmd": watcher.cmd,
+        "stderr": _file_of(watcher.stderr_stream_conf),
+        "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
+        "processes": [
+            {"pid": p.pid, "wid": p.wid, "started": p.started, "stopping": p in retiring or p.stopping}
+            for p in [*retiring, *live]
+        ],
+    }
+
+
+def _file_of(conf: Any) -> str | None:
+    if not conf or conf.get("class", "FileStream").rpartition(".")[2] not in ("FileStream", "WatchedFileStream"):
+        return None
+    name = conf.get("filename")
+    return None if name is None else os.path.abspath(name)
+
+
+def _is_dead(process: Any) -> bool:
+    return process.status in (DEAD_OR_ZOMBIE, UNEXISTING)
+
+
+def _start(arbiter: Any, watcher: Any) -> dict[str, Any]:
+    """One more process of *watcher*, beside the others; of a singleton too."""
+    running = arbiter._exclusive_running_command
+    if arbiter._stopping or arbiter._restarting:
+        raise MessageError("circusd is stopping")
+    if running not in _HARMLESS:
+        raise ConflictError(f"circusd is busy ({running})")
+    if not watcher.is_active():
+        raise (ConflictError if watcher.status() == "starting" else MessageError)(f"the watcher is {watcher.status()}")
+    before = set(watcher.processes)
+    retries = watcher.max_retry
+    watcher.numprocesses += 1
+    # Without a limit circus tries again in a busy loop, and circusd does nothing else any more.
+    watcher.max_retry = 1 if retries == -1 else retries
+    try:
+        watcher.spawn_process()
+        started = [process for pid, process in watcher.processes.items() if pid not in before]
+        if not started:
+            raise MessageError("circusd could not start it, or a hook forbade it; circusd's log has the reason")
+    except BaseException:
+        watcher.numprocesses -= 1
+        raise
+    finally:
+        watcher.max_retry = retries
+    return {"pid": started[0].pid, "wid": started[0].wid}
+
+
+def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
+    """*watcher* has *count* processes from now on, and none of *retire*."""
+    count = int(props["count"])
+    retire, known = set(props["retire"]), set(props["known"])
+    for process in list(watcher.processes.values()):
+        if _is_dead(process):
+            watcher.reap_process(process.pid)
+    watcher.numprocesses = count
+    going = [process for pid, process in watcher.processes.items() if pid in retire]
+    staying = [process for process in watcher.processes.values() if process not in going and not process.stopping]
+    # A new process that crashed was respawned before we were told: as many as are too many, the youngest first.
+    strangers = sorted((process for process in staying if process.pid not in known), key=lambda p: -p.started)
+    going += strangers[: max(len(staying) - count, 0)]
+    signum = signal.SIGKILL if props.get("kill") else int(props.get("signal") or watcher.stop_signal)
+    refusals = []
+    for process in going:
+        # One that circus itself is stopping is circus's to wait for and to forget.
+        if not process.stopping:
+            try:
+                _Retiring(arbiter, watcher, process, signum)
+            except Exception as error:
+                logger.exception("sockshare: can't retire %s process %s", watcher.name, process.pid)
+                refusals.append(f"pid {process.pid}: {error}")
+    if refusals:
+        raise MessageError(f"can't stop a process of {watcher.name}: {'; '.join(refusals)}")
+    return {"retired": [process.pid for process in going]}
+
+
+_retiring: list[_Retiring] = []
+
+
+class _Retiring:
+    """A process that was told to end: circus's signal, events and timeout, then SIGKILL, then its burial."""
+
+    def __init__(self, arbiter: Any, watcher: Any, process: Any, signum: int) -> None:
+        self.watcher = watcher
+        self.process = process
+        self._loop = arbiter.loop
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        _make_stop_wait(watcher)
+        # Killed, it can't end its own workers, which would go on to serve.
+        descendants = self._descendants() if signum == signal.SIGKILL else []
+        # Sends the signal before it first yields, for which it wants the process in watcher.processes.
+        killed = watcher.kill_process(process, signum, watcher.graceful_timeout)
+        _kill(descendants)
+        if killed.done():
+            killed.result()  # raises what kept the signal from being sent; circus still has the process then
+        watcher.processes.pop(process.pid, None)
+        _retiring.append(self)
+        self._loop.add_future(killed, self._signalled)
+
+    def _descendants(self) -> list[Any]:
+        try:
+            return list(self.process._worker.children(recursive=True))
+        except Exception:  # psutil's: it is gone
+            return []
+
+    def _signalled(self, killed: Any) -> None:
+        try:
+            killed.result()
+        except Exception:
+            logger.exception("sockshare: retiring pid %s of %s failed", self.process.pid, self.watcher.name)
+        if self.process.is_alive():
+            # Its time is over. (circus's own SIGKILL finds it by watcher.processes, and misses grandchildren.)
+            _kill([self.process._worker, *self._descendants()])
+        self._bury()
+
+    def _bury(self) -> None:
+        if self.process.is_alive():
+            self._loop.call_later(_DYING, self._bury)
+            return
+        _retiring.remove(self)
+        watcher, process = self.watcher, self.process
+        try:
+            if process.pid not in watcher.processes:  # its pid may have a new owner by now
+                watcher.processes[process.pid] = process
+                watcher.reap_process(process.pid)  # which tells subscribers and hooks
+        except Exception:
+            logger.exception("sockshare: can't reap pid %s of %s", process.pid, watcher.name)
+            watcher.processes.pop(process.pid, None)
+        finally:
+            self._over.set_result(None)
+
+    async def over(self) -> None:
+        """Return when it is dead."""
+        await asyncio.shield(self._over)
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except Exception as error:  # psutil's: it is gone, or another user's
+            logger.debug("sockshare: can't kill %s: %s", process, error)
+
+
+def _make_stop_wait(watcher: Any) -> None:
+    """Have a stop of *watcher* (and so of circusd) wait for what was retired from it."""
+    original: Callable[..., Any] = watcher.kill_processes
+    if getattr(original, "waits_for_retiring", False):
+        return
+
+    async def kill_processes(*args: Any, **kwargs: Any) -> None:
+        await original(*args, **kwargs)
+        for one in [one for one in _retiring if one.watcher is watcher]:
+            await one.over()
+
+    kill_processes.waits_for_retiring = True  # type: ignore[attr-defined]
+    watcher.kill_processes = kill_processes

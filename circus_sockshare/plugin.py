@@ -1,0 +1,235 @@
+"""The plugin: the process that circusd starts for ``[plugin:sockshare]``, in which the host lives.
+
+It ends with circusd and never before: a plugin that exits is respawned for ever, once a second, and says nothing. So
+what is wrong with the configuration goes to the log and to the broker, which tells it to whoever asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from logging.handlers import WatchedFileHandler
+from typing import Any
+
+from circus.plugins import CircusPlugin
+from circus.util import to_str
+from zmq.eventloop.zmqstream import ZMQStream
+
+from sockshare.core.errors import BadConfiguration
+from sockshare.core.spec import parse_plugin_options
+from sockshare.host import meeting
+from sockshare.host.host import Host
+from sockshare.host.life import Life
+from sockshare.host.loop import guarded
+from sockshare.host.support import unsupported
+from sockshare.host.verbs import Configuration, Manager
+from sockshare.kernel import listeners
+from sockshare.kernel.meeting import name as meeting_name
+from sockshare.kernel.meeting import points
+from sockshare.kernel.peers import pidfd_open
+
+from . import settings
+from .circusd import UNKNOWN_COMMAND, Circusd, Refusal
+from .verbs import CircusVerbs
+
+log = logging.getLogger(__name__)
+
+#: Seconds between questions to a circusd that does not answer yet: it may be busy starting.
+_ASK_AGAIN = 0.5
+
+#: circus's events after which its configuration may be another one.
+_NEWS = frozenset({"add", "remove", "start", "stop", "updated"})
+
+_TOO_LATE = "can't serve: circusd was started before [plugin:sockshare] was added; restart circusd once"
+
+
+class SockShare(CircusPlugin):  # type: ignore[misc]
+    """``use = circus_sockshare.SockShare``; the section's keys are in docs/circus.md."""
+
+    name = "sockshare"
+
+    def __init__(self, endpoint: str, pubsub_endpoint: str, check_delay: float, ssh_server: Any = None, **config: str):
+        super().__init__(endpoint, pubsub_endpoint, check_delay, ssh_server, **config)
+        self._section = config.get("name", "plugin:sockshare")
+        self._options: Mapping[str, str] = config
+        self._mistakes: list[str] = []  # found before circusd was asked
+        self._told_mistakes: list[str] = []
+        self._warnings: set[str] = set()
+        self._points: list[str] = []
+        self._manager = 0
+        self._pidfd = -1
+        self._host: Host | None = None
+        self._life: Life | None = None
+        self._inherited: dict[str, Any] | None = None
+        self._ended = False
+
+    # What circus calls.
+
+    def initialize(self) -> None:
+        """Connect to circusd, and begin."""
+        super().initialize()
+        try:
+            self._begin()
+        except Exception:
+            log.exception("host: can't begin")  # and stay, see above
+
+    def _begin(self) -> None:
+        self._aio = self.loop.asyncio_loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._aio.add_signal_handler(number, self._end, f"got {number.name}")
+        self._watch_manager()
+        directory = self._make_directory()
+        self._open_log(directory)
+        # Linger 0, set by circus: what circusd did not take when we end is of no use to it.
+        stream = ZMQStream(self.client, self.loop)
+        self._circusd = Circusd(self._aio, stream.send)
+        stream.on_recv(self._circusd.hear)
+        self._verbs = CircusVerbs(self._aio, self._circusd, self._learned)
+        if directory is not None:
+            self._open_host(directory)
+        self._learn()
+
+    def handle_recv(self, data: Any) -> None:
+        """Look again at the configuration when circus says that a watcher has changed."""
+        try:
+            if to_str(data[0]).rpartition(".")[2] in _NEWS and self._inherited is not None:
+                self._verbs.refresh(lambda: None, lambda refusal: log.warning("circusd: %s", refusal.reason))
+        except Exception:
+            log.exception("circusd: can't read an event")
+
+    def handle_stop(self) -> None:
+        """End, if that is not what brought us here."""
+        self._end("circus stops the plugin")
+
+    # The beginning, in its order.
+
+    def _watch_manager(self) -> None:
+        self._manager = os.getppid()
+        try:
+            self._pidfd = pidfd_open(self._manager)
+            self._points = points(self._manager)
+        except OSError:
+            self._mistakes.append(unsupported() or "can't watch circusd: it has ended")
+            return
+        self._aio.add_reader(self._pidfd, self._end, "circusd has ended")
+        if os.getppid() != self._manager:
+            self._aio.call_soon(self._end, "circusd has ended")
+
+    def _make_directory(self) -> str | None:
+        wrong = unsupported()
+        if wrong is not None:
+            self._mistakes.append(wrong)
+        runtime_dir = self._option("runtime_dir")
+        for attempt in [runtime_dir, None] if runtime_dir is not None else [None]:
+            try:
+                return meeting.create(self._manager, attempt)
+            except (BadConfiguration, OSError) as error:
+                self._mistakes.append(str(error))
+        return None
+
+    def _option(self, key: str) -> str | None:
+        """One path of our section, if it is there and right; what is wrong with it is said with everything else."""
+        if key not in self._options:
+            return None
+        spec, _ = parse_plugin_options(self._section, {key: self._options[key]}, (), ())
+        return None if spec is None else getattr(spec, key)
+
+    def _open_log(self, directory: str | None) -> None:
+        ours = [logging.getLogger(package) for package in ("sockshare", "circus_sockshare")]
+        for logger in ours:
+            logger.setLevel(logging.INFO)
+        self._log: str | None = None
+        default = None if directory is None else os.path.join(directory, meeting.LOG)
+        for path in (self._option("logfile"), default):
+            if path is None:
+                continue
+            try:
+                handler = WatchedFileHandler(path)
+            except OSError as error:
+                self._mistakes.append(f"can't write logfile {path}: {error.strerror}")
+                continue
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            for logger in ours:
+                logger.addHandler(handler)
+            self._log = path
+            break
+        self._tell(self._mistakes)
+
+    def _open_host(self, directory: str) -> None:
+        manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager))
+        host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker)
+        try:
+            host.open()
+        except (OSError, ValueError) as error:
+            log.error("host: can't make the sockets in %s: %s", directory, error)
+            return
+        self._host = host
+        self._life = Life(self._aio, started=host.serve, ended=host.drain, output=self._log)
+
+    def _restart_broker(self) -> None:
+        if self._life is not None:
+            self._life.kill()
+
+    # What circusd tells.
+
+    @guarded(log)
+    def _learn(self) -> None:
+        self._verbs.refresh(lambda: None, self._not_told)
+
+    def _not_told(self, refusal: Refusal) -> None:
+        if refusal.errno == UNKNOWN_COMMAND:
+            self._configure(Configuration([], [*self._mistakes, _TOO_LATE], [], []))
+            return
+        log.warning("circusd: %s; asking again", refusal.reason)
+        self._aio.call_later(_ASK_AGAIN, self._learn)
+
+    def _learned(self, told: dict[str, Any]) -> None:
+        if self._inherited is None:
+            self._inherited = settings.inherit(told["sockets"])
+        configuration, specs = settings.read(self._section, self._options, told, self._inherited)
+        self._verbs.specs = specs
+        for warning in settings.warnings(configuration, told):
+            if warning not in self._warnings:
+                self._warnings.add(warning)
+                log.warning("%s", warning)
+        self._configure(configuration._replace(mistakes=[*self._mistakes, *configuration.mistakes]))
+
+    def _configure(self, configuration: Configuration) -> None:
+        self._tell(configuration.mistakes)
+        for spec, sock in configuration.sockets:
+            listeners.prepare(sock, blocking=spec["blocking"])
+        if self._host is None or self._life is None:
+            return
+        self._host.configure(configuration)
+        if self._life.pid is None and not self._ended:
+            self._life.start()
+
+    def _tell(self, mistakes: list[str]) -> None:
+        """Log the mistakes that were not logged before."""
+        for mistake in mistakes:
+            if mistake not in self._told_mistakes:
+                log.error("refused: %s", mistake)
+        if self._told_mistakes and not mistakes:
+            log.info("refused no longer: the mistakes are gone")
+        self._told_mistakes = list(mistakes)
+
+    # The end.
+
+    def _end(self, reason: str) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        log.info("host: ends: %s", reason)
+        if self._life is not None:
+            self._life.stop()
+        if self._host is not None:
+            self._host.close()
+        if self._pidfd >= 0:
+            self._aio.remove_reader(self._pidfd)
+        if os.getppid() != self._manager:
+            # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
+            for point in self._points:
+                meeting.remove(point)
+        self.loop.stop()

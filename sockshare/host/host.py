@@ -1,0 +1,260 @@
+"""The host: what is held for the broker, and what is answered to it (docs/protocol.md, the link).
+
+It is embedded: in circus's plugin process, or in supervisord itself. So it blocks nowhere, raises nothing out of what a
+loop calls, imports no zmq, and is dull: it thinks about nothing, that it may live as long as its manager.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from sockshare.core.errors import ProtocolError
+from sockshare.kernel import listeners
+from sockshare.kernel.channel import Channel, Message
+from sockshare.kernel.descriptors import close_all
+
+from . import meeting
+from .journal import Journal
+from .loop import Loop, guarded
+from .notify import NotifySockets
+from .verbs import Answer, Configuration, Manager, Verbs
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+#: Seconds until a broker that can't be told something is started afresh; too many descriptors in flight pass by then.
+_AFTER_FAILED_WRITE = 1.0
+#: Seconds from the end of a link, when a process's descriptors are closed, to its broker's death.
+_DIES_WITHIN = 0.5
+
+_KINDS = {"broker": socket.SOCK_STREAM, "door": socket.SOCK_SEQPACKET}
+
+
+class Host:
+    """Everything that outlives a broker, and the link to the one that runs.
+
+    Args:
+        directory: The runtime directory, which exists (`meeting.create`).
+        nonsense: Called when the broker breaks the protocol or its link: it has to go.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        verbs: Verbs,
+        manager: Manager,
+        directory: str,
+        *,
+        nonsense: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._loop = loop
+        self._verbs = verbs
+        self._manager = manager
+        self._directory = directory
+        self._nonsense = nonsense
+        self._listeners: dict[str, socket.socket] = {}
+        self._configuration = Configuration([], [], [], [])
+        self._link: Channel | None = None
+        self._writing = False
+        self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name)
+        self._notify = NotifySockets(loop, os.path.join(directory, meeting.NOTIFY))
+
+    def open(self) -> None:
+        """Make the listeners and bind the notify sockets of processes that live, before the first broker.
+
+        Raises:
+            OSError, ValueError: As `listeners.make`.
+        """
+        for name in meeting.LISTENERS:
+            self._listeners[name] = listeners.make(os.path.join(self._directory, name), _KINDS[name])
+        self._notify.restore()
+        self._journal.save()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a link to a broker."""
+        return self._link is not None
+
+    @guarded(log)
+    def configure(self, configuration: Configuration) -> None:
+        """Have *configuration* from now on; a broker that runs is told of what has changed."""
+        before, self._configuration = self._configuration, configuration
+        if self._link is None:
+            return
+        if [description for description, _ in before.sockets] != [
+            description for description, _ in configuration.sockets
+        ]:
+            self._nonsense()  # sockets come with the hello only
+        elif before.message() != configuration.message():
+            self._send(self._link, {"type": "programs", **configuration.message()})
+
+    @guarded(log)
+    def serve(self, sock: socket.socket) -> None:
+        """Say hello to a new broker over *sock*, which becomes the host's, and answer it."""
+        self.drain()
+        self._link = link = Channel(sock)
+        self._writing = False
+        self._loop.add_reader(link.fileno(), self._readable)
+        notify = self._notify.sockets
+        hello = {
+            "type": "hello",
+            "version": VERSION,
+            "manager": {"kind": self._manager.kind, "pid": self._manager.pid, "uid": self._manager.uid},
+            "directory": self._directory,
+            "listeners": list(self._listeners),
+            "sockets": [description for description, _ in self._configuration.sockets],
+            "notify": list(notify),
+            **self._configuration.message(),
+            "journal": self._journal.records,
+        }
+        shared = [shared for _, shared in self._configuration.sockets]
+        self._send(link, hello, [sock.fileno() for sock in (*self._listeners.values(), *shared, *notify.values())])
+
+    @guarded(log)
+    def drain(self) -> None:
+        """Do what a broker that has died still said, and drop its link: a journal line that was written counts."""
+        while self._link is not None and self._receive():
+            pass
+        self._drop()
+
+    @guarded(log)
+    def close(self) -> None:
+        """Close everything. What a later host of the same manager needs (journal, notify paths) stays on disk."""
+        self.drain()
+        for name, sock in self._listeners.items():
+            sock.close()
+            try:
+                os.unlink(os.path.join(self._directory, name))
+            except FileNotFoundError:
+                pass
+        self._listeners.clear()
+        self._notify.close()
+
+    def _drop(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            self._loop.remove_reader(link.fileno())
+            if self._writing:
+                self._loop.remove_writer(link.fileno())
+                self._writing = False
+            link.close()
+
+    @guarded(log)
+    def _readable(self) -> None:
+        self._receive()
+
+    def _receive(self) -> bool:
+        """Do what has arrived; False when there was nothing, or nothing will come."""
+        link = self._link
+        if link is None:
+            return False
+        try:
+            messages = link.receive()
+        except EOFError:
+            # It is dying, as a rule; one that only closed its link serves nobody either.
+            self._drop()
+            self._loop.call_later(_DIES_WITHIN, self._end_unlinked)
+            return False
+        except (OSError, ProtocolError) as error:
+            log.error("link: %s; the broker has to go", error)
+            self._drop()
+            self._nonsense()
+            return False
+        for message, fds in messages:
+            close_all(fds)  # nothing that a broker says needs one
+            try:
+                self._hear(link, message)
+            except Exception:
+                log.exception("link: can't do %r", message.get("verb", message.get("type")))
+        self._journal.save()
+        return bool(messages)
+
+    @guarded(log)
+    def _end_unlinked(self) -> None:
+        if self._link is None:
+            self._nonsense()
+
+    def _hear(self, link: Channel, message: Message) -> None:
+        kind = message.get("type")
+        if kind == "journal":
+            self._journal.put(str(message["key"]), message["record"])
+        elif kind == "ask":
+            number = message["id"]
+            answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))
+            try:
+                self._answer(link, number, message, answer)
+            except Exception as error:
+                answer.refuse(f"can't {message.get('verb')}: {error}")
+                raise
+        else:
+            log.warning("link: the broker said something unknown (type=%r)", kind)
+
+    def _answer(self, link: Channel, number: int, message: Message, answer: Answer) -> None:
+        verb = message["verb"]
+        if verb == "whois":
+            self._verbs.whois(message["pid"], answer)
+        elif verb == "processes":
+            self._verbs.processes(answer)
+        elif verb == "start":
+            self._verbs.start(message["program"], answer)
+        elif verb == "settle":
+            self._verbs.settle(
+                message["program"], message["retire"], message["known"], message["count"], message["kill"], answer
+            )
+        elif verb == "notify":
+            self._give_notify(link, number, message["pid"], answer)
+        else:
+            answer.refuse(f"can't {verb}: this host has no such verb (its protocol is version {VERSION})")
+
+    def _give_notify(self, link: Channel, number: int, pid: int, answer: Answer) -> None:
+        try:
+            sock = self._notify.open(pid)
+        except ProcessLookupError:
+            answer.refuse(f"can't make a notify socket for pid {pid}: no such process")
+        except (OSError, ValueError) as error:
+            answer.refuse(f"can't make a notify socket for pid {pid}: {error}")
+        else:
+            found = {"type": "answer", "id": number, "ok": True, "path": self._notify.path(pid)}
+            self._send(link, found, [sock.fileno()])
+
+    @guarded(log)
+    def _reply(self, link: Channel, message: Message) -> None:
+        # The one who asked may have died since; its successor asks its own questions.
+        if link is self._link:
+            self._send(link, message)
+
+    def _send(self, link: Channel, message: Message, fds: Sequence[int] = ()) -> None:
+        try:
+            link.send(message, fds)
+        except OSError as error:
+            self._unwritable(error)
+            return
+        if link.wants_write and not self._writing:
+            self._writing = True
+            self._loop.add_writer(link.fileno(), self._writable)
+
+    def _unwritable(self, error: OSError) -> None:
+        # A broker that has died, or is about to, is no surprise, and what it said is read when its end is seen.
+        if not isinstance(error, ConnectionError):
+            log.error("link: can't write: %s; the broker has to go", error)
+            self._loop.call_later(_AFTER_FAILED_WRITE, self._nonsense)
+
+    @guarded(log)
+    def _writable(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        try:
+            link.flush()
+        except OSError as error:
+            self._loop.remove_writer(link.fileno())
+            self._writing = False
+            self._unwritable(error)
+            return
+        if not link.wants_write:
+            self._loop.remove_writer(link.fileno())
+            self._writing = False

@@ -1,0 +1,84 @@
+"""The journal: what a broker must find again after its death, kept by the host, which survives it.
+
+It is in memory for the broker's death, and in a file of the runtime directory (a tmpfs, hence no fsync) for the host's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """Records by key, in memory and in the file *path*.
+
+    A file that is not a journal of *owner* (a manager's meeting point name: a configured runtime directory outlives its
+    manager, whose pids mean nothing to the next one) counts as empty; one that is torn or garbage too, which is logged.
+    """
+
+    def __init__(self, path: str, owner: str) -> None:
+        self.path = path
+        self.owner = owner
+        self._records: dict[str, Record] = {}
+        self._unsaved = True  # that it is in use has to be seen by another manager that is given the same directory
+        document = read(path)
+        if document is None:
+            return
+        records = document.get("records")
+        if document.get("owner") != owner:
+            log.info("journal: that of an earlier manager is passed over (%s)", document.get("owner"))
+        elif not isinstance(records, dict) or not all(isinstance(record, dict) for record in records.values()):
+            log.warning("journal: %s has no records; starting with none", path)
+        else:
+            self._records = records
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """All records; a copy."""
+        return dict(self._records)
+
+    def put(self, key: str, record: Record | None) -> None:
+        """Keep *record* under *key*, or forget the key (None). The file has it after the next `save`."""
+        if record is None:
+            self._unsaved |= self._records.pop(key, None) is not None
+        elif self._records.get(key) != record:
+            self._records[key] = record
+            self._unsaved = True
+
+    def save(self) -> None:
+        """Write the file, if anything changed; a failure is logged: the memory still serves the next broker."""
+        if not self._unsaved:
+            return
+        aside = f"{self.path}~"
+        try:
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(fd, "w") as file:
+                json.dump({"version": 1, "owner": self.owner, "records": self._records}, file, separators=(",", ":"))
+            # Atomic: a host that is killed here leaves the file before or the file after.
+            os.replace(aside, self.path)
+        except OSError as error:
+            log.error("journal: can't write %s: %s", self.path, error.strerror)
+        else:
+            self._unsaved = False
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """The document in a journal's file; None if there is none, or it is no journal (then the log says so)."""
+    try:
+        with open(path, "rb") as file:
+            document = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("journal: can't read %s, starting with none: %s", path, error)
+        return None
+    if not isinstance(document, dict):
+        log.warning("journal: %s is not a journal; starting with none", path)
+        return None
+    return document

@@ -1,0 +1,71 @@
+"""What a host is told by the plugin that embeds it, and what it asks of it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from sockshare.kernel.channel import Message
+
+
+class Manager(NamedTuple):
+    """Whose host this is."""
+
+    kind: str  # circus, supervisor
+    pid: int
+    uid: int
+    name: str  # that of its meeting point
+
+
+class Configuration(NamedTuple):
+    """What the manager's configuration says of us, as it goes over the link; with mistakes, nothing is handed out."""
+
+    programs: list[dict[str, Any]]
+    mistakes: list[str]
+    sockets: list[tuple[dict[str, Any], socket.socket]]
+    uids: list[int]  # the users that programs run as; none: not known, so anybody may ask
+
+    def message(self) -> Message:
+        """What goes over the link of it, without the sockets."""
+        return {"programs": self.programs, "mistakes": self.mistakes, "uids": self.uids}
+
+
+class Answer:
+    """The answer that one question waits for; the first word is the last."""
+
+    __slots__ = ("_send",)
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send: Callable[[Message], None] | None = send
+
+    def give(self, **fields: Any) -> None:
+        """Answer with *fields*."""
+        self._say({"ok": True, **fields})
+
+    def refuse(self, message: str) -> None:
+        """Answer that it was not done, and why: *message*, one sentence."""
+        self._say({"ok": False, "message": message})
+
+    def _say(self, fields: Message) -> None:
+        send, self._send = self._send, None
+        if send is not None:
+            send(fields)
+
+
+class Verbs(Protocol):
+    """What only the manager can do or tell. None may block; each answers now or later, once."""
+
+    def whois(self, pid: int, answer: Answer) -> None:
+        """`process`: the managed process that *pid* is or descends from."""
+
+    def processes(self, answer: Answer) -> None:
+        """`programs`: what runs."""
+
+    def start(self, program: str, answer: Answer) -> None:
+        """`pid` and `process` of one more process of *program*, beside the others."""
+
+    def settle(
+        self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
+    ) -> None:
+        """`retired`: *program* has *count* processes from now on, none of them in *retire*."""

@@ -1,0 +1,219 @@
+"""What the plugin makes of a configuration: pure readings of it, and a real circusd for what only circus can do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circus_sockshare import settings
+from sockshare.cli.stage import wait_until
+from sockshare.kernel import listeners, meeting
+from tests.support.circusd import Circusd, is_running
+
+Circusds = Callable[..., Circusd]
+SECTION = "plugin:sockshare"
+OPTIONS = {"__name__": SECTION, "name": SECTION, "use_sockets": "True", "priority": "5"}
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        yield one
+
+
+def told(sock: socket.socket, watcher: Mapping[str, Any] | None = None, **of_socket: Any) -> dict[str, Any]:
+    """circusd's answer, with one watcher and one socket."""
+    web = {
+        "numprocesses": 2,
+        "graceful_timeout": 30.0,
+        "uid": None,
+        "hooks": [],
+        "options": {"sockshare.sockets": "web"},
+        **(watcher or {}),
+    }
+    inode = listeners.inode(sock.fileno())
+    web_socket = {"name": "web", "fd": 99, "inode": inode, "so_reuseport": False, "blocking": False, **of_socket}
+    return {"watchers": {"web": web}, "sockets": [web_socket]}
+
+
+def mistakes(answer: Mapping[str, Any], inherited: Mapping[str, socket.socket], **options: str) -> str:
+    return "\n".join(settings.read(SECTION, {**OPTIONS, **options}, answer, inherited)[0].mistakes)
+
+
+def test_programs_and_sockets_are_read(sock: socket.socket) -> None:
+    """The specs go over the link as they are, with the socket's descriptor and the users that may ask."""
+    answer = told(sock, {"uid": "12345", "options": {"sockshare.sockets": "web", "sockshare.stop_signal": "QUIT"}})
+    options = {**OPTIONS, "runtime_dir": "/run/app"}
+    configuration, specs = settings.read(SECTION, options, answer, {"web": sock})
+    assert configuration.mistakes == []
+    assert configuration.programs[0]["sockets"] == ("web",)
+    assert specs["web"].stop_signal == 3
+    assert configuration.sockets == [({"name": "web", "registration": "shared", "blocking": False}, sock)]
+    assert configuration.uids == sorted({os.geteuid(), 12345})
+    assert settings.warnings(configuration, answer) == []
+    unknown_user = told(sock, {"uid": "no-such-user"})
+    assert settings.read(SECTION, options, unknown_user, {"web": sock})[0].uids == []
+
+
+def test_warning_is_given_when_blocking_socket_is_shared(sock: socket.socket) -> None:
+    """By our key or by circus's own; not when only one process waits on it."""
+    for answer, options in (
+        (told(sock, blocking=True), OPTIONS),
+        (told(sock), {**OPTIONS, "web.blocking": "True"}),
+    ):
+        configuration, _ = settings.read(SECTION, options, answer, {"web": sock})
+        assert configuration.sockets[0][0]["blocking"]
+        assert "blocking" in settings.warnings(configuration, answer)[0]
+        answer["watchers"]["web"]["numprocesses"] = 1
+        assert settings.warnings(configuration, answer) == []
+
+
+def test_every_mistake_is_found(sock: socket.socket) -> None:
+    """Each with its section, its key, and what was probably meant."""
+    options = {"sockshare.sockets": "wbe", "sockshare.raedy": "auto", "sockshare_ready": "auto"}
+    found = mistakes(
+        told(sock, {"options": options}), {"web": sock}, runtime_dri="/x", **{"web.registratoin": "shared"}
+    )
+    for words in (
+        "[watcher:web] sockshare.sockets: no such socket 'wbe'; did you mean 'web'?",
+        "[watcher:web] sockshare.raedy: no such key; did you mean 'sockshare.ready'?",
+        "[watcher:web] sockshare_ready: no such key; did you mean 'sockshare.ready'?",
+        "[plugin:sockshare] runtime_dri: no such key; did you mean 'runtime_dir'?",
+        "[plugin:sockshare] web.registratoin: no such key",
+    ):
+        assert words in found
+    assert len(found.splitlines()) == 5
+
+
+def test_socket_is_refused_when_it_cannot_be_shared(sock: socket.socket) -> None:
+    """so_reuseport, a missing use_sockets, one that came after the plugin: a sentence, and what to do."""
+    assert "[socket:web] so_reuseport: can't share" in mistakes(told(sock, so_reuseport=True), {})
+    without = {key: value for key, value in OPTIONS.items() if key != "use_sockets"}
+    configuration, _ = settings.read(SECTION, without, told(sock), {})
+    assert "write use_sockets = True" in configuration.mistakes[0]
+    assert "circusctl restart plugin:sockshare" in mistakes(told(sock), {})
+    hook = {"hooks": ["before_signal"], "graceful_timeout": 30.0}
+    assert "graceful_timeout" in mistakes(told(sock, hook), {"web": sock})
+
+
+def test_socket_is_recognized_by_inode_not_by_number(sock: socket.socket) -> None:
+    """The number circusd names may be another socket's here; a socket we don't have is not taken for one we have."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        duplicate = os.dup(sock.fileno())
+        os.set_inheritable(duplicate, True)
+        sockets = told(sock, fd=other.fileno())["sockets"] + [{"name": "gone", "inode": 1, "so_reuseport": False}]
+        known = {listeners.inode(fd) for fd in (sock.fileno(), other.fileno())}
+        sock.detach() if duplicate < 0 else None
+        found = settings.inherit(sockets)
+        try:
+            assert set(found) == {"web"}
+            assert listeners.inode(found["web"].fileno()) in known
+            assert found["web"].getsockname() == sock.getsockname()
+            assert not found["web"].get_inheritable()
+        finally:
+            taken = found["web"].detach()
+            if taken != duplicate:
+                os.close(duplicate)
+
+
+def test_circusd_imports_little() -> None:
+    """Inside circusd there is our command and a name; the plugin, its zmq and its loop are its own process's."""
+    program = (
+        "import sys, circus.arbiter\nfrom circus.util import resolve_name\nfrom circus.controller import Controller\n"
+        "assert resolve_name('circus_sockshare.SockShare')\nassert Controller.initialize.knows_sockshare\n"
+        "assert not {'circus_sockshare.plugin', 'sockshare.host', 'msgspec'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=60)
+
+
+def test_circusd_starts_when_our_part_of_it_is_broken(tmp_path: Path) -> None:
+    """A defect of ours is a line in circusd's log, never its end."""
+    program = (
+        "import sys, circus.arbiter, circus.controller\ndel circus.controller.Controller.initialize\n"
+        "from circus.util import resolve_name\nassert resolve_name('circus_sockshare.SockShare')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=60, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "can't add its command to circusd" in ran.stderr
+
+
+def test_shared_socket_is_circus_s_own_and_fit_to_share(circusd: Circusds) -> None:
+    """The host has circusd's very socket, non-blocking, with TCP_NODELAY; the runtime directory is for everybody."""
+    stage = circusd("uvicorn")
+    [sock] = stage.call("sockshare", op="processes")["sockets"]
+    links = {os.readlink(f"/proc/{stage.host()}/fd/{fd}") for fd in os.listdir(f"/proc/{stage.host()}/fd")}
+    assert f"socket:[{sock['inode']}]" in links
+    for name in ("broker", "door"):
+        assert stat.S_IMODE((stage.runtime / name).stat().st_mode) == 0o666
+    with socket.create_connection(("127.0.0.1", stage.port)):
+        pass
+    assert stage.process is not None
+    flags = Path(f"/proc/{stage.process.pid}/fdinfo/{sock['fd']}").read_text().split("flags:")[1].split()[0]
+    assert int(flags, 8) & os.O_NONBLOCK
+
+
+def test_meeting_point_goes_with_circusd(circusd: Circusds) -> None:
+    """The orderly end and SIGKILL alike leave nothing where clients look, nor in the runtime directory but its log."""
+    for kill in (False, True):
+        stage = circusd("uvicorn", plugin={"logfile": ""})
+        assert stage.process is not None
+        pid, host = stage.process.pid, stage.host()
+        point = meeting.find(pid)
+        assert point is not None
+        assert os.path.samefile(point, stage.runtime)
+        assert "serving" in (stage.runtime / "sockshare.log").read_text()
+        stage.process.kill() if kill else stage.process.terminate()
+        stage.process.wait(10)
+        wait_until(lambda point=point: not os.path.lexists(point), 5, "the meeting point is gone")  # type: ignore[misc]
+        wait_until(lambda host=host: not is_running(host), 5, "the host is gone")  # type: ignore[misc]
+        assert {entry.name for entry in stage.runtime.iterdir()} == {"sockshare.log", "notify"}
+
+
+def test_broker_meets_at_the_default_place_when_runtime_dir_is_bad(circusd: Circusds) -> None:
+    """The refused broker still says what is wrong, and so does the log, with no traceback."""
+    stage = circusd("uvicorn", leave=True, plugin={"runtime_dir": "/dev/null/x", "logfile": "/dev/null/log"})
+    stage.start()
+    assert stage.process is not None
+    pid = stage.process.pid
+    point = wait_until(lambda: meeting.find(pid), 10, "there is a meeting point")
+    stage.runtime = Path(point)
+    wait_until(lambda: stage.sockshare("status").returncode == 2, 10, "status answers", 0.1)
+    said = stage.sockshare("status").stdout + stage.sockshare("status").stderr
+    logged = Path(point, "sockshare.log").read_text()
+    for text in (said, logged):
+        assert "can't write runtime directory /dev/null/x: Not a directory" in text
+        assert "can't write logfile /dev/null/log: Not a directory" in text
+        assert "Traceback" not in text
+
+
+def test_plugin_says_so_when_circusd_is_older_than_it(circusd: Circusds) -> None:
+    """Added by a reloadconfig, the plugin meets a circusd without our command: refused, with what to do."""
+    stage = circusd("uvicorn", leave=True)
+    ini = stage.directory / "circus.ini"
+    text = ini.read_text()
+    before, _, after = text.partition("[plugin:sockshare]")
+    ini.write_text(before)
+    stage.start()
+    wait_until(lambda: _answers(stage), 20, "circusd is up", 0.05)
+    ini.write_text(before + "[plugin:sockshare]" + after)
+    stage.call("reloadconfig", waiting=True, timeout=60)
+    wait_until(lambda: stage.sockshare("status").returncode == 2, 20, "status answers", 0.1)
+    done = stage.sockshare("status")
+    assert "restart circusd once" in done.stdout + done.stderr
+
+
+def _answers(stage: Circusd) -> bool:
+    try:
+        return bool(stage.call("status", timeout=1.0)["statuses"].get("web") == "active")
+    except TimeoutError:
+        return False

@@ -1,0 +1,27 @@
+"""What a failing test shows, and the circusds that tests start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.support import circusd as support
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome: Any = yield
+    report: pytest.TestReport = outcome.get_result()
+    if report.failed:
+        for stage in support.running:
+            report.sections.append((f"circusd {stage.mark}", stage.logs()))
+
+
+@pytest.fixture
+def circusd() -> Iterator[Callable[..., support.Circusd]]:
+    """Start circusds as :func:`tests.support.circusd.circusd` does; all of them end with the test."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(support.circusd(*arguments, **options))

@@ -1,0 +1,252 @@
+"""The host and its broker's life, with a real child that speaks the link protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.embedded import Embedded, embedded
+
+SLEEPER = (sys.executable, "-c", "import signal; signal.pause()")
+
+
+@pytest.fixture
+def shared() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run *body* in a loop of its own; no descriptor is left."""
+    before = descriptors()
+    asyncio.run(body())
+    assert descriptors() == before
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.005)
+
+
+async def do(one: Embedded, **order: Any) -> dict[str, Any]:
+    """Give the broker an order, and return its next report."""
+    _, answer = await one.verbs.report()
+    answer.give(**order)
+    report, again = await one.verbs.report()
+    one.verbs.reports.put_nowait((report, again))
+    return report
+
+
+def test_same_descriptors_are_handed_on_when_broker_is_killed(tmp_path: Path, shared: socket.socket) -> None:
+    """Twenty times: the next broker is started within 100 ms, and its hello has the very same sockets."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report, _ = await one.verbs.report()
+            first, pids = report["inodes"], {report["pid"]}
+            assert report["hello"]["listeners"] == ["broker", "door"]
+            assert first[2] == os.fstat(shared.fileno()).st_ino
+            assert len(first) == 3
+            for _ in range(20):
+                killed = one.host._loop.time()  # type: ignore[attr-defined]
+                one.kill()
+                report, _ = await one.verbs.report()
+                assert report["inodes"] == first
+                assert report["pid"] not in pids
+                assert one.started[-1] - killed < 0.1
+                pids.add(report["pid"])
+
+    run(body)
+
+
+def test_journal_lines_count_when_broker_dies_right_after_them(tmp_path: Path, shared: socket.socket) -> None:
+    """What was written to the link before a SIGKILL is in the next hello, and in the file; None forgets a key."""
+    lines: list[Any] = [[f"key{number}", {"number": number, "padding": "x" * 1000}] for number in range(100)]
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report = await do(one, journal=[*lines, ["key0", None]], do="die")
+            assert report["hello"]["journal"] == dict(lines[1:])
+
+    run(body)
+
+    async def later() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report, _ = await one.verbs.report()
+            assert report["hello"]["journal"] == dict(lines[1:])
+
+    run(later)
+
+
+@pytest.mark.parametrize("deed", ["garble", "hang up"])
+def test_broker_is_replaced_when_it_breaks_the_link(tmp_path: Path, shared: socket.socket, deed: str) -> None:
+    """A broker that talks nonsense, or no more, is killed; what it had written to the journal before counts."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report, answer = await one.verbs.report()
+            answer.give(journal=[["key", {"a": 1}]], ask={"verb": "settle", **SETTLE})
+            _, answer = await one.verbs.report()
+            answer.give(do=deed)
+            again, _ = await one.verbs.report()
+            assert again["pid"] != report["pid"]
+            assert again["hello"]["journal"] == {"key": {"a": 1}}
+            with pytest.raises(ProcessLookupError):
+                os.kill(report["pid"], 0)
+
+    run(body)
+
+
+SETTLE = {"program": "web", "retire": [1], "known": [2], "count": 3, "kill": True}
+
+
+def test_every_question_has_an_answer(tmp_path: Path, shared: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    """Verbs get their fields; one that refuses, raises, or does not exist is answered with a sentence."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report = await do(one, ask={"verb": "settle", **SETTLE})
+            assert report["answer"]["ok"]
+            assert report["answer"]["retired"] == [1]
+            assert report["answer"]["seen"] == ["web", [2], 3, True]
+            for verb, fields, word in (
+                ("processes", {}, "circusd is busy"),
+                ("whois", {"pid": 1}, "a defect of the plugin"),
+                ("conjure", {}, "no such verb"),
+                ("settle", {"program": "web"}, "retire"),
+                ("notify", {"pid": 2**22 + 1}, "no such process"),
+            ):
+                report = await do(one, ask={"verb": verb, **fields})
+                assert report["answer"]["ok"] is False
+                assert word in report["answer"]["message"]
+
+    run(body)
+    assert "a defect of the plugin" in caplog.text
+
+
+def test_answer_is_dropped_when_its_broker_has_died(tmp_path: Path, shared: socket.socket) -> None:
+    """The next broker hears answers to its own questions only."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            _, late = await one.verbs.report()
+            one.kill()
+            _, answer = await one.verbs.report()
+            late.give(do="die")
+            answer.give(ask={"verb": "settle", **SETTLE})
+            report, _ = await one.verbs.report()
+            assert report["answer"]["ok"]
+            assert len(one.started) == 2
+
+    run(body)
+
+
+def test_broker_is_told_when_configuration_changes(tmp_path: Path, shared: socket.socket) -> None:
+    """Once for a change, not at all for the same again; the next broker's hello has it too."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            _, answer = await one.verbs.report()
+            for mistakes in ([], ["a"], ["a"], ["b"]):
+                one.host.configure(one.configuration(shared, mistakes))
+            answer.give(ask={"verb": "settle", **SETTLE})
+            report, _ = await one.verbs.report()
+            assert [message["mistakes"] for message in report["told"]] == [["a"], ["b"]]
+            assert {message["type"] for message in report["told"]} == {"programs"}
+            one.kill()
+            report, _ = await one.verbs.report()
+            assert report["hello"]["mistakes"] == ["b"]
+
+    run(body)
+
+
+def test_attempts_are_spaced_when_broker_cannot_run(tmp_path: Path, shared: socket.socket) -> None:
+    """A broken installation is tried a few times at once, then ever less often; it does not spin."""
+    broken = (sys.executable, "-S", "-E", "-c", "raise SystemExit(3)")
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared, broken) as one:
+            await until(lambda: len(one.started) >= 9, "nine attempts")
+            gaps = [later - earlier for earlier, later in zip(one.started, one.started[1:], strict=False)]
+            assert gaps[7] > 0.3
+            assert gaps[5] > 0.1
+            assert sum(gaps[:3]) < sum(gaps[5:8])
+
+    run(body)
+
+
+def test_notify_socket_outlives_broker_and_host(tmp_path: Path, shared: socket.socket) -> None:
+    """What a process says between two brokers waits; a new host binds the same path; it goes with its process."""
+    process = subprocess.Popen(SLEEPER)
+    path = tmp_path / "notify" / str(process.pid)
+
+    def say(text: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(text, str(path))
+
+    async def first() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report = await do(one, ask={"verb": "notify", "pid": process.pid})
+            assert report["answer"]["path"] == str(path)
+            inode = report["inodes"][0]
+            one.kill()
+            say(b"READY=1")
+            await one.verbs.report()  # of the one that was killed
+            report, answer = await one.verbs.report()
+            assert report["hello"]["notify"] == [process.pid]
+            assert report["inodes"][3] == inode
+            answer.give(ask={"verb": "notify", "pid": process.pid})
+            report, _ = await one.verbs.report()
+            assert report["said"] == ["READY=1"]
+
+    async def second() -> None:
+        (tmp_path / "notify" / str(2**22 + 1)).touch()
+        async with embedded(tmp_path, shared) as one:
+            report, answer = await one.verbs.report()
+            assert report["hello"]["notify"] == [process.pid]
+            assert [entry.name for entry in path.parent.iterdir()] == [str(process.pid)]
+            say(b"STOPPING=1")
+            answer.give(ask={"verb": "notify", "pid": process.pid})
+            report, _ = await one.verbs.report()
+            assert report["said"] == ["STOPPING=1"]
+            process.kill()
+            await until(lambda: not path.exists(), "the notify socket goes with its process")
+
+    try:
+        run(first)
+        assert path.exists()
+        run(second)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_nothing_but_the_journal_is_left_when_host_closes(tmp_path: Path, shared: socket.socket) -> None:
+    """The listeners' paths go, the broker too; what a later host of the manager needs stays."""
+    pids = []
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            report, _ = await one.verbs.report()
+            pids.append(report["pid"])
+            assert {entry.name for entry in tmp_path.iterdir()} == {"broker", "door", "journal.json", "notify"}
+
+    run(body)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"journal.json", "notify"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)

@@ -1,0 +1,63 @@
+"""The journal's file."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from sockshare.host.journal import Journal
+
+
+def saved(path: Path, owner: str = "1-1") -> Journal:
+    journal = Journal(str(path), owner)
+    journal.put("a", {"x": 1})
+    journal.put("b", {"y": [2]})
+    journal.save()
+    return journal
+
+
+def test_records_are_found_again(tmp_path: Path) -> None:
+    """What was put and saved is there for the next host of the same manager; what was forgotten is not."""
+    path = tmp_path / "journal.json"
+    journal = saved(path)
+    journal.put("a", None)
+    journal.put("never", None)
+    journal.save()
+    assert Journal(str(path), "1-1").records == {"b": {"y": [2]}}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["journal.json"]
+
+
+def test_records_are_passed_over_when_they_are_another_manager_s(tmp_path: Path) -> None:
+    """Pids and reloads of an earlier manager mean nothing to the next in the same directory."""
+    path = tmp_path / "journal.json"
+    saved(path)
+    assert Journal(str(path), "2-2").records == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"owner": "1-1", "rec', b"\x00\xff", b"[]", b'{"owner": "1-1", "records": {"a": 1}}', b"[" * 99999],
+)
+def test_journal_is_empty_when_its_file_is_garbage(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A torn file costs its records and a line in the log, never the host; the next save mends it."""
+    path = tmp_path / "journal.json"
+    path.write_bytes(content)
+    journal = Journal(str(path), "1-1")
+    assert journal.records == {}
+    assert "journal" in caplog.text
+    journal.put("a", {"x": 1})
+    journal.save()
+    assert json.loads(path.read_bytes())["records"] == {"a": {"x": 1}}
+
+
+def test_memory_still_serves_when_file_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full or read-only directory is logged, and raises nothing."""
+    journal = saved(tmp_path / "gone" / "journal.json")
+    assert journal.records == {"a": {"x": 1}, "b": {"y": [2]}}
+    assert "can't write" in caplog.text

@@ -1,0 +1,172 @@
+"""Where a broker and its clients meet."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sockshare.core.errors import BadConfiguration
+from sockshare.host import meeting as making
+from sockshare.host.journal import Journal
+from sockshare.kernel import listeners, meeting
+
+OWN = os.getpid()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root directory with the parents that a machine has."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "run" / "user" / str(os.geteuid())).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def other() -> Iterator[int]:
+    """The pid of another living process."""
+    process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "/venv/bin/python /venv/bin/circusd circus.ini",
+        "/usr/bin/python3.11 -u -X dev -W error /usr/bin/supervisord -n",
+        "python -m circus.circusd circus.ini",
+        "python3 -msupervisor.supervisord",
+        "circusd",
+        "circusd --daemon circus.ini",
+        "/usr/sbin/supervisord: running",
+        "python circusd.py",
+        "pypy3 -E /opt/circusd x",
+    ],
+)
+def test_manager_is_recognized_however_it_was_started(argv: str) -> None:
+    """By an interpreter with options, as a module, renamed: circusd and supervisord are known."""
+    assert meeting.is_manager(argv.split())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "",
+        "/venv/bin/python -m gunicorn circusd",
+        "circusctl status",
+        "python -c pass circusd",
+        "python -W circusd app.py",
+        "python -m circus.plugins",
+        "vi /etc/circusd",
+        "sh -c circusd",
+    ],
+)
+def test_other_process_is_no_manager(argv: str) -> None:
+    """Its name somewhere among the arguments does not make a process a manager."""
+    assert not meeting.is_manager(argv.split())
+
+
+def test_clients_find_what_a_host_made(root: Path) -> None:
+    """The directory is passable for everybody, listable for nobody else, and found by pid alone."""
+    assert meeting.find(OWN, str(root)) is None
+    before = os.umask(0o077)
+    try:
+        directory = making.create(OWN, root=str(root))
+    finally:
+        os.umask(before)
+    assert meeting.find(OWN, str(root)) == directory == meeting.points(OWN, str(root))[0]
+    for path in (directory, os.path.dirname(directory), os.path.join(directory, making.NOTIFY)):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o711
+    assert making.create(OWN, root=str(root)) == directory
+    assert list(meeting.running(os.geteuid(), str(root))) == [directory]
+    making.remove(directory)
+    assert meeting.find(OWN, str(root)) is None
+
+
+def test_meeting_point_leads_to_configured_directory(root: Path) -> None:
+    """A link from the meeting point; when it goes, the directory stays, without our files and with everybody else's."""
+    configured = root / "app" / "share"
+    assert making.create(OWN, str(configured), root=str(root)) == str(configured)
+    point = meeting.find(OWN, str(root))
+    assert point is not None
+    assert os.path.samefile(point, configured)
+    assert making.create(OWN, str(configured), root=str(root)) == str(configured)
+    journal = Journal(str(configured / making.JOURNAL), meeting.name(OWN))
+    journal.save()
+    (configured / "theirs").touch()
+    listeners.make(str(configured / "door"), socket.SOCK_SEQPACKET).close()
+    listeners.make(str(configured / "notify" / "1"), socket.SOCK_DGRAM).close()
+    making.remove(point)
+    assert not os.path.lexists(point)
+    assert {entry.name for entry in configured.iterdir()} == {"notify", "theirs"}
+    assert not list((configured / "notify").iterdir())
+    # From the link to a directory of its own, and back.
+    making.create(OWN, str(configured), root=str(root))
+    assert making.create(OWN, root=str(root)) == point
+    assert not os.path.islink(point)
+    making.create(OWN, str(configured), root=str(root))
+    assert os.path.islink(point)
+
+
+def test_next_place_is_taken_when_the_first_is_not_to_be_had(root: Path) -> None:
+    """A place that somebody else made, or could write to, or that is a link, is neither used nor looked at."""
+    [first, *rest] = meeting.bases(os.geteuid(), str(root))
+    os.mkdir(first)
+    os.chmod(first, 0o777)
+    directory = making.create(OWN, root=str(root))
+    assert os.path.dirname(directory) == rest[0]
+    assert meeting.find(OWN, str(root)) == directory
+    os.mkdir(os.path.join(first, meeting.name(OWN)))
+    assert meeting.find(OWN, str(root)) == directory
+    making.remove(directory)
+    os.rmdir(rest[0])
+    os.symlink(root / "tmp", rest[0])
+    if len(rest) > 1:
+        assert os.path.dirname(making.create(OWN, root=str(root))) == rest[1]
+    else:
+        with pytest.raises(BadConfiguration, match="can't make a meeting point"):
+            making.create(OWN, root=str(root))
+
+
+def test_traces_of_dead_managers_are_removed(root: Path, other: int) -> None:
+    """Those of the living stay, and one whose door is open: its manager is in another pid namespace."""
+    base = os.path.dirname(making.create(OWN, root=str(root)))
+    dead = [os.path.join(base, f"{OWN}-1"), os.path.join(base, "nonsense")]
+    for path in dead:
+        os.makedirs(os.path.join(path, making.NOTIFY))
+        listeners.make(os.path.join(path, "door"), socket.SOCK_SEQPACKET).close()
+    living = os.path.join(base, meeting.name(other))
+    foreign = os.path.join(base, "4194305-1")
+    for path in (living, foreign):
+        os.mkdir(path)
+    with listeners.make(os.path.join(foreign, "door"), socket.SOCK_SEQPACKET):
+        making.create(OWN, root=str(root))
+    assert {os.path.join(base, entry) for entry in os.listdir(base)} == {
+        living,
+        foreign,
+        os.path.join(base, meeting.name(OWN)),
+    }
+
+
+def test_configured_directory_is_refused_when_it_cannot_serve(root: Path, other: int) -> None:
+    """One sentence each: a file in the way, a path too long for its sockets, another living manager's."""
+    (root / "file").touch()
+    with pytest.raises(BadConfiguration, match=r"can't write runtime directory .*Not a directory"):
+        making.create(OWN, str(root / "file" / "share"), root=str(root))
+    with pytest.raises(BadConfiguration, match=r"can't use runtime_dir .*at most 92 bytes"):
+        making.create(OWN, str(root / ("x" * 93)), root=str(root))
+    taken = root / "taken"
+    making.create(other, str(taken), root=str(root))
+    Journal(str(taken / making.JOURNAL), meeting.name(other)).save()
+    with pytest.raises(BadConfiguration, match=f"another manager uses it \\(pid {other}\\)"):
+        making.create(OWN, str(taken), root=str(root))
+    Journal(str(taken / making.JOURNAL), f"{other}-1").save()  # the same pid, an earlier process
+    assert making.create(OWN, str(taken), root=str(root)) == str(taken)
