@@ -1,0 +1,151 @@
+"""ZeroMQ: the dialogue with managed processes and commands (docs/protocol.md).
+
+The ROUTER socket serves a listener that the host made and keeps (``ZMQ_USE_FD``, zmq_setsockopt(3)), so that clients
+which connect while there is no broker wait in its queue. Who speaks is what the kernel recorded at connect
+(``Peer-Address``); that routes and gives a first answer, while descriptors leave by the door only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+import zmq
+
+from sockshare.core.errors import ProtocolError, SockshareError
+
+log = logging.getLogger(__name__)
+
+#: The version of the dialogue.
+VERSION = 1
+#: A longer message is refused by ZeroMQ itself.
+LONGEST_MESSAGE = 65536
+#: Messages answered before other work of the loop gets its turn.
+_BATCH = 256
+
+# As plain numbers: pyzmq's flags are enums, whose operators would be a good part of a message's time.
+_NOW, _MORE, _INPUT = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
+_encode = msgspec.json.Encoder().encode
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client asks; which fields matter depends on *op*."""
+
+    v: int
+    id: int
+    op: str
+    socket: str | None = None
+    pid: int | None = None
+    sockets: list[str] | None = None
+    warning: str | None = None
+    status: str | None = None
+    program: str | None = None
+    key: str | None = None
+    timeout: float | None = None
+    dry_run: bool = False
+
+
+class Caller(NamedTuple):
+    """Where an answer goes, and who asked."""
+
+    route: bytes
+    pid: int
+    uid: int
+    id: int
+
+
+class Endpoint:
+    """The ROUTER socket, in the running loop."""
+
+    def __init__(
+        self, listener: int, path: str, uids: Iterable[int], answer: Callable[[Caller, Request], None]
+    ) -> None:
+        """Serve *listener*, bound at *path*, to the *uids* (none: to all); each request is given to *answer*."""
+        self._loop = asyncio.get_running_loop()
+        self._answer = answer
+        self._decode = msgspec.json.Decoder(Request).decode
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        # Never ROUTER_HANDOVER: it lets a client take over another's answers. An answer to nobody is an error.
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_MESSAGE)
+        self._socket.setsockopt(zmq.BACKLOG, 4096)
+        for uid in uids:
+            self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
+        self._socket.setsockopt(zmq.USE_FD, listener)
+        self._socket.bind(f"ipc://{path}")
+        self._draining = False  # whether `_readable` runs, or is about to
+        self._events = int(self._socket.getsockopt(zmq.FD))
+        self._loop.add_reader(self._events, self._readable)
+        self._readable()
+
+    def reply(self, caller: Caller, fields: dict[str, Any]) -> bool:
+        """Send *fields* to *caller*; whether it is still there."""
+        try:
+            self._socket.send(caller.route, _MORE)
+            self._socket.send(_encode({"id": caller.id, **fields}), _NOW)
+        except zmq.ZMQError as error:
+            log.debug("endpoint: no way to pid %d: %s", caller.pid, error)
+            return False
+        # The descriptor of a ZeroMQ socket is edge-triggered, and sending may take the edge of what has arrived
+        # meanwhile (zmq_getsockopt(3), ZMQ_FD): look again.
+        if not self._draining and int(self._socket.getsockopt(zmq.EVENTS)) & _INPUT:
+            self._draining = True
+            self._loop.call_soon(self._readable)
+        return True
+
+    def fail(self, caller: Caller, error: SockshareError) -> None:
+        """Tell *caller* what went wrong."""
+        self.reply(caller, {"ok": False, **described(error)})
+
+    def _readable(self) -> None:
+        self._draining = True
+        for _ in range(_BATCH):
+            try:
+                frames = self._socket.recv_multipart(_NOW, copy=False)
+            except zmq.Again:
+                self._draining = False
+                return
+            if len(frames) == 2:
+                self._take(frames[0].bytes, frames[1])
+            else:
+                log.warning("endpoint: a message of %d frames was dropped", len(frames))
+        self._loop.call_soon(self._readable)
+
+    def _take(self, route: bytes, frame: zmq.Frame) -> None:
+        try:
+            # "localhost:UID:GID:PID", by SO_PEERCRED. 'User-Id' beside it can be forged: never read it.
+            _, uid, _, pid = str(frame.get("Peer-Address")).split(":")
+            caller = Caller(route, int(pid), int(uid), 0)
+        except (zmq.ZMQError, ValueError):
+            log.warning("endpoint: a message of an unknown peer was dropped")
+            return
+        try:
+            request = self._decode(frame.buffer)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("endpoint: pid %d sent what is no request: %s", caller.pid, error)
+            self.fail(caller, ProtocolError(f"can't read the request: {error}"))
+            return
+        caller = Caller(route, caller.pid, caller.uid, request.id)
+        if request.v != VERSION:
+            self.fail(
+                caller,
+                ProtocolError(f"can't answer: this broker speaks version {VERSION}, the client version {request.v}"),
+            )
+            return
+        self._answer(caller, request)
+
+    def close(self) -> None:
+        """Close the socket; the listener stays the host's."""
+        self._loop.remove_reader(self._events)
+        self._socket.close(0)
+        self._context.term()
+
+
+def described(error: SockshareError) -> dict[str, Any]:
+    """*error* in the form in which it travels."""
+    return {"error": type(error).__name__, "message": str(error), "exit": int(error.exit_status)}

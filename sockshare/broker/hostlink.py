@@ -1,0 +1,126 @@
+"""The broker's end of the link to its host: questions with answers, and the journal (docs/protocol.md, the link)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from sockshare.core.errors import ManagerError, ProtocolError
+from sockshare.kernel.channel import Channel, Message
+from sockshare.kernel.descriptors import close_all
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a host may take for an answer. circusd answers in milliseconds, unless one of its own hooks blocks it.
+ANSWER_WITHIN = 10.0
+#: Seconds to wait for room in the link.
+_ROOM_WITHIN = 1.0
+
+
+class HostLink:
+    """The link; made inside the running loop that serves it."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_message: Callable[[Message, list[int]], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._channel = Channel(sock)
+        self._on_message = on_message
+        self._on_end = on_end
+        self._asked: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
+        self._next = 0
+        self._writing = False
+        self._ended = False
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+
+    async def ask(self, verb: str, within: float = ANSWER_WITHIN, **fields: Any) -> Message:
+        """Ask the host; descriptors that come with the answer are closed.
+
+        Raises:
+            ManagerError: The host, or the manager behind it, refused or did not answer in time.
+        """
+        answer, fds = await self.ask_with_descriptors(verb, within, **fields)
+        close_all(fds)
+        return answer
+
+    async def ask_with_descriptors(
+        self, verb: str, within: float = ANSWER_WITHIN, **fields: Any
+    ) -> tuple[Message, list[int]]:
+        """As `ask`; the descriptors are the caller's."""
+        self._next += 1
+        number = self._next
+        answered = self._asked[number] = self._loop.create_future()
+        try:
+            self._send({"type": "ask", "id": number, "verb": verb, **fields})
+            answer, fds = await asyncio.wait_for(answered, within)
+        except asyncio.TimeoutError:
+            raise ManagerError(f"can't {verb}: the manager did not answer within {within:g} s") from None
+        finally:
+            del self._asked[number]
+        if not answer.get("ok"):
+            close_all(fds)
+            raise ManagerError(str(answer.get("message", f"can't {verb}: the host refused")))
+        return answer, fds
+
+    def journal(self, key: str, record: dict[str, Any] | None) -> None:
+        """Have the host keep *record* under *key*; None forgets it. Once this returns, our death does not lose it.
+
+        What a process has written to a local socket is read by the other end even after the writer was killed.
+        """
+        self._send({"type": "journal", "key": key, "record": record})
+        # The host reads all the time; what it has no room for yet would die with us. A host that is stopped must not
+        # stop us for good, though.
+        give_up = self._loop.time() + _ROOM_WITHIN
+        while self._channel.wants_write and not self._ended and self._loop.time() < give_up:
+            select.select([], [self._channel], [], _ROOM_WITHIN)
+            self._writable()
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._channel.send(message)
+        except OSError as error:
+            self._fail(error)
+            return
+        if self._channel.wants_write and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._channel.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        try:
+            self._channel.flush()
+        except OSError as error:
+            self._fail(error)
+            return
+        if self._writing and not self._channel.wants_write:
+            self._writing = False
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _fail(self, error: OSError) -> None:
+        self._ended = True
+        self._on_end(f"can't write to the host: {error}")
+
+    def _readable(self) -> None:
+        try:
+            messages = self._channel.receive()
+        except (EOFError, OSError, ProtocolError) as error:
+            self._loop.remove_reader(self._channel.fileno())
+            self._on_end(str(error) or "the host has ended")
+            return
+        for message, fds in messages:
+            if message.get("type") != "answer":
+                self._on_message(message, fds)
+                continue
+            answered = self._asked.get(message.get("id", 0))
+            if answered is None or answered.done():
+                log.debug("link: an answer came too late (%s)", message.get("id"))
+                close_all(fds)
+            else:
+                answered.set_result((message, fds))

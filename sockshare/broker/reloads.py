@@ -1,0 +1,277 @@
+"""Reloads: feeds `core.rollout` what happens, and performs what it says, by the host's verbs and the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sockshare.core import rollout
+from sockshare.core.errors import ExitStatus, ManagerError
+from sockshare.core.readiness import Evidence, Expectation
+from sockshare.core.rollout import Plan, Process, Rollout
+
+from .endpoint import Caller
+from .hostlink import HostLink
+from .observer import Observer
+from .roster import Known, Managed, Roster
+from .stderr import StderrTail
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at a process that is starting.
+_LOOK_EVERY = 0.01
+
+
+class Services(NamedTuple):
+    """What a reload works with."""
+
+    host: HostLink
+    roster: Roster
+    observer: Observer
+    #: Sends an event (fields of the answer) to who follows; false once it is gone.
+    tell: Callable[[Caller, dict[str, Any]], bool]
+
+
+Ended = Callable[["Reload", dict[str, Any]], None]
+
+
+class Reload:
+    """One running reload of one program.
+
+    Args:
+        ended: Called once with the final answer.
+        stderr: The file to which the manager writes the program's standard error, if it does.
+    """
+
+    def __init__(
+        self, services: Services, plan: Plan, expectation: Expectation, ended: Ended, stderr: str | None = None
+    ) -> None:
+        self.program = plan.program
+        self.key = plan.key
+        self._services = services
+        self._expectation = expectation
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._rollout = Rollout(plan)
+        self._followers: list[Caller] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stderr = StderrTail(stderr)
+
+    @property
+    def step(self) -> str:
+        """Where it is, for people."""
+        return self._rollout.state.value
+
+    @property
+    def suspends(self) -> int | None:
+        """The pid whose registrations are this reload's to keep suspended."""
+        return self._rollout.suspends
+
+    def follow(self, caller: Caller) -> None:
+        """Send *caller* every later event, and the final answer."""
+        self._followers = [one for one in self._followers if one.route != caller.route]
+        self._followers.append(caller)
+
+    def begin(self) -> None:
+        """Begin."""
+        self._perform(self._rollout.begin(_now()))
+
+    @classmethod
+    def recover(cls, services: Services, record: dict[str, Any], ended: Ended, running: dict[str, Reload]) -> None:
+        """Take up the reload of a broker that was killed, as one of *running*.
+
+        Raises:
+            KeyError, TypeError, ValueError: *record* is no record of a reload.
+        """
+        found, effects = Rollout.recover(record["rollout"], _now())
+        before = Evidence(frozenset(record["before"]["said"]), frozenset(record["before"]["registered"]))
+        expectation = Expectation(record["mode"], frozenset(record["sockets"]), before)
+        reload = cls(services, found.plan, expectation, ended)
+        reload._rollout = found
+        reload._stderr = StderrTail(*record["stderr"])
+        log.info("%s: reload taken up again at %s", reload.program, record["rollout"]["state"])
+        running[reload.program] = reload
+        reload._perform(effects)
+        for process in (found.newcomer, *found.plan.old):
+            if process is not None and found.state is not rollout.State.ENDED:
+                reload._watch(process)
+        if found.state is rollout.State.WARM and found.newcomer is not None:
+            reload._run(reload._observe(found.newcomer))
+
+    def cancel(self, reason: str) -> None:
+        """Undo it, if the switch has not happened."""
+        self._feed(rollout.Cancelled(reason))
+
+    def died(self, known: Known) -> None:
+        """A process of the program has died."""
+        pid = known.identity.pid
+        reason = self._services.observer.end_of(pid)
+        if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
+            self._stderr.read()
+        self._feed(rollout.Gone(pid, reason))
+
+    def said(self, managed: Managed) -> None:
+        """*managed* said that it is ready."""
+        self._look(managed)
+
+    # Performing effects.
+
+    def _feed(self, event: rollout.Event) -> None:
+        self._perform(self._rollout.feed(event, _now()))
+
+    def _perform(self, effects: list[rollout.Effect]) -> None:
+        # The record first: a broker killed between two effects is followed by one that performs them again.
+        if self._rollout.state is not rollout.State.ENDED:
+            self._journal()
+        for effect in effects:
+            if isinstance(effect, rollout.Start):
+                self._run(self._start())
+            elif isinstance(effect, rollout.Suspend):
+                how = self._services.observer.suspend(effect.pid, self._expectation.sockets)
+                self._loop.call_soon(self._feed, rollout.Switched(how))
+            elif isinstance(effect, rollout.Resume):
+                self._services.observer.resume(effect.pid, self._expectation.sockets)
+            elif isinstance(effect, rollout.Settle):
+                self._run(self._settle(effect))
+            elif isinstance(effect, rollout.Report):
+                self._report(effect)
+            else:
+                self._finish(effect)
+        self._schedule()
+
+    def _journal(self) -> None:
+        before = self._expectation.before
+        record = {
+            "rollout": self._rollout.record(),
+            "mode": self._expectation.mode,
+            "sockets": sorted(self._expectation.sockets),
+            "before": {"said": sorted(before.said), "registered": sorted(before.registered)},
+            "stderr": [self._stderr.path, self._stderr.offset],
+        }
+        self._services.host.journal(f"reload:{self.program}", record)
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._rollout.state is rollout.State.ENDED:
+            return
+        # The time-out of the whole means nothing after the switch: once passed it is not waited for again.
+        now, expires = _now(), self._rollout.plan.expires
+        times = [] if self._rollout.deadline is None else [self._rollout.deadline]
+        if expires is not None and expires > now:
+            times.append(expires)
+        if times:
+            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._feed, rollout.Tick())
+
+    def _run(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: the reload has a bug", self.program, exc_info=task.exception())
+
+    async def _start(self) -> None:
+        self._services.roster.begin_generation(self.program)
+        self._stderr = StderrTail(self._stderr.path)
+        self._journal()
+        try:
+            answer = await self._services.host.ask("start", program=self.program)
+        except ManagerError as error:
+            self._feed(rollout.StartRefused(str(error)))
+            return
+        process = Process(int(answer["pid"]), str(answer["process"]))
+        self._feed(rollout.Started(process))
+        if self._rollout.newcomer == process:
+            self._watch(process)
+            await self._observe(process)
+
+    def _watch(self, process: Process) -> None:
+        try:
+            self._services.roster.enter(process.pid, self.program, process.name)
+        except ProcessLookupError:
+            self._stderr.read()
+            self._feed(rollout.Gone(process.pid, "has died"))
+
+    async def _observe(self, process: Process) -> None:
+        # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
+        while self._rollout.state is rollout.State.WARM and self._rollout.newcomer == process:
+            managed = self._services.roster.managed(process.pid)
+            if managed is None:
+                return
+            self._look(managed)
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def _look(self, managed: Managed) -> None:
+        newcomer = self._rollout.newcomer
+        if self._rollout.state is not rollout.State.WARM or newcomer is None or newcomer.pid != managed.pid:
+            return
+        how = self._expectation.shown_by(self._services.observer.evidence(managed, self._expectation.sockets))
+        if how is None:
+            return
+        if managed.ready is None:
+            managed.ready = how
+            self._services.roster.note(managed)
+        self._feed(rollout.Ready(managed.pid, how))
+
+    async def _settle(self, effect: rollout.Settle) -> None:
+        if not effect.kill:
+            for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
+                self._services.observer.suspend(pid, self._expectation.sockets)
+        try:
+            await self._services.host.ask(
+                "settle",
+                program=self.program,
+                retire=list(effect.retire),
+                known=list(effect.known),
+                count=effect.size,
+                kill=effect.kill,
+            )
+        except ManagerError as error:
+            self._feed(rollout.SettleRefused(str(error)))
+            return
+        self._feed(rollout.Settled())
+
+    # Telling.
+
+    def _report(self, report: rollout.Report) -> None:
+        event = {
+            "step": report.step,
+            "program": self.program,
+            "process": report.process.name if report.process else None,
+            "pid": report.process.pid if report.process else None,
+            "seconds": report.seconds,
+            "reason": report.reason,
+        }
+        log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
+        if report.step == "failed":
+            event["stderr"] = self._stderr.read()
+        self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
+
+    def _finish(self, finish: rollout.Finish) -> None:
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        answer = {
+            "ok": True,
+            "result": finish.result,
+            "exit": int(finish.exit),
+            "reason": finish.reason,
+            "seconds": round(_now() - self._rollout.began, 3),
+            "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
+        }
+        self._ended(self, answer)
+        for follower in self._followers:
+            self._services.tell(follower, answer)
+
+
+def _now() -> float:
+    # CLOCK_MONOTONIC, the same for every process since boot: times in the journal mean the same to the next broker.
+    return time.monotonic()

@@ -1,0 +1,183 @@
+"""Which processes there are: who asked, who is managed, whose they are; each watched by its pidfd until it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from sockshare.core.errors import NotPermitted
+from sockshare.kernel.peers import Identity, identity, pidfd_open, start_time
+
+from .hostlink import HostLink
+
+
+class Managed:
+    """One process that the manager runs (circus's or supervisord's own child, not its children)."""
+
+    __slots__ = ("generation", "name", "pid", "program", "ready", "start", "status", "warning")
+
+    def __init__(self, pid: int, program: str, name: str, start: int) -> None:
+        self.pid = pid
+        self.program = program
+        self.name = name
+        self.start = start
+        self.generation = 1
+        self.ready: str | None = None  # what showed it: client, notify, registration, hold
+        self.status = ""  # what it says of itself (STATUS= of sd_notify(3))
+        self.warning = ""  # what `sockshare exec` found odd about its command
+
+
+class Known:
+    """One process that has spoken, or is managed."""
+
+    __slots__ = ("identity", "managed", "pidfd")
+
+    def __init__(self, who: Identity, pidfd: int, managed: Managed | None) -> None:
+        self.identity = who
+        self.pidfd = pidfd
+        self.managed = managed  # the managed process that it is or descends from
+
+
+class Roster:
+    """The processes; made in the running loop.
+
+    Args:
+        host: Who is asked about a pid that is not known.
+        journal: What an earlier broker had the host keep.
+        on_death: Called once for each known process that dies.
+    """
+
+    def __init__(self, host: HostLink, journal: dict[str, Any], *, on_death: Callable[[Known], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._host = host
+        self._on_death = on_death
+        self._known: dict[int, Known] = {}
+        self._managed: dict[int, Managed] = {}
+        self._facts = {int(key[8:]): record for key, record in journal.items() if key.startswith("process:")}
+        self._generations = {
+            key[11:]: int(record["last"]) for key, record in journal.items() if key.startswith("generation:")
+        }
+
+    def known(self, pid: int) -> Known | None:
+        """What is known of *pid* without asking anybody; None for a process that is not known, or unmanaged."""
+        return self._known.get(pid)
+
+    def managed(self, pid: int) -> Managed | None:
+        """The managed process whose own pid is *pid*, if known."""
+        return self._managed.get(pid)
+
+    def of_program(self, program: str) -> list[Managed]:
+        """The known managed processes of *program*."""
+        return [one for one in self._managed.values() if one.program == program]
+
+    async def identify(self, pid: int) -> Known:
+        """Find out who *pid* is.
+
+        Raises:
+            NotPermitted: It is gone, or in another pid namespace.
+            ManagerError: The manager did not say.
+        """
+        known = self._known.get(pid)
+        if known is not None:
+            return known
+        if pid <= 0:
+            raise NotPermitted("can't tell who asks: its process is in another pid namespace; run it in the manager's")
+        try:
+            pidfd = pidfd_open(pid)
+        except OSError as error:
+            raise NotPermitted(f"can't tell who pid {pid} is: {error.strerror}") from None
+        try:
+            who = identity(pid, pidfd)
+            process = (await self._host.ask("whois", pid=pid))["process"]
+            managed = None if process is None else self.enter(process["pid"], process["program"], process["process"])
+        except ProcessLookupError:
+            os.close(pidfd)
+            raise NotPermitted(f"can't tell who pid {pid} is: it has died") from None
+        except BaseException:
+            os.close(pidfd)
+            raise
+        known = Known(who, pidfd, managed)
+        if managed is None or pid in self._known:
+            # Not kept when unmanaged: its watcher may be added to the manager later.
+            os.close(pidfd)
+            return self._known.get(pid, known)
+        self._watch(known)
+        return known
+
+    def enter(self, pid: int, program: str, name: str) -> Managed:
+        """The managed process *pid* of *program*, known and watched from now on.
+
+        Raises:
+            ProcessLookupError: It has died.
+        """
+        managed = self._managed.get(pid)
+        if managed is not None:
+            return managed
+        pidfd = pidfd_open(pid)
+        try:
+            who = identity(pid, pidfd)
+        except ProcessLookupError:
+            os.close(pidfd)
+            raise
+        managed = self._managed[pid] = Managed(pid, program, name, who.start)
+        record = self._facts.get(pid, {})
+        if record.get("start") == who.start:
+            managed.generation = record["generation"]
+            managed.ready = record["ready"]
+            managed.status = record["status"]
+            managed.warning = record["warning"]
+        else:
+            managed.generation = self._generations.get(program, 1)
+            self.note(managed)
+        self._watch(Known(who, pidfd, managed))
+        return managed
+
+    def note(self, managed: Managed) -> None:
+        """Have the journal keep what is known of *managed*."""
+        record = {
+            "start": managed.start,
+            "generation": managed.generation,
+            "ready": managed.ready,
+            "status": managed.status,
+            "warning": managed.warning,
+        }
+        self._facts[managed.pid] = record
+        self._host.journal(f"process:{managed.pid}", record)
+
+    def begin_generation(self, program: str) -> None:
+        """Processes of *program* that are first seen from now on belong to a new generation."""
+        self._generations[program] = self._generations.get(program, 1) + 1
+        self._host.journal(f"generation:{program}", {"last": self._generations[program]})
+
+    def forget_the_dead(self) -> None:
+        """Drop what the journal has of processes that died while there was no broker."""
+        for pid, record in list(self._facts.items()):
+            if pid not in self._managed and not _lives(pid, record.get("start", -1)):
+                self._forget_fact(pid)
+
+    def _watch(self, known: Known) -> None:
+        self._known[known.identity.pid] = known
+        self._loop.add_reader(known.pidfd, self._died, known.identity.pid)
+
+    def _died(self, pid: int) -> None:
+        known = self._known.pop(pid)
+        self._loop.remove_reader(known.pidfd)
+        if self._managed.pop(pid, None) is not None:
+            self._forget_fact(pid)
+        try:
+            self._on_death(known)
+        finally:
+            os.close(known.pidfd)
+
+    def _forget_fact(self, pid: int) -> None:
+        self._facts.pop(pid, None)
+        self._host.journal(f"process:{pid}", None)
+
+
+def _lives(pid: int, start: int) -> bool:
+    try:
+        return start_time(pid) == start
+    except ProcessLookupError:
+        return False

@@ -1,0 +1,302 @@
+"""The broker: ties the host, the dialogue, the door and the rules together. Crash-only: everything it needs to know it
+has from the host, the kernel and the processes, so it may be killed at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from sockshare.core.errors import (
+    ManagerError,
+    NotPermitted,
+    ProtocolError,
+    TicketRefused,
+    UnknownSocket,
+)
+from sockshare.core.sdnotify import Notification
+from sockshare.core.spec import ProgramSpec, SocketSpec
+from sockshare.core.suggest import did_you_mean
+from sockshare.core.tickets import Tickets
+from sockshare.kernel.channel import Message
+from sockshare.kernel.descriptors import close_all
+from sockshare.kernel.peers import Peer, identity
+
+from .door import Door
+from .endpoint import Endpoint
+from .hostlink import HostLink
+from .notify import NotifySocket
+from .observer import Observer
+from .operations import Operations
+from .reloads import Reload, Services
+from .roster import Known, Managed, Roster
+
+log = logging.getLogger(__name__)
+
+
+class Broker:
+    """One broker, serving what the hello of its host says."""
+
+    def __init__(self, link: HostLink, hello: Message, fds: Sequence[int], end: Callable[[str], None]) -> None:
+        """Serve; made in the running loop.
+
+        Args:
+            hello: The host's first message, as docs/protocol.md has it.
+            fds: The descriptors that came with it: the listeners', the sockets', the notify sockets'.
+            end: Called with the reason when this broker should end, for the host to start the next one.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._end = end
+        self.manager: dict[str, Any] = hello["manager"]
+        self.mistakes: list[str] = list(hello["mistakes"])
+        self.programs = {spec.name: spec for spec in msgspec.convert(hello["programs"], list[ProgramSpec])}
+        self.sockets = {spec.name: spec for spec in msgspec.convert(hello["sockets"], list[SocketSpec])}
+        names, pids = hello["listeners"], hello["notify"]
+        listeners = dict(zip(names, fds, strict=False))
+        rest = list(fds[len(names) :])
+        self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, rest, strict=False)}
+        self.observer = Observer(self.shared)
+        self._tickets = Tickets()
+        journal: dict[str, Any] = hello["journal"]
+        self.roster = Roster(link, journal, on_death=self._died)
+        self._notify: dict[int, tuple[str, NotifySocket]] = {}
+        self.reloads: dict[str, Reload] = {}
+        self.last: dict[str, dict[str, Any]] = {
+            key[5:]: record for key, record in journal.items() if key.startswith("last:")
+        }
+        #: The key by which a program's section names its sockets.
+        self.sockets_key = "sockshare.sockets" if self.manager["kind"] == "circus" else "sockshare_sockets"
+        self.refusals = 0
+        self._uids = {0, os.geteuid(), self.manager["uid"], *hello.get("uids", [])}
+        self._filters = bool(hello.get("uids"))
+        self._directory = hello["directory"]
+        notify = dict(zip(pids, rest[len(self.sockets) :], strict=False))
+        # A command that re-attaches to its reload must not find it missing, and begin it anew.
+        taken_up = self._loop.create_task(self._take_up(journal, notify))
+        self._operations = Operations(self, link, taken_up)
+        self._door = Door(listeners["door"], self, self._hello)
+        filtered = self._uids if self._filters else ()
+        self.endpoint = Endpoint(listeners["broker"], f"{self._directory}/broker", filtered, self._operations.answer)
+        self._loop.call_later(1.0, self._expire)
+        state = "refused" if self.mistakes else "serving"
+        log.info(
+            "broker: %s (pid=%d, manager=%d, sockets=%s)",
+            state,
+            os.getpid(),
+            self.manager["pid"],
+            ",".join(self.sockets),
+        )
+
+    def on_host_message(self, message: Message, fds: list[int]) -> None:
+        """Take what the host says by itself."""
+        close_all(fds)
+        if message.get("type") != "programs":
+            log.warning("link: a message of type %r was passed over", message.get("type"))
+            return
+        self.mistakes = list(message.get("mistakes", []))
+        self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
+        uids = set(message.get("uids", []))
+        if self._filters and not uids <= self._uids:
+            # ZeroMQ takes its filter before it binds; the next broker has the new list.
+            self._end(f"there are new user ids: {sorted(uids - self._uids)}")
+
+    # The door.
+
+    def _hello(self, peer: Peer) -> dict[str, object]:
+        known = not self._filters or peer.uid in self._uids
+        return {
+            "v": 1,
+            "pid": os.getpid(),
+            "state": "refused" if self.mistakes else "serving",
+            "mistakes": self.mistakes,
+            "uid_known": known,
+        }
+
+    def redeem(self, secrets: Sequence[bytes], peer: Peer, pidfd: int | None) -> list[tuple[str, int]]:
+        """See `door.Tickets`."""
+        known = self.roster.known(peer.pid)
+        try:
+            if known is not None and pidfd is not None and known.identity.inode == os.fstat(pidfd).st_ino:
+                who = known.identity
+            else:
+                who = identity(peer.pid, pidfd)
+            names = self._tickets.redeem(secrets, who, time.monotonic())
+        except ProcessLookupError:
+            raise TicketRefused("can't redeem ticket: its process has died") from None
+        except TicketRefused as error:
+            self.refused(peer.pid, f"{error} ({error.__cause__})")
+            raise
+        return [(name, self.shared[name][1]) for name in names]
+
+    def acknowledge(self, secrets: Sequence[bytes]) -> None:
+        """See `door.Tickets`."""
+        self._tickets.acknowledge(secrets)
+
+    def abandon(self, secrets: Sequence[bytes]) -> None:
+        """See `door.Tickets`."""
+        self._tickets.abandon(secrets)
+
+    def issue(self, asking: Known, name: str | None, target: Known) -> dict[str, Any]:
+        """A ticket for the socket *name*, which *asking* wants for *target*, as the answer has it.
+
+        Raises:
+            NotPermitted, UnknownSocket, ProtocolError: One of them may not have it, or there is no such socket.
+        """
+        self._entitled(asking, name)
+        if target is not asking:
+            self._entitled(target, name)
+        assert name is not None
+        secret = os.urandom(16)
+        self._tickets.issue(secret, name, target.identity, time.monotonic())
+        return {"ok": True, "socket": name, "ticket": secret.hex()}
+
+    def _entitled(self, known: Known, name: str | None) -> None:
+        managed = self.managed_of(known, known.identity.pid)
+        if name is None:
+            raise ProtocolError("can't hand out a socket: the request names none")
+        allowed = self.programs[managed.program].sockets
+        if name in allowed:
+            return
+        whom = f"{managed.name} (pid {known.identity.pid})"
+        if name in self.shared:
+            raise NotPermitted(f"can't hand {name!r} to {whom}: its section does not name it")
+        raise UnknownSocket(f"can't duplicate socket {name!r} for {whom}: no such socket{did_you_mean(name, allowed)}")
+
+    def managed_of(self, known: Known, pid: int) -> Managed:
+        """The managed process that *known* (pid *pid*) is or descends from, if its program may have sockets.
+
+        Raises:
+            NotPermitted: There is none, or it may not.
+        """
+        managed = known.managed
+        if managed is None:
+            manager = f"{self.manager['kind']} (pid {self.manager['pid']})"
+            raise NotPermitted(f"can't hand out sockets to pid {pid}: it is no process that {manager} runs")
+        if managed.program not in self.programs:
+            raise NotPermitted(
+                f"can't hand out sockets to {managed.name} (pid {pid}): "
+                f"the section of {managed.program} has no {self.sockets_key}"
+            )
+        return managed
+
+    def refused(self, pid: int, reason: str) -> None:
+        """Count and log that *pid* was refused something."""
+        self.refusals += 1
+        log.warning("refused: pid %d: %s", pid, reason)
+
+    def said(self, managed: Managed, how: str, status: str | None) -> None:
+        """*managed* said that it is ready, by *how* (client, notify)."""
+        if status is not None:
+            managed.status = status[:256]
+        if managed.ready is None or how == "client":
+            managed.ready = how
+        self.roster.note(managed)
+        running = self.reloads.get(managed.program)
+        if running is not None:
+            running.said(managed)
+
+    async def notify_path(self, managed: Managed) -> str:
+        """The path of the notify socket of *managed*, which the host makes when it is asked first.
+
+        Raises:
+            ManagerError: It can't.
+        """
+        if managed.pid not in self._notify:
+            answer, fds = await self._link.ask_with_descriptors("notify", pid=managed.pid)
+            if managed.pid in self._notify or self.roster.managed(managed.pid) is None:
+                close_all(fds)  # two asked at once, or it has died
+            else:
+                self._listen_to(managed.pid, str(answer["path"]), fds[0])
+            return str(answer["path"])
+        return self._notify[managed.pid][0]
+
+    def _listen_to(self, pid: int, path: str, fd: int) -> None:
+        self._notify[pid] = (path, NotifySocket(fd, lambda sender, said: self._heard(pid, sender, said)))
+
+    def _heard(self, pid: int, sender: int, said: Notification) -> None:
+        managed = self.roster.managed(pid)
+        if managed is None:
+            return
+        log.debug("%s: notified by pid %d: %s", managed.name, sender, said)
+        if said.ready:
+            self.said(managed, "notify", said.status)
+        elif said.status is not None:
+            managed.status = said.status[:256]
+            self.roster.note(managed)
+
+    def services(self) -> Services:
+        """What a reload works with."""
+        return Services(self._link, self.roster, self.observer, self.endpoint.reply)
+
+    def reload_ended(self, reload: Reload, answer: dict[str, Any]) -> None:
+        """*reload* is over; *answer* is what its command is told."""
+        del self.reloads[reload.program]
+        record = {"key": reload.key, "answer": {key: value for key, value in answer.items() if key != "ok"}}
+        self.last[reload.program] = record
+        # In this order: killed between the two, the next broker would take the reload up again, and find nothing to do.
+        self._link.journal(f"last:{reload.program}", record)
+        self._link.journal(f"reload:{reload.program}", None)
+
+    def _died(self, known: Known) -> None:
+        self._tickets.forget(known.identity)
+        pid = known.identity.pid
+        managed = known.managed
+        if managed is None or managed.pid != pid:
+            return
+        log.info("%s: died (pid=%d, generation=%d)", managed.name, pid, managed.generation)
+        listening = self._notify.pop(pid, None)
+        if listening is not None:
+            listening[1].close()
+        running = self.reloads.get(managed.program)
+        if running is not None:
+            running.died(known)
+
+    def _expire(self) -> None:
+        self._tickets.expire(time.monotonic())
+        self._loop.call_later(1.0, self._expire)
+
+    async def _take_up(self, journal: dict[str, Any], notify: dict[int, int]) -> None:
+        """Learn of the processes there are; take up the reloads that were running; resume what no reload claims."""
+        try:
+            programs = (await self._link.ask("processes"))["programs"]
+        except ManagerError as error:
+            log.error("broker: can't learn of the processes: %s", error)
+            programs = {}
+        for name, facts in programs.items():
+            if name in self.programs:
+                for one in facts["processes"]:
+                    try:
+                        self.roster.enter(one["pid"], name, one["process"])
+                    except ProcessLookupError:
+                        continue
+        self.roster.forget_the_dead()
+        # Not before the processes are known: what is heard of an unknown one is lost.
+        for pid, fd in notify.items():
+            self._listen_to(pid, f"{self._directory}/notify/{pid}", fd)
+        for key, record in journal.items():
+            program = key.partition(":")[2]
+            if not key.startswith("reload:") or not record or program in self.reloads:
+                continue
+            if self.last.get(program, {}).get("key") == record["rollout"]["plan"]["key"]:
+                self._link.journal(key, None)
+                continue
+            try:
+                Reload.recover(self.services(), record, self.reload_ended, self.reloads)
+            except (KeyError, TypeError, ValueError):
+                log.exception("%s: the record of its reload is not readable; it is given up", program)
+                self._link.journal(key, None)
+        claimed = {reload.suspends for reload in self.reloads.values()}
+        for spec in self.programs.values():
+            for managed in self.roster.of_program(spec.name):
+                if managed.pid not in claimed:
+                    count = self.observer.resume(managed.pid, spec.sockets)
+                    if count:
+                        log.warning(
+                            "%s: %d suspended registrations that no reload claims were resumed", managed.name, count
+                        )

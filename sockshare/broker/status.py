@@ -1,0 +1,128 @@
+"""The document of ``sockshare status --json``: what the manager, the kernel and the broker know at this moment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from sockshare.core.errors import ManagerError
+from sockshare.kernel import connections, listeners, processes
+from sockshare.kernel.connections import Connection
+
+from .hostlink import HostLink
+from .roster import Managed
+
+if TYPE_CHECKING:
+    from .server import Broker
+
+VERSION = 1
+
+
+async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
+    """The document, as interface version 1 has it; every part that can't be learned is null."""
+    try:
+        programs = (await host.ask("processes"))["programs"]
+    except ManagerError:
+        programs = {}
+    members = {name: _members(broker, name, facts) for name, facts in programs.items() if name in broker.programs}
+    return {
+        "version": VERSION,
+        "state": "refused" if broker.mistakes else "serving",
+        "mistakes": broker.mistakes,
+        "manager": {"kind": broker.manager["kind"], "pid": broker.manager["pid"]},
+        "broker": {"pid": os.getpid(), "refusals": broker.refusals},
+        "sockets": [_socket(broker, name, members) for name in broker.sockets],
+        "programs": [_program(broker, name, programs.get(name)) for name in broker.programs],
+    }
+
+
+def _members(broker: Broker, program: str, facts: dict[str, Any]) -> list[Managed]:
+    found = []
+    for one in facts["processes"]:
+        try:
+            found.append(broker.roster.enter(one["pid"], program, one["process"]))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[str, Any]:
+    running = broker.reloads.get(name)
+    reload: dict[str, Any] = {"state": running.step if running else "idle"}
+    last = broker.last.get(name)
+    if last is not None:
+        answer = last["answer"]
+        reload["last"] = {key: answer[key] for key in ("result", "seconds", "reason")}
+    return {
+        "name": name,
+        "active": None if facts is None else facts["active"],
+        "numprocesses": None if facts is None else facts["numprocesses"],
+        "sockets": list(broker.programs[name].sockets),
+        "reload": reload,
+    }
+
+
+def _socket(broker: Broker, name: str, members: dict[str, list[Managed]]) -> dict[str, Any]:
+    inode, fd = broker.shared[name]
+    duplicate = socket.socket(fileno=os.dup(fd))
+    try:
+        queue = listeners.queue(duplicate)
+        address = listeners.address(duplicate)
+        established = _established(duplicate)
+    finally:
+        duplicate.close()
+    holders = [
+        _holder(broker, name, managed, established)
+        for program, spec in broker.programs.items()
+        if name in spec.sockets
+        for managed in members.get(program, ())
+    ]
+    return {
+        "name": name,
+        "address": address,
+        "registration": broker.sockets[name].registration,
+        "inode": inode,
+        "queue": None if queue is None else queue.length,
+        "backlog": None if queue is None else queue.backlog,
+        "holders": holders,
+    }
+
+
+def _holder(broker: Broker, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:
+    found = broker.observer.registrations(managed.pid, [name])
+    refusal = broker.observer.refusal(managed.pid)
+    count = None
+    if established is not None:
+        pids = processes.tree(managed.pid)
+        count = len({one.inode for owned in connections.connections_of(pids, established).values() for one in owned})
+    if found and refusal is None:
+        kept_by, why_not = "suspend", None
+    else:
+        kept_by, why_not = (
+            None,
+            refusal or "it has no event registration: it reads by select, poll or a blocking accept",
+        )
+    return {
+        "pid": managed.pid,
+        "program": managed.program,
+        "process": managed.name,
+        "generation": managed.generation,
+        "ready": managed.ready is not None or bool(found),
+        "registered": any(not entry.suspended for entry in found),
+        "suspended": bool(found) and all(entry.suspended for entry in found),
+        "kept_by": kept_by,
+        "not_kept": why_not,
+        "connections": count,
+        "status": managed.status,
+        "warning": managed.warning,
+    }
+
+
+def _established(sock: socket.socket) -> list[Connection] | None:
+    if not listeners.is_tcp(sock):
+        return None
+    try:
+        return connections.established(sock.family, sock.getsockname()[1], sock.getsockname()[0])
+    except OSError:
+        return None
