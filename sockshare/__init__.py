@@ -1,0 +1,62 @@
+"""Shared sockets for programs that run under circus or supervisord: what a program imports.
+
+``import sockshare`` is light; the dialogue (pyzmq) is imported by the first `attach`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .core.errors import (
+    BadConfiguration,
+    ExitStatus,
+    ManagerError,
+    NoBroker,
+    NotPermitted,
+    ProtocolError,
+    RegistrationLost,
+    SockshareError,
+    TicketRefused,
+    UnknownProgram,
+    UnknownSocket,
+)
+
+if TYPE_CHECKING:
+    from . import aio
+    from .client.sync import Share, attach
+
+#: The one place of the version; setup.cfg reads this literal without importing anything.
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadConfiguration",
+    "ExitStatus",
+    "ManagerError",
+    "NoBroker",
+    "NotPermitted",
+    "ProtocolError",
+    "RegistrationLost",
+    "Share",
+    "SockshareError",
+    "TicketRefused",
+    "UnknownProgram",
+    "UnknownSocket",
+    "__version__",
+    "aio",
+    "attach",
+]
+
+
+def __getattr__(name: str) -> object:
+    # PEP 562: the host under supervisord imports this package and must never import zmq.
+    from importlib import import_module
+
+    if name in ("attach", "Share"):
+        return getattr(import_module("sockshare.client.sync"), name)
+    if name == "aio":
+        return import_module("sockshare.aio")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
