@@ -1,0 +1,1 @@
+"""The commands of ``sockshare``; `main` decides which, and imports no more than it needs."""

@@ -1,0 +1,71 @@
+"""The command ``sockshare``: the way to `exec`, which must be light, and to the others, which need click and rich."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+from sockshare.core.errors import ExitStatus, SockshareError
+
+_INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command of *arguments* (the process's own) and return its exit status; no traceback leaves this.
+
+    With ``SOCKSHARE_DEBUG=1`` in the environment an unexpected error shows its traceback.
+    """
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough. What is left in the buffer must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitStatus.OK
+    except SockshareError as error:
+        return _say(error, error.exit_status)
+    except Exception as error:
+        if os.environ.get("SOCKSHARE_DEBUG") == "1":
+            raise
+        text = " ".join(str(error).split()) or "no reason given"
+        return _say(f"can't go on: {type(error).__name__}: {text} (SOCKSHARE_DEBUG=1 shows where)", ExitStatus.INTERNAL)
+
+
+def _run(arguments: list[str]) -> int:
+    # Before anything that only Linux or a later Python has is imported.
+    if sys.hexversion < 0x030A0000:
+        return _say(f"can't run on Python {sys.version.split()[0]}: sockshare needs 3.10 or later", ExitStatus.INTERNAL)
+    if not sys.platform.startswith("linux"):
+        return _say(f"can't run on {sys.platform}: sockshare needs Linux", ExitStatus.INTERNAL)
+    rest, endpoint = _leading_endpoint(arguments)
+    if rest[:1] == ["exec"]:
+        # This process is about to become another: what a collection would free is freed by that. It saves 2 ms.
+        gc.disable()
+        from .exec import run
+
+        return run(rest[1:], endpoint)
+    try:
+        import click  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError as error:
+        return _say(f"can't run this command: {error.name} is missing; install sockshare[cli]", ExitStatus.INTERNAL)
+    from .commands import run_command
+
+    return run_command(arguments)
+
+
+def _leading_endpoint(arguments: list[str]) -> tuple[list[str], str | None]:
+    """*arguments* without the ``--endpoint`` before the command, and its value."""
+    if arguments[:1] == ["--endpoint"] and len(arguments) > 1:
+        return arguments[2:], arguments[1]
+    if arguments and arguments[0].startswith("--endpoint="):
+        return arguments[1:], arguments[0].partition("=")[2]
+    return arguments, None
+
+
+def _say(text: object, status: int) -> int:
+    print(f"sockshare: {text}", file=sys.stderr)
+    return status

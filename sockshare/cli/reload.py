@@ -1,0 +1,186 @@
+"""``sockshare reload``: ask for a reload, and follow it to its end.
+
+The reload is the broker's: this command may be killed, and it goes on. A broker that is killed goes on after its
+restart, so the question is sent again, with the same key, for as long as nothing is heard.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from sockshare.client import door, finding
+from sockshare.client.dialogue import Answer, Dialogue
+from sockshare.client.door import error_of
+from sockshare.core.errors import ExitStatus, NoBroker
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+#: After this silence the question is sent again, and after that one the broker is asked at its door whether it lives,
+#: seconds.
+_RESEND = 0.2
+_PROBE = 5.0
+#: The broker enforces --timeout, and has this long to undo what it began, seconds.
+_GRACE = 15.0
+_LEFT_AT_ONCE = 130
+
+_FIELDS = ("step", "program", "process", "pid", "seconds", "reason")
+_ENDS = {"ok": "done", "rolled_back": "rolled_back"}
+
+
+def run(endpoint: str | None, program: str, *, as_json: bool, timeout: float | None, dry_run: bool) -> int:
+    """Reload *program* and return the exit status that the broker gives it; 130 when left by a second Ctrl-C."""
+    found = finding.find(endpoint, command=True)
+    finding.check(found)
+    dialogue = Dialogue(found.directory)
+    try:
+        following = _Following(dialogue, program, _Printer(as_json=as_json), timeout=timeout, dry_run=dry_run)
+        with following.printer:
+            return following.follow()
+    finally:
+        dialogue.close()
+
+
+class _Following:
+    """One reload, as the one who asked for it sees it."""
+
+    def __init__(
+        self, dialogue: Dialogue, program: str, printer: _Printer, *, timeout: float | None, dry_run: bool
+    ) -> None:
+        self.printer = printer
+        self._dialogue = dialogue
+        self._program = program
+        self._timeout = timeout
+        self._key = secrets.token_hex(16)
+        fields: dict[str, object] = {"program": program, "key": self._key}
+        if timeout is not None:
+            fields["timeout"] = timeout
+        if dry_run:
+            fields["dry_run"] = True
+        self._questions = [dialogue.begin("reload", **fields)]
+        self._seen: set[tuple[object, ...]] = set()
+        self._cancelled = False
+
+    def follow(self) -> int:
+        """Print the steps until the end."""
+        backstop = None if self._timeout is None else time.monotonic() + self._timeout + _GRACE
+        heard = time.monotonic()
+        while True:
+            try:
+                answer = self._dialogue.answer(self._questions[0], _RESEND)
+                now = time.monotonic()
+                if answer is not None:
+                    heard = now
+                    if "event" not in answer:
+                        return self._end(answer)
+                    self._event(answer["event"])
+                    continue
+                for question in self._questions:
+                    self._dialogue.repeat(question)
+                if backstop is not None and now >= backstop:
+                    return self._gave_up()
+                if now - heard >= _PROBE:
+                    door.hello(self._dialogue.directory, now + finding.PATIENCE)
+                    heard = time.monotonic()
+            except NoBroker as error:
+                raise NoBroker(f"can't follow the reload of {self._program}: {error}") from None
+            except KeyboardInterrupt:
+                if self._cancelled:
+                    self.printer.say("left; the reload goes on without this command")
+                    return _LEFT_AT_ONCE
+                self._cancel()
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        self.printer.say("cancelling; Ctrl-C once more leaves at once")
+        self._questions.append(self._dialogue.begin("cancel", program=self._program, key=self._key))
+
+    def _event(self, event: dict[str, Any]) -> None:
+        # A broker that was restarted tells again what its predecessor told.
+        mark = tuple(event.get(field) for field in ("step", "process", "pid", "reason"))
+        if mark not in self._seen:
+            self._seen.add(mark)
+            self.printer.step(event)
+
+    def _end(self, answer: Answer) -> int:
+        if answer.get("ok") is not True:
+            raise error_of(answer)
+        status = int(answer.get("exit", ExitStatus.INTERNAL))
+        result, reason = str(answer.get("result")), str(answer.get("reason") or "")
+        last = _ENDS.get(result, "failed")
+        if not any(step == last for step, *_ in self._seen):
+            # It ended while there was no broker to tell us, or while we were not heard.
+            event = {"step": last, "program": self._program, "seconds": answer.get("seconds"), "reason": reason}
+            self._event(event)
+        if status != ExitStatus.OK:
+            self.printer.say(f"can't reload {self._program}: {reason or result}")
+            self.printer.quote(str(answer.get("stderr") or ""))
+        return status
+
+    def _gave_up(self) -> int:
+        self.printer.say(f"can't reload {self._program}: no end within {self._timeout:g} s; the broker goes on with it")
+        return ExitStatus.TIMED_OUT
+
+
+class _Printer(AbstractContextManager["_Printer"]):
+    """Prints steps: JSON, plain lines, or lines above a live one on a terminal."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console: Console | None = None
+        self._live: AbstractContextManager[Status | None] = nullcontext()
+        self._status: Status | None = None
+        if not as_json and sys.stdout.isatty():
+            from rich.console import Console
+
+            self._console = Console(highlight=False)
+            self._live = self._console.status("starting")
+
+    def __enter__(self) -> _Printer:
+        self._status = self._live.__enter__()
+        return self
+
+    def __exit__(self, *about: Any) -> None:
+        self._live.__exit__(*about)
+        self._status = None
+
+    def step(self, event: dict[str, Any]) -> None:
+        """Print one step."""
+        if self._as_json:
+            print(json.dumps({field: event.get(field) for field in _FIELDS}), flush=True)
+            return
+        line = line_of(event)
+        if self._console is None:
+            print(line, flush=True)
+            return
+        from rich.text import Text
+
+        styles = {"failed": "red", "rolled_back": "yellow", "done": "green"}
+        self._console.print(Text(line, styles.get(str(event.get("step")), "")))
+        if self._status is not None:
+            self._status.update(Text(f"after {event.get('step')} of {event.get('process') or event.get('program')}"))
+
+    def say(self, text: str) -> None:
+        """Say *text* on stderr."""
+        print(f"sockshare reload: {text}", file=sys.stderr, flush=True)
+
+    def quote(self, text: str) -> None:
+        """Show what a child wrote to its stderr."""
+        for line in text.splitlines():
+            print(f"  | {line}", file=sys.stderr, flush=True)
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """One step for people: ``  1.20 s  web:1 (pid 21): ready: READY=1``."""
+    seconds = event.get("seconds")
+    when = f"{seconds:6.2f} s" if isinstance(seconds, (int, float)) else "       -"
+    whom = str(event.get("process") or event.get("program") or "")
+    pid = f" (pid {event['pid']})" if event.get("pid") is not None else ""
+    reason = " ".join(str(event.get("reason") or "").split())
+    return f"{when}  {whom}{pid}: {event.get('step')}{f': {reason}' if reason else ''}"

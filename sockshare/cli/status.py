@@ -1,0 +1,138 @@
+"""``sockshare status``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sockshare.client import finding
+from sockshare.client.dialogue import Dialogue
+from sockshare.client.door import Greeting
+from sockshare.core.errors import ExitStatus
+
+_Document = dict[str, Any]
+
+
+class Table(NamedTuple):
+    """Rows to show under headings."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def run(endpoint: str | None, *, as_json: bool) -> int:
+    """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
+    found = finding.find(endpoint, command=True)
+    if found.greeting.state == "refused":
+        return _refused(found.greeting, as_json=as_json)
+    finding.check(found)
+    dialogue = Dialogue(found.directory)
+    try:
+        document: _Document = dialogue.ask("status", deadline=time.monotonic() + finding.PATIENCE)["status"]
+    finally:
+        dialogue.close()
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        _show(document)
+    missing = not_serving(document)
+    for name in missing:
+        print(f"sockshare: {name}: no ready process holds this socket", file=sys.stderr)
+    return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
+
+
+def _refused(greeting: Greeting, *, as_json: bool) -> int:
+    if as_json:
+        document = {"version": 1, "broker": {"pid": greeting.pid}, "state": "refused", "mistakes": greeting.mistakes}
+        print(json.dumps(document, indent=1))
+    print(f"sockshare: can't serve: the configuration was refused ({len(greeting.mistakes)} mistakes)", file=sys.stderr)
+    if not as_json:
+        for mistake in greeting.mistakes:
+            print(mistake)
+    return ExitStatus.USAGE
+
+
+def not_serving(document: _Document) -> list[str]:
+    """The names of the sockets that some program names, and that no ready process serves."""
+    ready = {
+        entry["name"]
+        for entry in document.get("sockets", ())
+        if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))
+    }
+    programs = document.get("programs", ())
+    if any("sockets" in program for program in programs):
+        named = {name for program in programs for name in program.get("sockets", ())}
+    else:
+        named = {entry["name"] for entry in document.get("sockets", ())} if programs else set()
+    return sorted(named - ready)
+
+
+def tables(document: _Document) -> list[Table]:
+    """What is shown of *document*."""
+    sockets: list[tuple[str, ...]] = []
+    holders: list[tuple[str, ...]] = []
+    programs: list[tuple[str, ...]] = []
+    for entry in document.get("sockets", ()):
+        registration = entry.get("registration", "shared")
+        queue = f"{_text(entry.get('queue'))}/{_text(entry.get('backlog'))}"
+        sockets.append((_text(entry["name"]), _text(entry.get("address")), _text(registration), queue))
+        for holder in entry.get("holders", ()):
+            registered = "suspended" if holder.get("suspended") else _text(holder.get("registered"))
+            cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
+            cells += [holder.get("ready"), registered, holder.get("kept_by"), holder.get("connections")]
+            holders.append(tuple(_text(cell) for cell in cells))
+    for program in document.get("programs", ()):
+        reload = program.get("reload") or {}
+        last = reload.get("last") or {}
+        cells = [program["name"], reload.get("state"), last.get("result"), last.get("seconds"), last.get("reason", "")]
+        programs.append(tuple(_text(cell) for cell in cells))
+    return [
+        Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
+        Table(("PROCESS", "PID", "SOCKET", "GENERATION", "READY", "REGISTERED", "KEPT BY", "CONNECTIONS"), holders),
+        Table(("PROGRAM", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
+    ]
+
+
+def plain(table: Table) -> str:
+    """*table* in aligned columns."""
+    rows: Sequence[tuple[str, ...]] = [table.headings, *table.rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _show(document: _Document) -> None:
+    manager, broker = document.get("manager") or {}, document.get("broker") or {}
+    name = {"circus": "circusd", "supervisor": "supervisord"}.get(manager.get("kind", ""), "manager")
+    title = f"{name} (pid {_text(manager.get('pid'))}), broker (pid {_text(broker.get('pid'))})"
+    shown = [table for table in tables(document) if table.rows]
+    if not sys.stdout.isatty():
+        print("\n\n".join([title, *(plain(table) for table in shown)]))
+        return
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(title))
+    for table in shown:
+        drawn = Drawn(box=None, pad_edge=False, header_style="bold")
+        for heading in table.headings:
+            drawn.add_column(heading, overflow="fold")
+        for row in table.rows:
+            # As text: what stands in [ ] is no markup of ours.
+            drawn.add_row(*(Text(cell) for cell in row))
+        console.print()
+        console.print(drawn)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

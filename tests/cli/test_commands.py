@@ -1,0 +1,291 @@
+"""``sockshare status`` and ``sockshare reload`` as processes, against a broker that does as it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sockshare.cli.status import not_serving
+from tests.client.host import TIMEOUT, Host
+
+HOLDER = {
+    "pid": 20,
+    "program": "web",
+    "process": "web:1",
+    "generation": 3,
+    "ready": True,
+    "registered": True,
+    "suspended": False,
+    "kept_by": "suspend",
+    "connections": 12,
+}
+STATUS: dict[str, Any] = {
+    "version": 1,
+    "manager": {"kind": "circus", "pid": 10},
+    "broker": {"pid": 11},
+    "sockets": [
+        {
+            "name": "web",
+            "address": "tcp://127.0.0.1:8000",
+            "registration": "shared",
+            "inode": 123,
+            "queue": 0,
+            "backlog": 2048,
+            "holders": [HOLDER],
+        }
+    ],
+    "programs": [
+        {"name": "web", "sockets": ["web"], "reload": {"state": "idle", "last": {"result": "ok", "seconds": 1.9}}}
+    ],
+}
+
+
+def event(step: str, reason: str = "", pid: int = 21) -> dict[str, Any]:
+    return {"step": step, "program": "web", "process": "web:1", "pid": pid, "seconds": 1.25, "reason": reason}
+
+
+OK = {"result": "ok", "exit": 0, "reason": "", "seconds": 1.25, "stderr": ""}
+EVENTS = [event("start"), event("ready", "READY=1"), event("hold"), event("switch"), event("stop"), event("done")]
+
+
+@contextmanager
+def running(host: Host, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``sockshare ARGUMENTS`` while it runs."""
+    command = [sys.executable, "-m", "sockshare", *arguments]
+    with subprocess.Popen(
+        command, env=host.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line that it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_document_is_printed_as_it_is_when_json_is_asked_for(host: Host) -> None:
+    """`status --json` is the broker's document."""
+    host.start(status=STATUS)
+    done = host.run("status", "--json")
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout) == STATUS
+
+
+def test_status_is_aligned_text_without_a_terminal(host: Host) -> None:
+    """Every fact of the document is there, one holder a line."""
+    host.start(status=STATUS)
+    done = host.run("status")
+    assert done.returncode == 0, done
+    lines = done.stdout.splitlines()
+    assert lines[0] == "circusd (pid 10), broker (pid 11)"
+    assert "web     tcp://127.0.0.1:8000  shared        0/2048" in lines
+    holder = next(one for one in lines if one.startswith("web:1"))
+    assert holder.split() == ["web:1", "20", "web", "3", "yes", "yes", "suspend", "12"]
+    assert "\x1b" not in done.stdout
+
+
+def test_status_is_a_table_on_a_terminal(host: Host) -> None:
+    """Where a terminal is, rich draws."""
+    host.start(status=STATUS)
+    status, out = on_terminal(host, "status")
+    assert status == 0
+    assert "\x1b[1m" in out
+    assert "tcp://127.0.0.1:8000" in out
+
+
+@pytest.mark.parametrize("change", [{"ready": False}, {"suspended": True}, None])
+def test_status_exits_3_when_a_named_socket_is_not_served(host: Host, change: dict[str, Any] | None) -> None:
+    """No ready holder, or only suspended ones: said on stderr."""
+    holders = [] if change is None else [{**HOLDER, **change}]
+    document = {**STATUS, "sockets": [{**STATUS["sockets"][0], "holders": holders}]}
+    host.start(status=document)
+    done = host.run("status")
+    assert done.returncode == 3
+    assert "web: no ready process" in done.stderr
+    assert not_serving({**document, "programs": [{"name": "web", "sockets": []}]}) == []
+
+
+def test_every_mistake_is_printed_when_configuration_was_refused(host: Host) -> None:
+    """State refused: status exits 2 with each mistake, reload too, also as JSON."""
+    mistakes = ["can't read [watcher:web]: one", "can't read [watcher:api]: two"]
+    host.start(state="refused", mistakes=mistakes)
+    for arguments in (["status"], ["reload", "web"]):
+        done = host.run(*arguments)
+        assert done.returncode == 2
+        assert all(mistake in done.stdout + done.stderr for mistake in mistakes)
+    done = host.run("status", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["mistakes"] == mistakes
+
+
+def test_each_step_is_a_line_when_a_reload_runs(host: Host) -> None:
+    """Plain lines without a terminal, exit status as the broker says."""
+    host.start(events=EVENTS, final=OK)
+    done = host.run("reload", "web", "--timeout", "30", "--dry-run")
+    assert done.returncode == 0, done
+    lines = done.stdout.splitlines()
+    assert lines[1] == "  1.25 s  web:1 (pid 21): ready: READY=1"
+    assert len(lines) == len(EVENTS)
+    assert json.loads(host.wait_for("reload")) == {"program": "web", "timeout": 30.0, "dry_run": True}
+
+
+def test_each_step_is_an_object_when_json_is_asked_for(host: Host) -> None:
+    """The documented fields, one object a line."""
+    host.start(events=[{**one, "stderr": "x"} for one in EVENTS], final=OK)
+    done = host.run("reload", "web", "--json")
+    assert done.returncode == 0
+    assert [json.loads(text) for text in done.stdout.splitlines()] == EVENTS
+
+
+def test_steps_are_shown_on_a_terminal(host: Host) -> None:
+    """The same lines, in colour."""
+    host.start(events=EVENTS, final=OK)
+    status, out = on_terminal(host, "reload", "web")
+    assert status == 0
+    assert "web:1 (pid 21): ready: READY=1" in out
+    assert "\x1b[32m" in out
+
+
+def test_reason_and_last_lines_are_on_stderr_when_it_failed(host: Host) -> None:
+    """Exit status 5, the reason, and what the child wrote last."""
+    final = {"result": "rolled_back", "exit": 5, "reason": "web:1 (pid 21) exited 1", "stderr": "Boom:\nno module"}
+    host.start(events=[event("failed", "web:1 (pid 21) exited 1"), event("rolled_back", pid=20)], final=final)
+    done = host.run("reload", "web", "--json")
+    assert done.returncode == 5
+    assert "can't reload web: web:1 (pid 21) exited 1" in done.stderr
+    assert "  | Boom:\n  | no module\n" in done.stderr
+    assert [json.loads(text)["step"] for text in done.stdout.splitlines()] == ["failed", "rolled_back"]
+
+
+def test_reload_is_followed_on_when_the_broker_is_restarted(host: Host) -> None:
+    """The same key is asked again; steps that are told twice are printed once; the end comes from the next broker."""
+    host.start(events=EVENTS[:3], await_cancel=True, final=OK)
+    with running(host, "reload", "web") as process:
+        for step in ("start", "ready", "hold"):
+            assert step in line(process)
+        host.kill()
+        host.start(events=EVENTS[2:4], final=OK)
+        out, said = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, said) == (0, "")
+    assert [text.split(": ")[1] for text in out.splitlines()] == ["switch", "done"]
+
+
+def test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time(host: Host) -> None:
+    """The first Ctrl-C asks the broker to undo it and waits for its word; a second leaves at once."""
+    final = {"result": "rolled_back", "exit": 5, "reason": "interrupted"}
+    host.start(events=EVENTS[:1], await_cancel=True, final=final)
+    with running(host, "reload", "web") as process:
+        assert "start" in line(process)
+        process.send_signal(signal.SIGINT)
+        assert json.loads(host.wait_for("cancel")) == {"program": "web"}
+        out, said = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 5
+        assert "rolled_back: interrupted" in out
+        assert "cancelling" in said
+    host.kill()
+    host.start(events=EVENTS[:1], await_cancel=True, deaf=["cancel"], final=final)
+    with running(host, "reload", "web") as process:
+        assert "start" in line(process)
+        process.send_signal(signal.SIGINT)
+        host.wait_for("cancel")
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 130
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "behaviour", "status", "words"),
+    [
+        (["reload", "wbe"], {"error": "UnknownProgram", "message": "can't: did you mean 'web'?", "exit": 4}, 4, "web"),
+        (["reload", "web"], {"error": "NotPermitted", "message": "can't reload as uid 7", "exit": 7}, 7, "uid 7"),
+        (["reload", "web"], {"error": "ManagerError", "message": "can't: busy", "exit": 1}, 1, "busy"),
+        (["reload"], {}, 2, "PROGRAM"),
+        (["relaod"], {}, 2, "relaod"),
+        (["reload", "web", "--timeout", "soon"], {}, 2, "soon"),
+        (["reload", "web", "--timeout", "0"], {}, 2, "0"),
+        (["status", "--jsn"], {}, 2, "--jsn"),
+        (["--endpoint", "/nonexistent", "status"], {}, 75, "no such directory"),
+        (["status", "--endpoint", "/nonexistent"], {}, 75, "no such directory"),
+        (["status"], {}, 1, "SOCKSHARE_DEBUG"),
+    ],
+)
+def test_exit_status_tells_what_was_wrong(
+    host: Host, arguments: list[str], behaviour: dict[str, Any], status: int, words: str
+) -> None:
+    """Every way to fail has its exit status and a sentence, none a traceback."""
+    host.start(errors={"reload": behaviour}, status={"sockets": [{}]})
+    done = host.run(*arguments)
+    assert done.returncode == status, done
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_traceback_is_shown_when_it_is_asked_for(host: Host) -> None:
+    """SOCKSHARE_DEBUG=1 is for us."""
+    host.start(status={"sockets": [{}]})
+    assert "KeyError" in host.run("status", SOCKSHARE_DEBUG="1").stderr.splitlines()[-1]
+
+
+def test_extra_is_named_when_it_is_missing(host: Host, tmp_path: Path) -> None:
+    """Without click: one sentence; `exec` works all the same."""
+    (tmp_path / "click.py").write_text("raise ImportError('no', name='click')")
+    host.start()
+    path = f"{tmp_path}:{host.environment()['PYTHONPATH']}"
+    done = host.run("status", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert done.stderr == "sockshare: can't run this command: click is missing; install sockshare[cli]\n"
+    assert host.run("exec", "--", "true", PYTHONPATH=path).returncode == 0
+
+
+def test_command_is_silent_when_its_reader_leaves(host: Host) -> None:
+    """`sockshare status | head -0` is no error."""
+    host.start(status={**STATUS, "padding": "x" * 80_000})
+    with running(host, "status", "--json") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(TIMEOUT) == 0
+
+
+def test_all_commands_are_listed_by_help(host: Host) -> None:
+    """--help and --version need no broker."""
+    done = host.run("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("exec", "status", "reload", "demo"))
+    assert host.run("--version").stdout.startswith("sockshare, version ")
+
+
+def on_terminal(host: Host, *arguments: str) -> tuple[int, str]:
+    """The exit status, and what ``sockshare ARGUMENTS`` wrote to a terminal of 200 columns."""
+    ours, theirs = pty.openpty()
+    environment = host.environment(TERM="xterm-256color", COLUMNS="200")
+    command = [sys.executable, "-m", "sockshare", *arguments]
+    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        out = b""
+        try:
+            while True:
+                out += os.read(ours, 65536)
+        except OSError:
+            pass  # EIO: the last one who had the terminal has left
+        finally:
+            os.close(ours)
+            process.kill() if process.poll() is None and not out else None
+        process.wait(TIMEOUT)
+    return process.returncode, out.decode()
