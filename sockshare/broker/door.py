@@ -28,6 +28,7 @@ TICKET_BYTES = 16
 TICKETS_AT_ONCE = 16
 #: Seconds that a peer may be silent.
 PATIENCE = 2.0
+_READ_AFTER = 0.002
 _CONNECTIONS = 4096
 _CONNECTIONS_OF_ONE = 32
 _SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16
@@ -68,6 +69,7 @@ class Door:
         self._visitors: dict[int, _Visitor] = {}
         self._of_pid: dict[int, int] = {}
         self._queue: deque[_Visitor] = deque()  # by deadline
+        self._unread: list[_Visitor] = []
         self._sweep: asyncio.TimerHandle | None = None
         self._listener = socket.socket(fileno=listener)
         self._listener.setblocking(False)
@@ -111,11 +113,25 @@ class Door:
             self._visitors[fd] = visitor
             self._of_pid[peer.pid] = self._of_pid.get(peer.pid, 0) + 1
             # Who connects speaks first, and mostly has spoken by now.
-            if self._hear(visitor):
+            if not self._hear(visitor):
+                continue
+            self._queue.append(visitor)
+            if self._sweep is None:
+                self._sweep = self._loop.call_at(visitor.deadline, self._expire)
+            if not visitor.handed_out:
                 self._loop.add_reader(fd, self._hear, visitor)
-                self._queue.append(visitor)
-                if self._sweep is None:
-                    self._sweep = self._loop.call_at(visitor.deadline, self._expire)
+                continue
+            # Its acknowledgement is on its way, and nobody waits for us to read it: all of them together, a little
+            # later, cost less than a wake-up for each.
+            if not self._unread:
+                self._loop.call_later(_READ_AFTER, self._read_acknowledgements)
+            self._unread.append(visitor)
+
+    def _read_acknowledgements(self) -> None:
+        unread, self._unread = self._unread, []
+        for visitor in unread:
+            if visitor.sock.fileno() >= 0 and self._hear(visitor):
+                self._loop.add_reader(visitor.sock.fileno(), self._hear, visitor)
 
     def _hear(self, visitor: _Visitor) -> bool:
         """Take what *visitor* has sent; whether it is still here."""

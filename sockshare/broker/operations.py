@@ -18,9 +18,10 @@ from sockshare.core.errors import (
     UnknownProgram,
 )
 from sockshare.core.readiness import Evidence, Expectation
-from sockshare.core.rollout import Plan, Process
 from sockshare.core.spec import ProgramSpec
+from sockshare.core.steps import Plan, Process
 from sockshare.core.suggest import did_you_mean
+from sockshare.kernel import processes
 
 from .endpoint import Caller, Request
 from .hostlink import HostLink
@@ -204,9 +205,27 @@ class Operations:
             quiesce=spec.quiesce,
             stop_timeout=float(facts["stop_timeout"]),
             awaited=expectation.awaited,
+            verify=spec.verify or "",
+            drain=self._why_from_outside(spec, facts, old),
+            drain_timeout=spec.drain_timeout,
             expires=None if request.timeout is None else time.monotonic() + request.timeout,
         )
         return plan, expectation
+
+    def _why_from_outside(self, spec: ProgramSpec, facts: dict[str, Any], old: list[Process]) -> str:
+        """Why the old processes have to be drained from outside; empty when they drain themselves."""
+        if spec.drain == "signal":
+            return ""
+        if spec.drain == "observe":
+            return "its section says drain = observe"
+        number = int(spec.stop_signal or facts["stop_signal"])
+        for process in old:
+            try:
+                if not processes.catches(process.pid, number):
+                    return f"{process.name} would die of signal {number} at once, it has no handler for it"
+            except ProcessLookupError:
+                continue
+        return ""
 
     def _foretell(self, caller: Caller, plan: Plan, expectation: Expectation) -> dict[str, Any]:
         for process in plan.old:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from sockshare.core import rollout
+from sockshare.core import steps
 from sockshare.core.errors import ExitStatus, ManagerError
 from sockshare.core.readiness import Evidence, Expectation
-from sockshare.core.rollout import Plan, Process, Rollout
+from sockshare.core.rollout import Rollout, State
+from sockshare.core.steps import Plan, Process
 
+from .drain import Address, Drainer, Left
 from .endpoint import Caller
 from .hostlink import HostLink
 from .observer import Observer
 from .roster import Known, Managed, Roster
 from .stderr import StderrTail
+from .verify import Wrong, verify
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ class Services(NamedTuple):
     host: HostLink
     roster: Roster
     observer: Observer
+    #: Where the TCP ones of the sockets of these names listen.
+    addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
 
@@ -60,6 +65,7 @@ class Reload:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
+        self._drainer: Drainer | None = None
 
     @property
     def step(self) -> str:
@@ -97,14 +103,14 @@ class Reload:
         running[reload.program] = reload
         reload._perform(effects)
         for process in (found.newcomer, *found.plan.old):
-            if process is not None and found.state is not rollout.State.ENDED:
+            if process is not None and found.state is not State.ENDED:
                 reload._watch(process)
-        if found.state is rollout.State.WARM and found.newcomer is not None:
+        if found.state is State.WARM and found.newcomer is not None:
             reload._run(reload._observe(found.newcomer))
 
     def cancel(self, reason: str) -> None:
         """Undo it, if the switch has not happened."""
-        self._feed(rollout.Cancelled(reason))
+        self._feed(steps.Cancelled(reason))
 
     def died(self, known: Known) -> None:
         """A process of the program has died."""
@@ -112,7 +118,7 @@ class Reload:
         reason = self._services.observer.end_of(pid)
         if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
             self._stderr.read()
-        self._feed(rollout.Gone(pid, reason))
+        self._feed(steps.Gone(pid, reason))
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -120,24 +126,33 @@ class Reload:
 
     # Performing effects.
 
-    def _feed(self, event: rollout.Event) -> None:
+    def _feed(self, event: steps.Event) -> None:
         self._perform(self._rollout.feed(event, _now()))
 
-    def _perform(self, effects: list[rollout.Effect]) -> None:
+    def _perform(self, effects: list[steps.Effect]) -> None:
         # The record first: a broker killed between two effects is followed by one that performs them again.
-        if self._rollout.state is not rollout.State.ENDED:
+        if self._rollout.state is not State.ENDED:
             self._journal()
         for effect in effects:
-            if isinstance(effect, rollout.Start):
+            if isinstance(effect, steps.Start):
                 self._run(self._start())
-            elif isinstance(effect, rollout.Suspend):
+            elif isinstance(effect, steps.HoldBack):
+                self._services.observer.suspend(effect.pid, self._expectation.sockets)
+            elif isinstance(effect, steps.Suspend):
                 how = self._services.observer.suspend(effect.pid, self._expectation.sockets)
-                self._loop.call_soon(self._feed, rollout.Switched(how))
-            elif isinstance(effect, rollout.Resume):
+                if self._rollout.plan.drain:
+                    self._watch_connections(effect.pid)
+                self._loop.call_soon(self._feed, steps.Switched(how))
+            elif isinstance(effect, steps.Verify):
+                self._run(self._verify(effect.pid))
+            elif isinstance(effect, steps.Drain):
+                if self._drainer is not None:
+                    self._drainer.end_idle()
+            elif isinstance(effect, steps.Resume):
                 self._services.observer.resume(effect.pid, self._expectation.sockets)
-            elif isinstance(effect, rollout.Settle):
+            elif isinstance(effect, steps.Settle):
                 self._run(self._settle(effect))
-            elif isinstance(effect, rollout.Report):
+            elif isinstance(effect, steps.Report):
                 self._report(effect)
             else:
                 self._finish(effect)
@@ -158,7 +173,7 @@ class Reload:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._rollout.state is rollout.State.ENDED:
+        if self._rollout.state is State.ENDED:
             return
         # The time-out of the whole means nothing after the switch: once passed it is not waited for again.
         now, expires = _now(), self._rollout.plan.expires
@@ -166,7 +181,7 @@ class Reload:
         if expires is not None and expires > now:
             times.append(expires)
         if times:
-            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._feed, rollout.Tick())
+            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._feed, steps.Tick())
 
     def _run(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -185,10 +200,10 @@ class Reload:
         try:
             answer = await self._services.host.ask("start", program=self.program)
         except ManagerError as error:
-            self._feed(rollout.StartRefused(str(error)))
+            self._feed(steps.StartRefused(str(error)))
             return
         process = Process(int(answer["pid"]), str(answer["process"]))
-        self._feed(rollout.Started(process))
+        self._feed(steps.Started(process))
         if self._rollout.newcomer == process:
             self._watch(process)
             await self._observe(process)
@@ -198,11 +213,11 @@ class Reload:
             self._services.roster.enter(process.pid, self.program, process.name)
         except ProcessLookupError:
             self._stderr.read()
-            self._feed(rollout.Gone(process.pid, "has died"))
+            self._feed(steps.Gone(process.pid, "has died"))
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
-        while self._rollout.state is rollout.State.WARM and self._rollout.newcomer == process:
+        while self._rollout.state is State.WARM and self._rollout.newcomer == process:
             managed = self._services.roster.managed(process.pid)
             if managed is None:
                 return
@@ -211,7 +226,7 @@ class Reload:
 
     def _look(self, managed: Managed) -> None:
         newcomer = self._rollout.newcomer
-        if self._rollout.state is not rollout.State.WARM or newcomer is None or newcomer.pid != managed.pid:
+        if self._rollout.state is not State.WARM or newcomer is None or newcomer.pid != managed.pid:
             return
         how = self._expectation.shown_by(self._services.observer.evidence(managed, self._expectation.sockets))
         if how is None:
@@ -219,9 +234,9 @@ class Reload:
         if managed.ready is None:
             managed.ready = how
             self._services.roster.note(managed)
-        self._feed(rollout.Ready(managed.pid, how))
+        self._feed(steps.Ready(managed.pid, how))
 
-    async def _settle(self, effect: rollout.Settle) -> None:
+    async def _settle(self, effect: steps.Settle) -> None:
         if not effect.kill:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
                 self._services.observer.suspend(pid, self._expectation.sockets)
@@ -235,13 +250,45 @@ class Reload:
                 kill=effect.kill,
             )
         except ManagerError as error:
-            self._feed(rollout.SettleRefused(str(error)))
+            self._feed(steps.SettleRefused(str(error)))
             return
-        self._feed(rollout.Settled())
+        self._feed(steps.Settled())
+
+    def _watch_connections(self, pid: int) -> None:
+        if self._drainer is not None:
+            self._drainer.stop()
+        self._drainer = Drainer(pid, self._services.addresses(self._expectation.sockets))
+        self._run(self._drain(self._drainer))
+
+    async def _drain(self, drainer: Drainer) -> None:
+        how = await drainer.run(self._tell_left)
+        if drainer is self._drainer:  # not that of an earlier turn
+            self._feed(steps.Drained(how))
+
+    def _tell_left(self, left: Left) -> None:
+        if self._rollout.state is State.DRAIN:
+            self._report(steps.Report("drain", self._rollout.old, self._seconds(), str(left)))
+
+    async def _verify(self, pid: int) -> None:
+        # Time is the rollout's: it is cancelled when that has gone on without it.
+        path = self._rollout.plan.verify.partition(":")[2]
+        addresses = self._services.addresses(self._expectation.sockets)
+        if not addresses:
+            self._feed(steps.VerifyFailed(f"can't verify {self._rollout.plan.verify}: the program has no TCP socket"))
+            return
+        outcome: steps.Event
+        try:
+            outcome = steps.Verified(await verify(pid, addresses[0], path))
+        except Wrong as error:
+            outcome = steps.VerifyFailed(f"{self._rollout.plan.verify} failed: {error}")
+        except OSError as error:
+            outcome = steps.VerifyFailed(f"can't verify {self._rollout.plan.verify}: {error}")
+        if self._rollout.newcomer is not None and self._rollout.newcomer.pid == pid:
+            self._feed(outcome)
 
     # Telling.
 
-    def _report(self, report: rollout.Report) -> None:
+    def _report(self, report: steps.Report) -> None:
         event = {
             "step": report.step,
             "program": self.program,
@@ -255,7 +302,9 @@ class Reload:
             event["stderr"] = self._stderr.read()
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
-    def _finish(self, finish: rollout.Finish) -> None:
+    def _finish(self, finish: steps.Finish) -> None:
+        if self._drainer is not None:
+            self._drainer.stop()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
@@ -264,12 +313,15 @@ class Reload:
             "result": finish.result,
             "exit": int(finish.exit),
             "reason": finish.reason,
-            "seconds": round(_now() - self._rollout.began, 3),
+            "seconds": self._seconds(),
             "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
         }
         self._ended(self, answer)
         for follower in self._followers:
             self._services.tell(follower, answer)
+
+    def _seconds(self) -> float:
+        return round(_now() - self._rollout.began, 3)
 
 
 def _now() -> float:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.peers import Peer, identity
 
 from .door import Door
+from .drain import Address, address_of
 from .endpoint import Endpoint
 from .hostlink import HostLink
 from .notify import NotifySocket
@@ -232,7 +233,10 @@ class Broker:
 
     def services(self) -> Services:
         """What a reload works with."""
-        return Services(self._link, self.roster, self.observer, self.endpoint.reply)
+        return Services(self._link, self.roster, self.observer, self._addresses, self.endpoint.reply)
+
+    def _addresses(self, names: Iterable[str]) -> list[Address]:
+        return [address for name in sorted(names) if (address := address_of(self.shared[name][1])) is not None]
 
     def reload_ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is over; *answer* is what its command is told."""

@@ -4,11 +4,14 @@ Theory of operation. A reload replaces a program's processes one by one; each re
 
     START  a process is started beside the old one
     WARM   it becomes ready, or `ready_timeout` passes
-    HOLD   it stays alive for `ready_hold` seconds: a claim to be ready is not believed alone
-    SWITCH the old one's registration is suspended: it gets no new connections
+    HOLD   it stays alive for `ready_hold` seconds, its own registration held back: a claim to be ready is not
+           believed alone, and until it is, no client sees the new version
+    SWITCH the new one's registration is let go, the old one's is suspended: it gets no new connections
+    VERIFY a page must answer from the new one, where that was asked for
     QUIESCE what the old one has accepted, it reads
-    DRAIN  the old one has its stop signal, and finishes what it has
-    UNDO   a failure before DRAIN: the old one is resumed, the new one killed
+    DRAIN  the old one's connections are ended as they become idle, where it would not do so itself
+    STOP   the old one has its stop signal, and finishes what it has
+    UNDO   a failure before STOP: the old one is resumed, the new one killed
 
 Events go in, effects come out; time is an argument. The effects on entering a state may be repeated, so the broker
 after one that was killed enters the recorded state again (`recover`): a reload whose switch had happened is finished,
@@ -19,9 +22,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import ExitStatus
+from .steps import (
+    Cancelled,
+    Drain,
+    Drained,
+    Effect,
+    Event,
+    Finish,
+    Gone,
+    HoldBack,
+    Plan,
+    Process,
+    Ready,
+    Report,
+    Resume,
+    Settle,
+    Settled,
+    SettleRefused,
+    Start,
+    Started,
+    StartRefused,
+    Suspend,
+    Switched,
+    Tick,
+    Verified,
+    Verify,
+    VerifyFailed,
+)
 
 
 class State(Enum):
@@ -31,137 +61,13 @@ class State(Enum):
     WARM = "warm"
     HOLD = "hold"
     SWITCH = "switch"
+    VERIFY = "verify"
     QUIESCE = "quiesce"
     DRAIN = "drain"
+    STOP = "stop"
     UNDO = "undo"
     ENDED = "ended"
 
-
-class Process(NamedTuple):
-    """One managed process."""
-
-    pid: int
-    name: str  # as users see it: web:1
-
-
-class Plan(NamedTuple):
-    """What is to be done, and within which times (seconds)."""
-
-    program: str
-    key: str  # of the asking command's making; asking again with it re-attaches
-    old: tuple[Process, ...]  # in the order in which they are replaced
-    size: int  # how many processes the program has outside a reload
-    ready_timeout: float
-    ready_hold: float
-    quiesce: float
-    stop_timeout: float  # after which the manager kills a process that it stops
-    awaited: str = ""  # what shows that a new process is ready, in words
-    expires: float | None = None  # monotonic seconds: nothing new is begun after it
-
-
-# Events.
-class Started(NamedTuple):
-    """The manager started *process* beside the old one."""
-
-    process: Process
-
-
-class StartRefused(NamedTuple):
-    """The manager started nothing."""
-
-    reason: str
-
-
-class Ready(NamedTuple):
-    """*pid* is ready; *how* says what showed it."""
-
-    pid: int
-    how: str
-
-
-class Gone(NamedTuple):
-    """*pid* has died; *reason* says how, as far as is known."""
-
-    pid: int
-    reason: str = "it died"
-
-
-class Switched(NamedTuple):
-    """The old one's registration is suspended, or cannot be; *how* says which."""
-
-    how: str
-
-
-class Settled(NamedTuple):
-    """The manager has the processes that it was told to have, or is stopping the others."""
-
-
-class SettleRefused(NamedTuple):
-    """The manager did not do what `Settle` asks."""
-
-    reason: str
-
-
-class Tick(NamedTuple):
-    """Time has passed."""
-
-
-class Cancelled(NamedTuple):
-    """Whoever asked for the reload wants it undone."""
-
-    reason: str
-
-
-Event = Started | StartRefused | Ready | Gone | Switched | Settled | SettleRefused | Tick | Cancelled
-
-
-# Effects.
-class Start(NamedTuple):
-    """Have the manager start one more process; answer with `Started` or `StartRefused`."""
-
-
-class Suspend(NamedTuple):
-    """Suspend the registrations of *pid*'s process tree; answer with `Switched`."""
-
-    pid: int
-
-
-class Resume(NamedTuple):
-    """Resume the registrations of *pid*'s process tree."""
-
-    pid: int
-
-
-class Settle(NamedTuple):
-    """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
-
-    Any beyond *size* that are not *known* go too: a newcomer that crashed may have been respawned.
-    """
-
-    retire: tuple[int, ...]
-    known: tuple[int, ...]
-    size: int
-    kill: bool
-
-
-class Report(NamedTuple):
-    """Tell whoever follows the reload."""
-
-    step: str
-    process: Process | None
-    seconds: float  # since the reload began
-    reason: str = ""
-
-
-class Finish(NamedTuple):
-    """The reload has ended."""
-
-    result: str  # ok, rolled_back, failed
-    exit: ExitStatus
-    reason: str
-
-
-Effect = Start | Suspend | Resume | Settle | Report | Finish
 
 #: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
 _STOP_GRACE = 10.0
@@ -188,6 +94,7 @@ class Rollout:
         self._old_gone = False
         self._newcomer_gone = ""  # why
         self._settled = False
+        self._verified = ""
         self._failure: tuple[ExitStatus, str] = (ExitStatus.OK, "")
 
     # What the broker asks of it.
@@ -200,8 +107,10 @@ class Rollout:
     @property
     def suspends(self) -> int | None:
         """The pid whose registrations this reload claims to have suspended: nobody else may resume them."""
-        if self.state in (State.SWITCH, State.QUIESCE, State.DRAIN) and self.old is not None:
-            return self.old.pid
+        if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN, State.STOP):
+            return self.old and self.old.pid
+        if self.state is State.HOLD:
+            return self.newcomer and self.newcomer.pid
         return None
 
     def begin(self, now: float) -> list[Effect]:
@@ -270,10 +179,15 @@ class Rollout:
             self.deadline = now + self.plan.ready_timeout
         if self.state is State.SWITCH:
             return self._enter_switch(now)
-        if self.state is State.QUIESCE and self.old is not None:
-            return [Suspend(self.old.pid)]
-        if self.state is State.DRAIN:
-            return self._enter_drain(now)
+        if self.state in (State.VERIFY, State.QUIESCE, State.DRAIN) and self.old is not None:
+            again: list[Effect] = [Suspend(self.old.pid)]
+            if self.state is State.VERIFY and self.newcomer is not None:
+                again.append(Verify(self.newcomer.pid))
+            if self.state is State.DRAIN:
+                again.append(Drain(self.old.pid))
+            return again
+        if self.state is State.STOP:
+            return self._enter_stop(now)
         if self.state is State.UNDO:
             return self._enter_undo(now)
         return []
@@ -285,17 +199,28 @@ class Rollout:
 
     def _enter_switch(self, now: float) -> list[Effect]:
         self.state, self.deadline = State.SWITCH, None
+        # In this order: there is never a moment when neither is registered.
+        effects: list[Effect] = [] if self.newcomer is None else [Resume(self.newcomer.pid)]
         if self._old_gone or self.old is None:
-            return self._enter_drain(now)
-        return [Suspend(self.old.pid)]
+            return [*effects, *self._enter_stop(now)]
+        return [*effects, Suspend(self.old.pid)]
+
+    def _enter_quiesce(self, now: float, how: str) -> list[Effect]:
+        self.state, self.deadline = State.QUIESCE, now + self.plan.quiesce
+        self._verified = how
+        return []
 
     def _enter_drain(self, now: float) -> list[Effect]:
-        self.state, self.deadline, self._settled = State.DRAIN, now + self.plan.stop_timeout + _STOP_GRACE, False
-        effects: list[Effect] = []
-        if not self._old_gone:
-            effects.append(self._report("drain", self.old, now))
+        assert self.old is not None
+        if not self.plan.drain:
+            return [self._report("drain", self.old, now, "it drains itself on its stop signal"), *self._enter_stop(now)]
+        self.state, self.deadline = State.DRAIN, now + self.plan.drain_timeout
+        return [self._report("drain", self.old, now, f"from outside: {self.plan.drain}"), Drain(self.old.pid)]
+
+    def _enter_stop(self, now: float) -> list[Effect]:
+        self.state, self.deadline, self._settled = State.STOP, now + self.plan.stop_timeout + _STOP_GRACE, False
         retire = () if self._old_gone or self.old is None else (self.old.pid,)
-        return [*effects, self._settle(retire, kill=False)]
+        return [self._settle(retire, kill=False)]
 
     def _enter_undo(self, now: float) -> list[Effect]:
         self.state, self.deadline, self._settled = State.UNDO, now + _STOP_GRACE, False
@@ -324,7 +249,8 @@ class Rollout:
         if self.newcomer is None or event.pid != self.newcomer.pid:
             return []
         self.state, self.deadline = State.HOLD, now + self.plan.ready_hold
-        return [self._report("ready", self.newcomer, now, event.how)]
+        effects: list[Effect] = [] if self._old_gone else [HoldBack(self.newcomer.pid)]
+        return [*effects, self._report("ready", self.newcomer, now, event.how)]
 
     def _gone(self, event: Gone, now: float) -> list[Effect]:
         if self.newcomer is not None and event.pid == self.newcomer.pid:
@@ -332,8 +258,10 @@ class Rollout:
             return self._undo(ExitStatus.ROLLED_BACK, f"{_named(self.newcomer)} {event.reason}", now)
         if self.old is not None and event.pid == self.old.pid:
             self._old_gone = True
-            if self.state in (State.SWITCH, State.QUIESCE):
-                return self._enter_drain(now)
+            if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN):
+                return self._enter_stop(now)
+            if self.state is State.HOLD and self.newcomer is not None:
+                return [Resume(self.newcomer.pid)]
         return []
 
     def _tick_start(self, event: Tick, now: float) -> list[Effect]:
@@ -342,10 +270,8 @@ class Rollout:
     def _tick_warm(self, event: Tick, now: float) -> list[Effect]:
         if self._due(now):
             assert self.newcomer is not None
-            reason = f"{_named(self.newcomer)} was not ready within {self.plan.ready_timeout:g} s"
-            if self.plan.awaited:
-                reason += f": no sign of {self.plan.awaited}"
-            return self._undo(ExitStatus.TIMED_OUT, reason, now)
+            reason = f"was not ready within {self.plan.ready_timeout:g} s: no sign of {self.plan.awaited}"
+            return self._undo(ExitStatus.TIMED_OUT, f"{_named(self.newcomer)} {reason}", now)
         return self._undo_if_expired(now)
 
     def _tick_hold(self, event: Tick, now: float) -> list[Effect]:
@@ -354,30 +280,53 @@ class Rollout:
         return [self._report("hold", self.newcomer, now), *self._enter_switch(now)]
 
     def _switched(self, event: Switched, now: float) -> list[Effect]:
-        self.state, self.deadline = State.QUIESCE, now + self.plan.quiesce
-        return [self._report("switch", self.newcomer, now, event.how)]
+        report = self._report("switch", self.newcomer, now, event.how)
+        if self.plan.verify and self.newcomer is not None:
+            self.state, self.deadline = State.VERIFY, now + self.plan.ready_timeout
+            return [report, Verify(self.newcomer.pid)]
+        return [report, *self._enter_quiesce(now, "")]
+
+    def _verify_passed(self, event: Verified, now: float) -> list[Effect]:
+        return self._enter_quiesce(now, event.how)
+
+    def _verify_failed(self, event: VerifyFailed, now: float) -> list[Effect]:
+        return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
+
+    def _tick_verify(self, event: Tick, now: float) -> list[Effect]:
+        if not self._due(now):
+            return self._undo_if_expired(now)
+        reason = f"{self.plan.verify} has not answered from the new process within {self.plan.ready_timeout:g} s"
+        return self._undo(ExitStatus.TIMED_OUT, reason, now)
 
     def _tick_quiesce(self, event: Tick, now: float) -> list[Effect]:
         if not self._due(now):
             return []
-        return [self._report("quiesce", self.old, now), *self._enter_drain(now)]
+        return [self._report("quiesce", self.old, now, self._verified), *self._enter_drain(now)]
 
-    def _gone_in_drain(self, event: Gone, now: float) -> list[Effect]:
+    def _drained(self, event: Drained, now: float) -> list[Effect]:
+        return [self._report("drain", self.old, now, event.how), *self._enter_stop(now)]
+
+    def _tick_drain(self, event: Tick, now: float) -> list[Effect]:
+        if not self._due(now):
+            return []
+        return self._drained(Drained(f"given up after {self.plan.drain_timeout:g} s"), now)
+
+    def _gone_in_stop(self, event: Gone, now: float) -> list[Effect]:
         if self.newcomer is not None and event.pid == self.newcomer.pid:
             self._newcomer_gone = event.reason
         elif self.old is not None and event.pid == self.old.pid:
             self._old_gone = True
         return self._end_turn_if_drained(now)
 
-    def _drain_settled(self, event: Settled, now: float) -> list[Effect]:
+    def _stop_settled(self, event: Settled, now: float) -> list[Effect]:
         self._settled = True
         return self._end_turn_if_drained(now)
 
-    def _drain_refused(self, event: SettleRefused, now: float) -> list[Effect]:
+    def _stop_refused(self, event: SettleRefused, now: float) -> list[Effect]:
         # The old one is suspended but was not told to stop: it is still whole, so it takes over again.
         return self._undo(ExitStatus.INTERNAL, event.reason, now)
 
-    def _tick_drain(self, event: Tick, now: float) -> list[Effect]:
+    def _tick_stop(self, event: Tick, now: float) -> list[Effect]:
         if not self._due(now):
             return []
         old = "it" if self.old is None else _named(self.old)
@@ -495,12 +444,20 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.SWITCH, Switched): Rollout._switched,
     (State.SWITCH, Gone): Rollout._gone,
     (State.SWITCH, Cancelled): Rollout._cancelled,
+    (State.VERIFY, Verified): Rollout._verify_passed,
+    (State.VERIFY, VerifyFailed): Rollout._verify_failed,
+    (State.VERIFY, Gone): Rollout._gone,
+    (State.VERIFY, Tick): Rollout._tick_verify,
+    (State.VERIFY, Cancelled): Rollout._cancelled,
     (State.QUIESCE, Gone): Rollout._gone,
     (State.QUIESCE, Tick): Rollout._tick_quiesce,
-    (State.DRAIN, Gone): Rollout._gone_in_drain,
-    (State.DRAIN, Settled): Rollout._drain_settled,
-    (State.DRAIN, SettleRefused): Rollout._drain_refused,
+    (State.DRAIN, Drained): Rollout._drained,
+    (State.DRAIN, Gone): Rollout._gone,
     (State.DRAIN, Tick): Rollout._tick_drain,
+    (State.STOP, Gone): Rollout._gone_in_stop,
+    (State.STOP, Settled): Rollout._stop_settled,
+    (State.STOP, SettleRefused): Rollout._stop_refused,
+    (State.STOP, Tick): Rollout._tick_stop,
     (State.UNDO, Settled): Rollout._undo_settled,
     (State.UNDO, Gone): Rollout._gone_in_undo,
     (State.UNDO, SettleRefused): Rollout._undo_refused,

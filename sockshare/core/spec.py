@@ -21,8 +21,6 @@ from .suggest import did_you_mean
 #: Whoever makes it do them deletes the row.
 NOT_YET: Mapping[str, tuple[frozenset[str], str]] = {
     "registration": (frozenset({"shared"}), "write 'shared', or leave it out"),
-    "drain": (frozenset({"auto", "signal"}), "write 'signal', or leave it out"),
-    "verify": (frozenset(), "leave it out"),
 }
 
 _LONGEST_TIME = 86400.0  # seconds: a longer one is in other units

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -41,12 +42,12 @@ class _Instance:
 
     __slots__ = ("link", "pidfd", "process", "since")
 
-    def __init__(self, command: Sequence[str], output: int | None, now: float) -> None:
-        stream = subprocess.DEVNULL if output is None else output
+    def __init__(self, command: Sequence[str], output: str | None, now: float) -> None:
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The broker has the only other end, so the link ends when it dies.
-            with theirs:
+            # The broker has the only other end, so the link ends when it dies. The file is opened anew for each: it
+            # may have been rotated.
+            with theirs, open(output or os.devnull, "ab") as stream:
                 self.process = subprocess.Popen(
                     [*command, "--link-fd", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
@@ -80,7 +81,7 @@ class Life:
     Args:
         started: Called with the host's end of each new broker's link.
         ended: Called when a broker has died, before the next is started: what it wrote last is still in the link.
-        output: Where its stdout and stderr go: a descriptor; None: nowhere.
+        output: The file to which its stdout and stderr are appended; None: nowhere.
         command: What to start.
     """
 
@@ -90,7 +91,7 @@ class Life:
         *,
         started: Callable[[socket.socket], None],
         ended: Callable[[], None],
-        output: int | None = None,
+        output: str | None = None,
         command: Sequence[str] = COMMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -197,9 +198,13 @@ class Life:
 
     def kill(self) -> None:
         """Kill the broker, as one that talks nonsense; the next is started as after any death."""
+        # Its link ends an instant before its pidfd says that it is dead: who killed it then was not us.
         if self._broker is not None:
-            self._killed = True
-            self._broker.process.kill()
+            ended = select.poll()
+            ended.register(self._broker.pidfd, select.POLLIN)
+            if not ended.poll(0):
+                self._killed = True
+                self._broker.process.kill()
 
     def stop(self) -> None:
         """End the broker for good, and return when it is gone: it keeps nothing that a signal could make it lose."""

@@ -11,28 +11,33 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sockshare.core.errors import ExitStatus
-from sockshare.core.rollout import (
+from sockshare.core.rollout import Rollout, State
+from sockshare.core.steps import (
     Cancelled,
+    Drain,
+    Drained,
     Effect,
     Event,
     Finish,
     Gone,
+    HoldBack,
     Plan,
     Process,
     Ready,
     Report,
     Resume,
-    Rollout,
     Settle,
     Settled,
     SettleRefused,
     Start,
     Started,
     StartRefused,
-    State,
     Suspend,
     Switched,
     Tick,
+    Verified,
+    Verify,
+    VerifyFailed,
 )
 
 OLD = (Process(11, "web:1"), Process(12, "web:2"))
@@ -40,7 +45,13 @@ NEW = (Process(21, "web:3"), Process(22, "web:4"))
 
 
 def plan(old: tuple[Process, ...] = OLD[:1], expires: float | None = None) -> Plan:
-    return Plan("web", "key", old, len(old), 30.0, 1.0, 0.3, 30.0, "its event registration of web", expires)
+    awaited = "its event registration of web"
+    return Plan("web", "key", old, len(old), 30.0, 1.0, 0.3, 30.0, awaited, expires=expires)
+
+
+def careful(old: tuple[Process, ...] = OLD[:1]) -> Plan:
+    """With a page to verify, and drained from outside."""
+    return plan(old)._replace(verify="http:/health", drain="it would die of signal 15", drain_timeout=20.0)
 
 
 class Drive:
@@ -70,6 +81,10 @@ class Drive:
         return effects
 
     @property
+    def state(self) -> State:
+        return self.rollout.state
+
+    @property
     def steps(self) -> list[str]:
         return [effect.step for effect in self.effects if isinstance(effect, Report)]
 
@@ -96,6 +111,14 @@ class Drive:
 
     def to_drain(self, new: Process = NEW[0]) -> Drive:
         self.to_quiesce(new).after(0.3)
+        return self
+
+    def to_verify(self, new: Process = NEW[0]) -> Drive:
+        return self.to_quiesce(new)
+
+    def to_drain_from_outside(self, new: Process = NEW[0]) -> Drive:
+        self.to_verify(new).feed(Verified("200"))
+        self.after(0.3)
         return self
 
 
@@ -152,7 +175,7 @@ def test_ready_of_another_process_changes_nothing() -> None:
     """Only the process that this turn has started can be what is waited for."""
     drive = Drive(plan()).to_warm()
     assert drive.feed(Ready(12, "notify")) == []
-    assert drive.rollout.state is State.WARM
+    assert drive.state is State.WARM
 
 
 def test_nothing_is_started_when_the_program_has_no_process() -> None:
@@ -301,13 +324,84 @@ def test_broker_killed_before_the_switch_leaves_the_old_process() -> None:
 def test_broker_killed_after_the_switch_finishes() -> None:
     """A half-done reload is finished if the switch had happened."""
     drive = Drive(plan()).to_switch()
-    assert drive.restart() == [Suspend(11)]
+    assert drive.restart() == [Resume(21), Suspend(11)]
     drive.feed(Switched("suspended"))
     assert drive.restart() == [Suspend(11)]
     drive.after(0.3)
     assert drive.restart()[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
     drive.feed(Settled(), Gone(11))
     assert drive.finish.exit is ExitStatus.OK
+
+
+def test_no_client_sees_the_new_version_before_the_hold_has_passed() -> None:
+    """What claims to be ready is held back at once, and let go just before the old process is suspended."""
+    drive = Drive(plan()).to_warm()
+    assert drive.feed(Ready(21, "registration"))[0] == HoldBack(21)
+    assert drive.rollout.suspends == 21
+    assert drive.after(1.0)[-2:] == [Resume(21), Suspend(11)]
+
+
+def test_new_process_is_let_go_when_the_old_one_dies_during_the_hold() -> None:
+    """Better an unproven process than none."""
+    drive = Drive(plan()).to_hold()
+    assert drive.feed(Gone(11)) == [Resume(21)]
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11))
+    assert HoldBack(21) not in drive.feed(Ready(21, "registration"))
+
+
+def test_page_must_answer_before_the_old_process_is_given_up() -> None:
+    """With `verify` the switch is followed by the question, and the answer by the rest."""
+    drive = Drive(careful()).to_verify()
+    assert drive.state.value == "verify"
+    assert drive.effects[-1] == Verify(21)
+    drive.feed(Verified("200 from pid 21"))
+    assert drive.state.value == "quiesce"
+    assert next(effect.reason for effect in drive.after(0.3) if isinstance(effect, Report)) == "200 from pid 21"
+
+
+def test_old_process_is_resumed_when_the_page_does_not_answer_as_it_has_to() -> None:
+    """An answer that is wrong is a failure of the new version; none at all is a time-out."""
+    drive = Drive(careful()).to_verify()
+    assert Resume(11) in drive.feed(VerifyFailed("http:/health answered 500"))
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "http:/health answered 500")
+    drive = Drive(careful()).to_verify()
+    assert drive.after(29.0) == []
+    assert Resume(11) in drive.after(1.0)
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+
+
+def test_connections_are_ended_from_outside_when_the_stop_signal_would_kill() -> None:
+    """The stop signal comes when nothing is left that it could destroy."""
+    drive = Drive(careful()).to_drain_from_outside()
+    assert drive.effects[-1] == Drain(11)
+    assert drive.feed(Drained("no connection left"))[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+
+
+def test_stop_signal_comes_anyway_when_the_drain_takes_too_long() -> None:
+    """`drain_timeout` bounds the patience with the old process's clients."""
+    drive = Drive(careful()).to_drain_from_outside()
+    assert drive.after(19.9) == []
+    assert drive.after(0.2)[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+
+
+def test_old_process_is_resumed_when_the_new_one_dies_during_the_drain() -> None:
+    """Until its stop signal the old process is whole."""
+    drive = Drive(careful()).to_drain_from_outside()
+    assert Resume(11) in drive.feed(Gone(21))
+
+
+def test_broker_killed_while_verifying_or_draining_goes_on() -> None:
+    """Both may be done again from the start."""
+    drive = Drive(careful()).to_verify()
+    assert drive.restart() == [Suspend(11), Verify(21)]
+    assert drive.feed(Switched("")) == []
+    drive.feed(Verified("200"))
+    drive.after(0.3)
+    assert drive.restart() == [Suspend(11), Drain(11)]
+    assert drive.feed(Gone(11))[-1] == Settle(retire=(), known=(11, 21), size=1, kill=False)
 
 
 def test_broker_killed_in_a_later_turn_goes_on() -> None:
@@ -320,7 +414,7 @@ def test_broker_killed_in_a_later_turn_goes_on() -> None:
     assert drive.feed(Settled()) == []
     drive.to_hold(NEW[1])
     assert drive.restart() == []
-    assert drive.rollout.state is State.WARM
+    assert drive.state is State.WARM
     drive.feed(Ready(22, "registration"))
     drive.after(1.0)
     drive.feed(Switched(""))
@@ -359,14 +453,29 @@ def test_claim_of_suspension_lasts_from_switch_to_stop() -> None:
     assert drive.rollout.suspends is None
 
 
+def test_death_of_a_stranger_changes_nothing() -> None:
+    """A reload minds its own processes."""
+    for stage in ("to_warm", "to_hold", "to_quiesce", "to_drain"):
+        drive = Drive(plan())
+        getattr(drive, stage)()
+        assert drive.feed(Gone(99)) == []
+
+
+def test_quiesce_lasts_as_long_as_it_is_to() -> None:
+    """What the old process has accepted, it gets the time to read."""
+    drive = Drive(plan()).to_quiesce()
+    assert drive.after(0.2) == []
+    assert drive.after(0.11) != []
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order, with brokers killed anywhere, the promises hold.
 
     A small world stands for the kernel and the manager: which processes live, are suspended, were ever ready.
     """
 
-    @initialize(count=st.integers(1, 3))
-    def begin(self, count: int) -> None:
+    @initialize(count=st.integers(1, 3), verify=st.sampled_from(["", "http:/"]), drain=st.sampled_from(["", "yes"]))
+    def begin(self, count: int, verify: str, drain: str) -> None:
         self.now = 0.0
         self.alive = {11 + number for number in range(count)}
         self.old = set(self.alive)
@@ -377,19 +486,19 @@ class AnyOrder(RuleBasedStateMachine):
         self.finish: Finish | None = None
         self.todo: list[Effect] = []
         old = tuple(Process(pid, f"web:{pid}") for pid in sorted(self.alive))
-        self.rollout = Rollout(Plan("web", "key", old, count, 5.0, 1.0, 0.3, 5.0, "", None))
+        self.rollout = Rollout(Plan("web", "key", old, count, 5.0, 1.0, 0.3, 5.0, "", verify, drain, 5.0))
         self.take(self.rollout.begin(self.now))
 
     def take(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Suspend) and effect.pid in self.alive:
+            if isinstance(effect, (Suspend, HoldBack)) and effect.pid in self.alive:
                 self.suspended.add(effect.pid)
             elif isinstance(effect, Resume):
                 self.suspended.discard(effect.pid)
             elif isinstance(effect, Finish):
                 assert self.finish is None
                 self.finish = effect
-            if isinstance(effect, (Suspend, Start, Settle)):
+            if isinstance(effect, (Suspend, Start, Settle, Verify, Drain)):
                 self.todo.append(effect)
 
     def feed(self, event: Event) -> None:
@@ -401,6 +510,10 @@ class AnyOrder(RuleBasedStateMachine):
         effect = self.todo.pop(0)
         if isinstance(effect, Suspend):
             self.feed(Switched(""))
+        elif isinstance(effect, Verify):
+            self.feed(VerifyFailed("no") if refuse else Verified("yes"))
+        elif isinstance(effect, Drain):
+            self.feed(Drained("no connection left"))
         elif isinstance(effect, Start):
             if refuse:
                 self.feed(StartRefused("no"))

@@ -1,0 +1,185 @@
+"""Draining a process from outside: each of its connections is ended as soon as it is idle.
+
+For programs that would die of their stop signal with requests in their hands. Event-driven servers drop a request that
+comes in the instant between the last look and the end of file; clients that keep connections alive know that race from
+every server and ask again (RFC 9112, 9.3.1), as browsers and pools do for requests that may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from sockshare.core.idleness import History, Sample, Verdict
+from sockshare.kernel import connections, listeners, processes, strike
+from sockshare.kernel.connections import Connection
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks, and the share of one processor that looking may take.
+_LOOK_EVERY = 0.01
+_SHARE = 0.15
+#: Seconds between two looks for connections that a worker has accepted meanwhile.
+_SEARCH_EVERY = 0.25
+_TELL_EVERY = 1.0
+
+
+class Address(NamedTuple):
+    """Where a shared TCP socket listens."""
+
+    family: int
+    port: int
+    host: str
+
+
+class Left(NamedTuple):
+    """What the old process has left."""
+
+    idle: int
+    busy: int
+
+    def __str__(self) -> str:
+        total = self.idle + self.busy
+        return f"{total} connection{'' if total == 1 else 's'} left, {self.idle} idle, {self.busy} busy"
+
+
+class Drainer:
+    """Watches the connections of *pid*'s process tree on *addresses*, and ends the idle ones once told to.
+
+    It is to watch from the moment of the suspension: what it saw then decides what TCP_INFO alone can't.
+    """
+
+    def __init__(self, pid: int, addresses: Iterable[Address]) -> None:
+        self._pid = pid
+        self._addresses = list(addresses)
+        self._ending = False
+        self._stopped = False
+        self._histories: dict[int, History] = {}
+        self._struck: set[int] = set()
+        self._owned: dict[int, tuple[int, int]] = {}  # inode: pid and descriptor
+        self._searched = 0.0
+        self._refusal = ""
+        # Closing a duplicate may block, with SO_LINGER for as long as its program chose.
+        self._closer = ThreadPoolExecutor(4, thread_name_prefix="close")
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="drain")
+
+    def end_idle(self) -> None:
+        """From now on, end what is idle."""
+        self._ending = True
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped = True
+
+    async def run(self, tell: Callable[[Left], None]) -> str:
+        """Until nothing is left, once `end_idle` was called, or `stop`; what came of it, in words.
+
+        Args:
+            tell: Called with what is left, about once a second.
+        """
+        loop = asyncio.get_running_loop()
+        told = loop.time()
+        try:
+            while not self._stopped:
+                left, cost = await loop.run_in_executor(self._looker, self._look)
+                if self._refusal:
+                    return f"not drained: {self._refusal}"
+                if self._ending and left == Left(0, 0):
+                    return "no connection left"
+                if self._ending and loop.time() - told >= _TELL_EVERY:
+                    told = loop.time()
+                    tell(left)
+                await asyncio.sleep(max(_LOOK_EVERY, cost * (1 - _SHARE) / _SHARE))
+            return "stopped"
+        finally:
+            self._looker.shutdown(wait=False)
+            self._closer.shutdown(wait=False)
+
+    def _look(self) -> tuple[Left, float]:
+        began = time.thread_time()
+        idle = busy = 0
+        try:
+            present = [one for address in self._addresses for one in connections.established(*address)]
+            self._search()
+            for one in present:
+                if one.inode not in self._owned or one.info is None:
+                    continue
+                verdict = self._histories.setdefault(one.inode, History()).add(_sample(one))
+                if verdict is Verdict.IDLE:
+                    idle += 1
+                    if self._ending:
+                        self._strike(one)
+                else:
+                    busy += 1
+        except OSError as error:
+            self._refusal = error.strerror or str(error)
+        return Left(idle, busy), time.thread_time() - began
+
+    def _search(self) -> None:
+        now = time.monotonic()
+        if now - self._searched < _SEARCH_EVERY:
+            return
+        self._searched = now
+        owned: dict[int, tuple[int, int]] = {}
+        for pid in processes.tree(self._pid):
+            try:
+                for inode, fd in processes.socket_descriptors(pid).items():
+                    owned.setdefault(inode, (pid, fd))
+            except ProcessLookupError:
+                continue
+        self._owned = owned
+
+    def _strike(self, one: Connection) -> None:
+        if one.inode in self._struck:
+            return
+        pid, fd = self._owned[one.inode]
+        try:
+            duplicate = strike.duplicate(pid, fd)
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            self._refusal = error.strerror or str(error)
+            return
+        except OSError:
+            return  # it is closed
+        try:
+            assert one.info is not None
+            if strike.end_reading(duplicate, one.inode, one.info.bytes_received):
+                self._struck.add(one.inode)
+        except OSError as error:
+            log.debug("pid %d: connection %d: %s", pid, one.inode, error)  # its client has closed it
+        finally:
+            self._closer.submit(os.close, duplicate)
+
+
+def address_of(fd: int) -> Address | None:
+    """Where the TCP socket *fd* listens; None for any other socket."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if not listeners.is_tcp(sock):
+            return None
+        host, port, *_ = sock.getsockname()
+        return Address(int(sock.family), port, host)
+
+
+def _sample(one: Connection) -> Sample:
+    info = one.info
+    assert info is not None
+    return Sample(
+        receive_queue=one.receive_queue,
+        notsent=info.notsent,
+        unacked=info.unacked,
+        segment=info.smss,
+        bytes_received=info.bytes_received,
+        bytes_sent=info.bytes_sent,
+        segments_received=info.segs_in,
+        data_segments_received=info.data_segs_in,
+        last_received=info.last_data_received,
+        last_sent=info.last_data_sent,
+        last_acknowledged=info.last_ack_received,
+    )
