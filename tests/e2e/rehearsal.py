@@ -1,0 +1,136 @@
+"""Reloads under load, and what must be so after each of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sockshare.cli.stage import family
+from tests.support.circusd import Circusd, Reload, descriptors, is_running, wait_until
+from tests.support.load import Load, Result, assert_answered_by_version, describe
+
+QUIET = 2.0  # s of load before anything is done, for the bound
+BETWEEN = 0.3  # s of load after a reload that must be all the new version's
+
+
+class Shape(NamedTuple):
+    """What must be the same afterwards: circusd's counts, the processes, their descriptors at rest."""
+
+    numprocesses: int
+    pids: int
+    family: int
+    circusd: int
+    host: int
+    broker: int
+    children: list[int]
+
+    @classmethod
+    def of(cls, stage: Circusd) -> Shape:
+        assert stage.process is not None
+        pids = stage.pids()
+        return cls(
+            stage.numprocesses(),
+            len(pids),
+            len(stage.family()),
+            descriptors(stage.process.pid),
+            descriptors(stage.host()),
+            descriptors(stage.broker()),
+            sorted(descriptors(pid) for pid in pids),
+        )
+
+
+def shape(stage: Circusd) -> Shape:
+    """The shape, once it is the same twice in 0.2 s: connections that were just answered are still being closed."""
+    seen: list[Shape] = []
+
+    def is_still() -> bool:
+        try:
+            seen.append(Shape.of(stage))
+        except OSError:  # a process ended while it was looked at
+            seen.clear()
+        return len(seen) > 1 and seen[-1] == seen[-2]
+
+    wait_until(is_still, 10, "descriptors and processes settle", 0.2)
+    return seen[-1]
+
+
+def all_ready(stage: Circusd) -> None:
+    """Return once every process of the program is ready, by the broker's word."""
+
+    def is_ready() -> bool:
+        done = stage.sockshare("status", "--json")
+        if done.returncode:
+            return False
+        holders = [holder for sock in json.loads(done.stdout)["sockets"] for holder in sock["holders"]]
+        return {holder["pid"] for holder in holders if holder["ready"]} == set(stage.pids())
+
+    wait_until(is_ready, 20, "every process is ready", 0.1)
+
+
+def measure(seconds: float) -> None:
+    """Let the load go on: a span of measurement, nothing waits for it."""
+    time.sleep(seconds)
+
+
+def assert_shape(stage: Circusd, before: Shape) -> None:
+    """Everything is as *before*, within 5 s: circusd closes the pipe of a process that ended at its next check."""
+    last: list[Shape] = []
+
+    def is_so() -> bool:
+        last[:] = [shape(stage)]
+        return last[0] == before
+
+    try:
+        wait_until(is_so, 5, "all is as before")
+    except TimeoutError:
+        raise AssertionError(f"{before} became {last[0]}") from None
+
+
+@contextmanager
+def loaded(stage: Circusd, *kinds: str) -> Iterator[Load]:
+    """Load on the stage; on a failure inside, what it had come to is part of the report."""
+    with Load(stage.port, *kinds) as load:
+        try:
+            yield load
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nload until then:\n{describe(load.stop())}") from error
+
+
+def assert_replaced(stage: Circusd, before: list[int], reload: Reload) -> None:
+    """Exit status 0 means: nothing of *before* runs, as many others do, and circusd knows them."""
+    assert reload.status == 0, reload
+    left = [pid for pid in before if is_running(pid)]
+    assert not left, f"{left} of {before} still run after {reload}"
+    now = stage.pids()
+    assert len(now) == len(before), f"{before} became {now} after {reload}"
+
+
+def assert_as_before(stage: Circusd, before: list[int], reload: Reload) -> None:
+    """A failed reload left the same processes, and no other."""
+    assert stage.pids() == before, f"{before} became {stage.pids()} after {reload}"
+    assert all(is_running(pid) for pid in before), f"of {before} not all run after {reload}"
+
+
+def reload_often(stage: Circusd, load: Load, times: int) -> float:
+    """Deploy and reload so often while *load* goes on; return when the first began."""
+    began = time.monotonic()
+    windows: list[tuple[float, float, str]] = []
+    workers: set[int] = set()
+    for number in range(times):
+        version, before = f"r{number}", stage.pids()
+        stage.deploy(version)
+        reload = stage.reload()
+        assert_replaced(stage, before, reload)
+        measure(BETWEEN)
+        windows.append((reload.ended, time.monotonic(), version))
+        workers |= {pid for pid in family(stage.mark) if stage.belongs(pid, stage.pids())}
+    result: Result = load.stop()
+    for start, end, version in windows:
+        answers = result.between(start, end)
+        assert_answered_by_version(answers, version)
+        strangers = {pid for _, pid in answers.answered_by} - workers
+        assert not strangers, f"{strangers} answered, {workers} are the program's"
+    return began
