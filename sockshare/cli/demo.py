@@ -1,4 +1,4 @@
-"""``sockshare demo [circus]``: a circusd, two versions of a program, load, deploys good and bad, and a table of zeros.
+"""``sockshare demo [circus|supervisor]``: a manager, versions of a program good and bad, load, and a table of zeros.
 
 Nothing is assumed but the extras of ``sockshare[demo]``; everything happens in a temporary directory, on a free port
 of 127.0.0.1, as whoever runs it, and is gone afterwards.
@@ -99,11 +99,14 @@ class Act(NamedTuple):
 class Demo:
     """The acts, in order; :meth:`play` returns the exit status."""
 
+    stage_type: type[Stage] = Stage
+    logs: tuple[str, ...] = ("circusd.log", "sockshare.log", "web.err")
+
     def __init__(self, console: Console, *, compare: bool) -> None:
         self.console = console
         self.compare = compare
         self.acts: list[Act] = []
-        self.stage = Stage()
+        self.stage = self.stage_type()
         self.port = free_port()
         self.version = 0
 
@@ -113,7 +116,7 @@ class Demo:
 
     def play(self) -> int:
         """Everything; 0 only if no request of an act of sockshare failed and each act ended as it must."""
-        with self.stage, Stage() as stock:
+        with self.stage, self.stage_type() as stock:
             try:
                 self._play(stock)
             except (TimeoutError, RuntimeError):
@@ -132,11 +135,7 @@ class Demo:
         self.stage.wait_for_answer(self.port)
         self._wait_for_all()
         stock_port = free_port()
-        for number in range(1, 4):
-            self._act(f"reload {number}, to a version with a 1 s import", self._good)
-        self._act("deploy of one that crashes", self._crash)
-        self._act("deploy of one that hangs", self._hang)
-        self._act("reload with the broker killed in the middle", self._kill_broker)
+        self._deploys()
         if self.compare:
             self._ini(STOCK_INI, stock, stock_port)
             self._deploy(stock)
@@ -146,9 +145,16 @@ class Demo:
             stock.wait_for_answer(stock_port)
             self._stock(stock, stock_port)
 
+    def _deploys(self) -> None:
+        for number in range(1, 4):
+            self._act(f"reload {number}, to a version with a 1 s import", self._good)
+        self._act("deploy of one that crashes", self._crash)
+        self._act("deploy of one that hangs", self._hang)
+        self._act("reload with the broker killed in the middle", self._kill_broker)
+
     def _show_logs(self) -> None:
         """What there is to see when something never came, before it is removed."""
-        for name in ("circusd.log", "sockshare.log", "web.err"):
+        for name in self.logs:
             self.say(f"--- {name}\n{self.stage.tail(self.stage.directory / name)}", "yellow")
 
     def _verdict(self) -> int:
@@ -192,7 +198,7 @@ class Demo:
         self.acts.append(Act(name, result, wrong))
         summary = result.summary()
         style = "red" if wrong or result.failures else "green"
-        self.say(f"    {len(result)} requests, {summary['failed']} failed, worst {_worst(result):.0f} ms", style)
+        self.say(f"    {len(result)} requests, {summary['failed']} failed, worst {worst(result):.0f} ms", style)
 
     def _reload(self, expected: ExitStatus, version: str, meanwhile: Callable[[str], None] = lambda _: None) -> str:
         """Run the command; say what was wrong, if anything: status, who answers, who runs."""
@@ -264,7 +270,7 @@ class Demo:
             time.sleep(1.5)  # the new ones' import
             result = load.stop()
         self.acts.append(Act(name, result, "", stock=True))
-        self.say(f"    {len(result)} requests, {len(result.failures)} failed, worst {_worst(result):.0f} ms", "yellow")
+        self.say(f"    {len(result)} requests, {len(result.failures)} failed, worst {worst(result):.0f} ms", "yellow")
 
     def _status(self) -> dict[str, int]:
         """The pids of manager and broker."""
@@ -290,7 +296,7 @@ class Demo:
             table.add_column(name, justify="right")
         for act in self.acts:
             counts = [act.result.count(name) for name in ("refused", "reset", "timed_out")]
-            cells = [len(act.result), len(act.result.failures), *counts, round(_worst(act.result))]
+            cells = [len(act.result), len(act.result.failures), *counts, round(worst(act.result))]
             style = "yellow" if act.stock else "red" if act.wrong or act.result.failures else "green"
             table.add_row(escape(act.name), *(str(cell) for cell in cells), style=style)
         table.caption = "worst: from the moment a request was due; those to /slow, which take 1 s, are not in it"
@@ -298,7 +304,8 @@ class Demo:
         return table
 
 
-def _worst(result: Result) -> float:
+def worst(result: Result) -> float:
+    """The longest latency, in milliseconds, of the requests that are answered at once."""
     return result.of("fresh", "keepalive").worst * 1000
 
 
@@ -317,23 +324,31 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _demo_of(manager: str) -> type[Demo]:
+    if manager == "circus":
+        return Demo
+    from .demo_supervisor import SupervisorDemo
+
+    return SupervisorDemo
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run ``sockshare demo`` with *arguments*; the exit status is 0 only if nothing failed."""
     parser = argparse.ArgumentParser(prog="sockshare demo", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("manager", nargs="?", default="circus", choices=["circus"])
-    parser.add_argument("--no-compare", action="store_true", help="leave out circus alone")
+    parser.add_argument("manager", nargs="?", default="circus", choices=["circus", "supervisor"])
+    parser.add_argument("--no-compare", action="store_true", help="leave out the manager alone")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else ExitStatus.USAGE
-    missing = [name for name in ("circus", "uvicorn") if importlib.util.find_spec(name) is None]
+    missing = [name for name in (options.manager, "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"sockshare: can't run the demo: {missing[0]} is missing; install sockshare[demo]", file=sys.stderr)
         return ExitStatus.INTERNAL
     with _interruptible():
         # Without a terminal the width would be 80, which wraps the table.
         console = Console() if sys.stdout.isatty() else Console(width=max(120, int(os.environ.get("COLUMNS") or 0)))
-        demo = Demo(console, compare=not options.no_compare)
+        demo = _demo_of(options.manager)(console, compare=not options.no_compare)
         try:
             return demo.play()
         except (TimeoutError, RuntimeError) as error:

@@ -101,7 +101,7 @@ def find(
         notice.whom = f"the broker at {directory}"
         if command and not os.path.isdir(directory):
             raise NoBroker(f"can't find a broker at {directory}: no such directory; is circus or supervisord running?")
-        return _greet(directory, deadline, notice)
+        return _greet(directory, deadline, notice, command=command)
     manager = nearest()
     if manager is not None:
         return _meet(manager, deadline, notice, command=command)
@@ -132,7 +132,7 @@ def _meet(manager: Manager, deadline: float, notice: _Notice, *, command: bool) 
         for pause in _pauses(deadline):
             point = meeting.find(manager.pid)
             if point is not None and os.path.exists(os.path.join(point, "door")):
-                return _greet(point, deadline, notice)
+                return _greet(point, deadline, notice, command=command)
             if command and not _is_young(manager.pid):
                 # As in a shell in a container whose init is a supervisord: nothing is on its way there.
                 return _only(deadline, notice)
@@ -169,7 +169,7 @@ def _only(deadline: float, notice: _Notice) -> Found:
             f" uid {os.geteuid()}; is circus or supervisord running, with sockshare in its configuration?"
         )
     notice.whom = f"the broker at {found[0]}"
-    return _greet(found[0], deadline, notice)
+    return _greet(found[0], deadline, notice, command=True)
 
 
 def running() -> list[str]:
@@ -181,7 +181,7 @@ def running() -> list[str]:
     return list(found.values())
 
 
-def _greet(directory: str, deadline: float, notice: _Notice) -> Found:
+def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = False) -> Found:
     while True:
         left = notice.left()
         try:
@@ -191,9 +191,23 @@ def _greet(directory: str, deadline: float, notice: _Notice) -> Found:
         except door.Unreachable:
             raise
         except NoBroker:
+            reason = stopped(directory)
+            if reason and command:
+                raise NoBroker(f"can't reach the broker at {directory}: {reason}") from None
             if time.monotonic() >= deadline:
+                if reason:
+                    raise NoBroker(f"can't reach the broker at {directory}: {reason}") from None
                 raise
         notice.tick()
+
+
+def stopped(directory: str) -> str:
+    """Why there is no broker, where somebody has stopped it on purpose; else an empty text."""
+    try:
+        with open(os.path.join(directory, meeting.STOPPED)) as file:
+            return file.read(256)
+    except OSError:
+        return ""
 
 
 def check(found: Found) -> None:

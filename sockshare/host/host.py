@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sockshare.core.errors import ProtocolError
 from sockshare.kernel import listeners
@@ -18,9 +19,9 @@ from sockshare.kernel.descriptors import close_all
 
 from . import meeting
 from .journal import Journal
-from .loop import Loop, guarded
+from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
-from .verbs import Answer, Configuration, Manager, Verbs
+from .verbs import Answer, Configuration, Holding, Manager, Verbs
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Host:
         self._configuration = Configuration([], [], [], [])
         self._link: Channel | None = None
         self._writing = False
+        self._questions = 0
+        self._asked: dict[int, tuple[Callable[[Message], None], Timer]] = {}
         self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name)
         self._notify = NotifySockets(loop, os.path.join(directory, meeting.NOTIFY))
 
@@ -73,6 +76,35 @@ class Host:
             self._listeners[name] = listeners.make(os.path.join(self._directory, name), _KINDS[name])
         self._notify.restore()
         self._journal.save()
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The journal, by key; a copy."""
+        return self._journal.records
+
+    def descriptors(self) -> list[int]:
+        """Every descriptor that is open here, for who closes those that nobody claims."""
+        link = [] if self._link is None else [self._link.fileno()]
+        return [*(sock.fileno() for sock in (*self._listeners.values(), *self._notify.sockets.values())), *link]
+
+    @guarded(log)
+    def question(self, fields: Message, done: Callable[[Message], object], within: float = 5.0) -> None:
+        """Ask the broker *fields*; *done* gets its answer, or a refusal (``"ok": False``) after *within* seconds."""
+        self._questions += 1
+        number = self._questions
+
+        def give(message: Message) -> None:
+            question = self._asked.pop(number, None)
+            if question is not None:
+                question[1].cancel()
+                done(message)
+
+        late = {"ok": False, "message": f"can't ask the broker: no answer within {within:g} s"}
+        self._asked[number] = (give, self._loop.call_later(within, guarded(log)(lambda: give(late))))
+        if self._link is None:
+            give({"ok": False, "message": "can't ask the broker: there is none just now"})
+        else:
+            self._send(self._link, {"type": "question", "id": number, **fields})
 
     @property
     def connected(self) -> bool:
@@ -91,6 +123,12 @@ class Host:
             self._nonsense()  # sockets come with the hello only
         elif before.message() != configuration.message():
             self._send(self._link, {"type": "programs", **configuration.message()})
+
+    @guarded(log)
+    def held(self) -> None:
+        """Tell the broker that the manager holds a process; one that is not there yet will ask by itself."""
+        if self._link is not None:
+            self._send(self._link, {"type": "held"})
 
     @guarded(log)
     def serve(self, sock: socket.socket) -> None:
@@ -142,6 +180,8 @@ class Host:
                 self._loop.remove_writer(link.fileno())
                 self._writing = False
             link.close()
+        for give, _ in list(self._asked.values()):
+            give({"ok": False, "message": "can't ask the broker: it ended before it answered"})
 
     @guarded(log)
     def _readable(self) -> None:
@@ -190,6 +230,10 @@ class Host:
             except Exception as error:
                 answer.refuse(f"can't {message.get('verb')}: {error}")
                 raise
+        elif kind == "told":
+            asked = self._asked.get(message["id"])
+            if asked is not None:
+                asked[0](message)
         else:
             log.warning("link: the broker said something unknown (type=%r)", kind)
 
@@ -205,6 +249,10 @@ class Host:
             self._verbs.settle(
                 message["program"], message["retire"], message["known"], message["count"], message["kill"], answer
             )
+        elif verb == "claim" and isinstance(self._verbs, Holding):
+            self._verbs.claim(message["program"], message["pid"], answer)
+        elif verb == "release" and isinstance(self._verbs, Holding):
+            self._verbs.release(message["program"], message["pid"], message["keep"], message["kill"], answer)
         elif verb == "notify":
             self._give_notify(link, number, message["pid"], answer)
         else:

@@ -19,6 +19,8 @@ JOURNAL = "journal.json"
 NOTIFY = "notify"
 LOG = "sockshare.log"
 LISTENERS = ("broker", "door")
+#: What a host that does not start the broker itself has there too.
+EXTRAS = ("link", meeting.STOPPED)
 
 #: A directory that everybody may pass through, but not list or write.
 _PASSABLE = 0o711
@@ -199,7 +201,7 @@ def clear(directory: str) -> None:
         OSError: As unlink(2).
     """
     notify = os.path.join(directory, NOTIFY)
-    paths = [os.path.join(directory, name) for name in (*LISTENERS, JOURNAL, f"{JOURNAL}~")]
+    paths = [os.path.join(directory, name) for name in (*LISTENERS, JOURNAL, f"{JOURNAL}~", *EXTRAS)]
     paths += [os.path.join(notify, entry) for entry in (os.listdir(notify) if os.path.isdir(notify) else ())]
     for path in paths:
         _unlink(path)

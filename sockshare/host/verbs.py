@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sockshare.kernel.channel import Message
 
@@ -43,9 +43,9 @@ class Answer:
         """Answer with *fields*."""
         self._say({"ok": True, **fields})
 
-    def refuse(self, message: str) -> None:
-        """Answer that it was not done, and why: *message*, one sentence."""
-        self._say({"ok": False, "message": message})
+    def refuse(self, message: str, *, silent: bool = False) -> None:
+        """Answer that it was not done, and why: *message*, one sentence; *silent*: the manager has not answered."""
+        self._say({"ok": False, "message": message, **({"silent": True} if silent else {})})
 
     def _say(self, fields: Message) -> None:
         send, self._send = self._send, None
@@ -68,4 +68,15 @@ class Verbs(Protocol):
     def settle(
         self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
     ) -> None:
-        """`retired`: *program* has *count* processes from now on, none of them in *retire*."""
+        """`retired`: *program* has *count* processes from now on, none of them in *retire*; `stopped`: it has none."""
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """What a manager can do besides, whose own commands have a process held before they stop it."""
+
+    def claim(self, program: str, pid: int, answer: Answer) -> None:
+        """Promise a `release` of the held process *pid*."""
+
+    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], answer: Answer) -> None:
+        """Have the manager go on: stop *pid*, or keep it; the processes *kill* are killed before."""

@@ -1,8 +1,7 @@
 """The shared sockets that we bind ourselves, where the manager has none of its own (supervisord).
 
-A path in the file system is bound under a private name beside the public one, and the public one is a hard link to it.
-A server that removes "its" path when it ends asks the socket for it (getsockname(2)) and removes the private name, which
-nobody needs; the public one stays.
+A path in the file system is bound under a private name, and the public one is a hard link to it. A server that removes
+"its" path when it ends asks the socket for it (getsockname(2)) and removes the private name, which nobody needs.
 """
 
 from __future__ import annotations

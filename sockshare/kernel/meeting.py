@@ -18,6 +18,10 @@ _MODULES = frozenset({"circus.circusd", "supervisor.supervisord"})
 _WITH_VALUE = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 
 
+#: A file in a runtime directory, there while somebody has stopped the broker on purpose: what to do about it.
+STOPPED = "stopped"
+
+
 def is_manager(argv: Sequence[str]) -> bool:
     """Whether a process with these arguments is circusd or supervisord.
 

@@ -1,0 +1,113 @@
+"""Where we get hold of supervisord, which offers a plugin nothing but a place among its XML-RPC methods.
+
+Four methods of its ServerOptions are wrapped when this is imported, which is in the middle of reading the
+configuration: sections are looked at before supervisord drops its user, so that ports below 1024 can be bound; and a
+supervisord without an HTTP server, which never calls an rpcinterface's factory, has its sockets all the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from supervisor import options as supervisor_options
+
+if TYPE_CHECKING:
+    from .plugin import Plugin
+
+log = logging.getLogger(__name__)
+
+_plugins: list[Plugin] = []
+
+
+def plugin() -> Plugin:
+    """The plugin of this supervisord; it outlives ``supervisorctl reload``, as this module does."""
+    if not _plugins:
+        # Not before supervisord needs it: supervisorctl imports this module too.
+        from .plugin import Plugin
+
+        _plugins.append(Plugin())
+    return _plugins[0]
+
+
+def install() -> None:
+    """Wrap what has to be wrapped; repeating it changes nothing."""
+    server_options = supervisor_options.ServerOptions
+    if getattr(server_options, "knows_sockshare", False):
+        return
+    server_options.knows_sockshare = True
+    for name, wrap in (
+        ("process_groups_from_parser", _wrap_parse),
+        ("processes_from_section", _wrap_section),
+        ("openhttpservers", _wrap_open),
+        ("cleanup_fds", _wrap_cleanup),
+    ):
+        original = getattr(server_options, name)
+        setattr(server_options, name, functools.wraps(original)(wrap(original)))
+
+
+def _wrap_parse(original: Callable[..., Any]) -> Callable[..., Any]:
+    def process_groups_from_parser(self: Any, parser: Any) -> Any:
+        try:
+            declaration = plugin().parse(self, parser)
+        except ValueError:
+            raise  # a mistake of the user's: a usage error at the start, a fault for `reread`
+        except Exception as error:
+            log.exception("sections: can't read the configuration")
+            raise ValueError(f"sockshare can't read the configuration: it has a bug ({error!r})") from error
+        groups = original(self, parser)
+        if declaration is not None:
+            try:
+                plugin().parsed(self, declaration, groups)
+            except Exception as error:
+                log.exception("sections: can't take the configuration")
+                raise ValueError(f"sockshare can't take the configuration: it has a bug ({error!r})") from error
+        return groups
+
+    return process_groups_from_parser
+
+
+def _wrap_section(original: Callable[..., Any]) -> Callable[..., Any]:
+    def processes_from_section(self: Any, parser: Any, section: str, *args: Any, **kwargs: Any) -> Any:
+        configs = original(self, parser, section, *args, **kwargs)
+        kind, _, name = section.partition(":")
+        if kind in ("program", "fcgi-program"):
+            for config in configs:
+                # Of which section a process is can't be told from its group, which may be of several programs.
+                config.sockshare_program = name.strip()
+        return configs
+
+    return processes_from_section
+
+
+def _wrap_open(original: Callable[..., Any]) -> Callable[..., Any]:
+    def openhttpservers(self: Any, supervisord: Any) -> Any:
+        plugin().attach(supervisord)  # raises nothing
+        return original(self, supervisord)
+
+    return openhttpservers
+
+
+def _wrap_cleanup(original: Callable[..., Any]) -> Callable[..., Any]:
+    def cleanup_fds(self: Any) -> Any:
+        # It closes every number from 5 up, ours too. Others may have wrapped it for theirs; all end in closerange.
+        close_range = os.closerange
+        ours = []
+
+        def spare(low: int, high: int) -> None:
+            for fd in ours:
+                if low <= fd < high:
+                    close_range(low, fd)
+                    low = fd + 1
+            close_range(low, high)
+
+        os.closerange = spare
+        try:
+            return original(self)
+        finally:
+            os.closerange = close_range
+
+    return cleanup_fds

@@ -1,0 +1,275 @@
+"""The broker's life, where it is a program of supervisord: ``sockshare-broker``, and a spare one.
+
+A start takes an interpreter 0.2 s, so a spare broker stands by, connected and told nothing. When the broker dies, the
+spare is told everything, and the two exchange their names: ``sockshare-broker`` is always the one that serves, and what
+supervisord starts anew is the spare. A broker connects to a socket of ours, which takes nobody but these two processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
+
+from sockshare.host.host import Host
+from sockshare.host.loop import guarded
+from sockshare.kernel import listeners, meeting
+from sockshare.kernel.peers import credentials, pidfd_open
+
+from .polling import PollLoop
+from .sections import BROKER
+
+log = logging.getLogger(__name__)
+
+SPARE = "spare"
+LINK = "link"
+
+#: Seconds after a broker's start that its spare is started: not while the first one has work to do.
+_SPARE_AFTER = 0.25
+#: Seconds until a spare that has ended is started again.
+_SPARE_AGAIN = 1.0
+#: A broker that ends within so many seconds of its start may be one that can't run at all: supervisord's own pace then.
+_QUICK = 1.0
+_QUICK_ENDS_FREE = 5
+
+_LIVE = (ProcessStates.STARTING, ProcessStates.RUNNING)
+
+
+def with_spare(config: Any) -> Any:
+    """The configuration of the spare, made of the broker's; the timers here start it, never supervisord."""
+    spare = copy.copy(config)
+    spare.name = SPARE
+    spare.autostart = spare.autorestart = False
+    spare.startretries = 0
+    return spare
+
+
+class Life:
+    """Who serves, who stands by.
+
+    Args:
+        supervisord: The Supervisor object there is now.
+        host: Says hello to the one that serves.
+        directory: The runtime directory, in which the link is made.
+    """
+
+    def __init__(self, loop: PollLoop, supervisord: Callable[[], Any], host: Host, directory: str) -> None:
+        self._loop = loop
+        self._supervisord = supervisord
+        self._host = host
+        self._directory = directory
+        self._listener: socket.socket | None = None
+        self._waiting: dict[int, socket.socket] = {}
+        self._pidfds: dict[int, int] = {}
+        self._serving: int | None = None
+        self._spare_due = False
+        self._quick_ends = 0
+
+    def open(self) -> None:
+        """Make the socket that brokers connect to.
+
+        Raises:
+            OSError, ValueError: As `listeners.make`.
+        """
+        self._listener = listeners.make(os.path.join(self._directory, LINK), socket.SOCK_STREAM, mode=0o600)
+        self._loop.add_reader(self._listener.fileno(), self._acceptable)
+        self._say_stopped(None)
+
+    def close(self) -> None:
+        """Close everything that is ours; what supervisord runs is its own."""
+        for pid in list(self._pidfds):
+            self._unwatch(pid)
+        for sock in self._waiting.values():
+            sock.close()
+        self._waiting.clear()
+        self._serving = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+            _unlink(os.path.join(self._directory, LINK))
+            self._say_stopped(None)
+
+    def descriptors(self) -> list[int]:
+        """All that are open."""
+        socks = [*self._waiting.values(), *([self._listener] if self._listener else [])]
+        return [*(sock.fileno() for sock in socks), *self._pidfds.values()]
+
+    @guarded(log)
+    def kill(self) -> None:
+        """Kill the broker that serves, as one that talks nonsense; the next is had as after any death."""
+        process = self._process(self._serving)
+        if process is not None:
+            os.kill(process.pid, signal.SIGKILL)  # ours to bury still, so the pid is its own
+
+    # Who is who.
+
+    def _group(self) -> Any:
+        return self._supervisord().process_groups.get(BROKER)
+
+    def _named(self, name: str) -> Any:
+        group = self._group()
+        return None if group is None else group.processes.get(name)
+
+    def _process(self, pid: int | None) -> Any:
+        for name in (BROKER, SPARE):
+            process = self._named(name)
+            if process is not None and pid and process.pid == pid:
+                return process
+        return None
+
+    def is_ours(self, process: Any) -> bool:
+        """Whether *process* is the broker or the spare."""
+        return process is self._named(BROKER) or process is self._named(SPARE)
+
+    # What happens.
+
+    @guarded(log)
+    def _acceptable(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        pid = credentials(sock).pid
+        process = self._process(pid)
+        if process is None or pid in self._waiting or pid == self._serving:
+            log.warning("link: refused pid %d, which is no broker of ours", pid)
+            sock.close()
+            return
+        self._watch(pid)
+        if self._serving is None:
+            self._serve(process, sock)
+        else:
+            self._waiting[pid] = sock
+
+    def _serve(self, process: Any, sock: socket.socket) -> None:
+        if process is not self._named(BROKER):
+            self._exchange()
+        self._serving = process.pid
+        log.info("broker: serves (pid=%d)", process.pid)
+        self._host.serve(sock)
+        self._start_spare_in(_SPARE_AFTER)
+
+    def _exchange(self) -> None:
+        """Let the broker and the spare have each other's name and configuration."""
+        processes = self._group().processes
+        broker, spare = processes[BROKER], processes[SPARE]
+        broker.config, spare.config = spare.config, broker.config
+        processes[BROKER], processes[SPARE] = spare, broker
+        for dispatcher in spare.dispatchers.values():
+            if getattr(dispatcher, "normallog", None) is not None:
+                own = dispatcher.normallog
+                dispatcher._init_normallog()  # the file of its new name
+                dispatcher.childlog = dispatcher.normallog
+                own.close()
+
+    def _watch(self, pid: int) -> None:
+        if pid not in self._pidfds:
+            self._pidfds[pid] = pidfd = pidfd_open(pid)
+            self._loop.add_reader(pidfd, lambda: self._died(pid))
+
+    def _unwatch(self, pid: int) -> None:
+        pidfd = self._pidfds.pop(pid)
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+    @guarded(log)
+    def _died(self, pid: int) -> None:
+        self._unwatch(pid)
+        self._loop.hurry()  # supervisord buries it, and starts it anew, without its usual second of sleep
+        waiting = self._waiting.pop(pid, None)
+        if waiting is not None:
+            waiting.close()
+        if pid != self._serving:
+            self._start_spare_in(_SPARE_AGAIN)
+            return
+        self._serving = None
+        process = self._process(pid)
+        administrative = process is None or process.killing
+        log.warning("broker: %s (pid=%d)", "stopped" if administrative else "ended", pid)
+        self._host.drain()
+        if administrative:
+            return
+        for other, sock in list(self._waiting.items()):
+            spare = self._process(other)
+            if spare is not None and spare.state in _LIVE:
+                del self._waiting[other]
+                self._serve(spare, sock)
+                return
+
+    def changed(self, process: Any) -> None:
+        """The broker or the spare has come to another state; called out of an event."""
+        state = process.state
+        if state == ProcessStates.STARTING:
+            self._loop.call_later(0.0, lambda: self._started(process))
+        if process is not self._named(BROKER):
+            return
+        if state == ProcessStates.STARTING:
+            self._say_stopped(None)
+        elif state == ProcessStates.STOPPING:
+            self._loop.call_later(0.0, self._stop_spare)
+        elif state == ProcessStates.EXITED:
+            quick = time.time() - process.laststart < _QUICK
+            self._quick_ends = self._quick_ends + 1 if quick else 0
+            if self._quick_ends < _QUICK_ENDS_FREE:
+                self._loop.hurry()
+        elif state in STOPPED_STATES:
+            self._say_stopped(f"broker stopped: supervisorctl start {BROKER}")
+
+    @guarded(log)
+    def _started(self, process: Any) -> None:
+        if process.pid:
+            self._watch(process.pid)
+
+    def _start_spare_in(self, seconds: float) -> None:
+        if not self._spare_due:
+            self._spare_due = True
+            self._loop.call_later(seconds, self._start_spare)
+
+    @guarded(log)
+    def _start_spare(self) -> None:
+        self._spare_due = False
+        broker, spare = self._named(BROKER), self._named(SPARE)
+        if (
+            broker is not None
+            and spare is not None
+            and broker.state in _LIVE
+            and not spare.pid
+            and (spare.state in STOPPED_STATES or spare.state == ProcessStates.BACKOFF)
+            and self._supervisord().options.mood >= SupervisorStates.RUNNING
+        ):
+            spare.spawn()
+
+    @guarded(log)
+    def _stop_spare(self) -> None:
+        spare = self._named(SPARE)
+        if spare is not None and spare.state in _LIVE:
+            spare.stop()
+
+    def _say_stopped(self, sentence: str | None) -> None:
+        """Let commands know why nobody answers."""
+        path = os.path.join(self._directory, meeting.STOPPED)
+        if sentence is None:
+            _unlink(path)
+            return
+        try:
+            with open(path, "w") as file:
+                file.write(sentence)
+            os.chmod(path, 0o644)
+        except OSError as error:
+            log.warning("broker: can't write %s: %s", path, error.strerror)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

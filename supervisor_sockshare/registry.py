@@ -1,0 +1,123 @@
+"""The shared sockets, held by supervisord for its whole life: through restarts of programs and its own ``reload``."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sockshare.core.errors import BadConfiguration
+from sockshare.kernel import binding, listeners
+
+from .sections import Socket
+
+log = logging.getLogger(__name__)
+
+
+class _Held(NamedTuple):
+    declared: Socket
+    sock: socket.socket
+
+
+class Registry:
+    """The sockets by name."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Held] = {}
+
+    @property
+    def sockets(self) -> list[tuple[Socket, socket.socket]]:
+        """All that are held, in the order in which they were declared."""
+        return [(held.declared, held.sock) for held in self._held.values()]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Their names."""
+        return frozenset(self._held)
+
+    def check(self, wanted: Mapping[str, Socket]) -> None:
+        """Find out whether `apply` would do it; nothing changes.
+
+        Raises:
+            BadConfiguration: It would not.
+        """
+        mistakes = []
+        for name, declared in wanted.items():
+            if self._find(declared) is None:
+                try:
+                    binding.check(declared.binding)
+                except OSError as error:
+                    mistakes.append(_sentence(name, declared, error))
+        if mistakes:
+            raise BadConfiguration("\n".join(mistakes))
+
+    def apply(self, wanted: Mapping[str, Socket]) -> bool:
+        """Hold what is *wanted*: bind what is new, change in place what can be, close what is not there any more.
+
+        Returns:
+            Whether anything is another socket than before.
+
+        Raises:
+            BadConfiguration: Something can't be bound; then everything is as it was.
+        """
+        held: dict[str, _Held] = {}
+        made: list[_Held] = []
+        mistakes = []
+        for name, declared in wanted.items():
+            found = self._find(declared)
+            if found is not None:
+                held[name] = _Held(declared, found.sock)
+                continue
+            try:
+                new = _Held(declared, binding.make(declared.binding, declared.backlog))
+            except OSError as error:
+                mistakes.append(_sentence(name, declared, error))
+                continue
+            made.append(new)
+            held[name] = new
+        if mistakes:
+            for one in made:
+                binding.remove(one.sock, one.declared.binding)
+            raise BadConfiguration("\n".join(mistakes))
+        before, self._held = self._held, held
+        kept = {one.sock for one in held.values()}
+        for name, one in before.items():
+            if one.sock not in kept:
+                log.info("%s: closed (%s)", name, one.declared.binding.address)
+                binding.remove(one.sock, one.declared.binding)
+        for name, one in held.items():
+            self._adjust(name, one, before)
+        return {name: one.sock for name, one in before.items()} != {name: one.sock for name, one in held.items()}
+
+    def close(self) -> None:
+        """Close all and remove their paths, at supervisord's end."""
+        held, self._held = self._held, {}
+        for one in held.values():
+            binding.remove(one.sock, one.declared.binding)
+
+    def _find(self, declared: Socket) -> _Held | None:
+        """The held socket of the same address: by that, not by its name, which may have changed."""
+        for held in self._held.values():
+            if (held.declared.binding.address, held.declared.binding.ipv6_only) == (
+                declared.binding.address,
+                declared.binding.ipv6_only,
+            ):
+                return held
+        return None
+
+    def _adjust(self, name: str, one: _Held, before: Mapping[str, _Held]) -> None:
+        was = next((old.declared for old in before.values() if old.sock is one.sock), None)
+        try:
+            if was is not None and was.binding != one.declared.binding:
+                binding.adjust(one.declared.binding)
+            if was is not None and was.backlog != one.declared.backlog and one.declared.binding.address.listens:
+                one.sock.listen(one.declared.backlog)  # a second listen(2) changes the limit and nothing else
+                log.info("%s: its backlog is %d now", name, one.declared.backlog)
+            listeners.prepare(one.sock, blocking=one.declared.spec.blocking)
+        except OSError as error:
+            log.error("%s: can't change it in place: %s", name, error)
+
+
+def _sentence(name: str, declared: Socket, error: OSError) -> str:
+    return f"[sockshare:{name}] socket: can't bind {declared.binding.address}: {error.strerror or error}"

@@ -1,0 +1,118 @@
+"""The XML-RPC methods ``sockshare.*``, for tools. People have ``supervisorctl sockshare`` and ``sockshare``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from supervisor.http import NOT_DONE_YET
+from supervisor.states import SupervisorStates
+from supervisor.xmlrpc import Faults, RPCError
+
+from sockshare.kernel.channel import Message
+
+from .plugin import Plugin
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks for an answer of the broker; its arrival wakes supervisord's loop by itself.
+_LOOK_EVERY = 0.02
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _guarded(function: _F) -> _F:
+    """A bug of ours is a fault for the caller, with a line in the log."""
+
+    @functools.wraps(function)
+    def guard(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except RPCError:
+            raise
+        except Exception as error:
+            log.exception("rpc: %s failed", function.__name__)
+            raise RPCError(Faults.FAILED, f"sockshare has a bug: {error!r}") from error
+
+    return guard  # type: ignore[return-value]
+
+
+class RPCInterface:
+    """One for each HTTP server; all have the same plugin."""
+
+    def __init__(self, supervisord: Any, plugin: Plugin) -> None:
+        self._supervisord = supervisord
+        self._plugin = plugin
+
+    @_guarded
+    def getEndpoint(self) -> str:
+        """Return the runtime directory, as ``sockshare --endpoint`` takes it
+
+        @return string directory
+        """
+        directory = self._plugin.directory
+        if directory is None:
+            raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
+        return directory
+
+    @_guarded
+    def status(self) -> Callable[[], Any]:
+        """Return the document of ``sockshare status --json``
+
+        @return string document as JSON text
+        """
+        return self._ask({"op": "status"}, lambda told: json.dumps(told["status"]))
+
+    @_guarded
+    def startReload(self, program: str) -> Callable[[], Any]:
+        """Begin to reload a program, and return at once
+
+        @param string program the name of its section
+        @return string key to ask reloadStatus with
+        """
+        if self._supervisord.options.mood < SupervisorStates.RUNNING:
+            raise RPCError(Faults.SHUTDOWN_STATE)
+        key = os.urandom(16).hex()
+        return self._ask({"op": "reload", "program": str(program), "key": key}, lambda told: key)
+
+    @_guarded
+    def reloadStatus(self, program: str, key: str) -> dict[str, Any]:
+        """Return how the reload that startReload began stands
+
+        @param string program the name of its section
+        @param string key what startReload returned
+        @return struct state ("running" or "ended"), step, and at the end result, exit, reason, seconds, stderr
+        """
+        host = self._plugin.host
+        records = {} if host is None else host.records
+        last = records.get(f"last:{program}")
+        if last is not None and last.get("key") == key:
+            answer = last["answer"]
+            fields = {name: answer.get(name, "") for name in ("result", "exit", "reason", "seconds", "stderr")}
+            return {"state": "ended", "step": "", **{name: "" if v is None else v for name, v in fields.items()}}
+        running = records.get(f"reload:{program}")
+        if running is not None and running["rollout"]["plan"]["key"] == key:
+            return {"state": "running", "step": str(running["rollout"]["state"])}
+        raise RPCError(Faults.BAD_NAME, f"no reload of {program} has this key")
+
+    def _ask(self, fields: Message, done: Callable[[Message], Any]) -> Callable[[], Any]:
+        told: list[Message] = []
+        host = self._plugin.host
+        if host is None:
+            raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
+        host.question(fields, told.append)
+
+        def look() -> Any:
+            if not told:
+                return NOT_DONE_YET
+            if not told[0].get("ok"):
+                raise RPCError(Faults.FAILED, str(told[0].get("message")))
+            return done(told[0])
+
+        look.delay = _LOOK_EVERY  # type: ignore[attr-defined]
+        look.rpcinterface = self  # type: ignore[attr-defined]
+        return look

@@ -1,0 +1,105 @@
+"""The link's verbs, done by supervisord's own objects in its own loop: each is one step that nothing interrupts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from supervisor.states import ProcessStates
+
+from sockshare.core.spec import ProgramSpec
+from sockshare.host.verbs import Answer
+from sockshare.kernel import peers
+
+from .twins import CannotStart, Twins, name_of, program_of
+
+log = logging.getLogger(__name__)
+
+_ACTIVE = (ProcessStates.STARTING, ProcessStates.RUNNING, ProcessStates.BACKOFF)
+
+
+class SupervisorVerbs:
+    """See `sockshare.host.verbs.Verbs`.
+
+    Args:
+        supervisord: The Supervisor object there is now.
+    """
+
+    def __init__(self, supervisord: Callable[[], Any], twins: Twins) -> None:
+        self._supervisord = supervisord
+        self._twins = twins
+        self.specs: Mapping[str, ProgramSpec] = {}
+
+    def whois(self, pid: int, answer: Answer) -> None:
+        """See `Verbs`. A child is in supervisord's books before it runs: nobody has to be asked twice."""
+        answer.give(process=self._look_up(pid))
+
+    def _look_up(self, pid: int) -> dict[str, Any] | None:
+        # supervisord makes each process the leader of a group, which its descendants stay in unless they make their
+        # own; it keeps the pid in its books until it has buried the process, so it is nobody else's.
+        try:
+            pids = [os.getpgid(pid), *peers.ancestors(pid)]
+        except (ProcessLookupError, PermissionError):
+            return None
+        books = self._supervisord().options.pidhistory
+        for candidate in pids:
+            process = books.get(candidate)
+            if process is not None:
+                program = program_of(process)
+                if program is None:
+                    return None
+                return {"program": program, "process": name_of(process), "pid": candidate}
+        return None
+
+    def processes(self, answer: Answer) -> None:
+        """See `Verbs`; a process that is on its way out is none of a program's any more."""
+        programs = {}
+        for program in self.specs:
+            places = self._twins.places(program)
+            if places:
+                programs[program] = self._describe(program, places)
+        answer.give(programs=programs)
+
+    def _describe(self, program: str, places: Sequence[Any]) -> dict[str, Any]:
+        live = self._twins.live(program)
+        config = (live[0] if live else places[0].process).config
+        spec = self.specs.get(program)
+        return {
+            "numprocesses": len(places),
+            "active": any(place.process.state in _ACTIVE for place in places),
+            "stderr": _file(config.stdout_logfile if config.redirect_stderr else config.stderr_logfile),
+            "stop_signal": (spec and spec.stop_signal) or int(config.stopsignal),
+            "stop_timeout": config.stopwaitsecs,
+            "processes": [
+                {"pid": process.pid, "process": name_of(process), "started": process.laststart} for process in live
+            ],
+        }
+
+    def start(self, program: str, answer: Answer) -> None:
+        """See `Verbs`."""
+        try:
+            process = self._twins.start(program)
+        except CannotStart as error:
+            answer.refuse(f"can't start a process of {program}: {error}")
+            return
+        log.info("%s: started %s beside it (pid=%d)", name_of(process), process.config.name, process.pid)
+        answer.give(pid=process.pid, process=name_of(process))
+
+    def settle(
+        self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
+    ) -> None:
+        """See `Verbs`. The *count* is what supervisord has anyway: a twin takes a place and adds none."""
+        spec = self.specs.get(program)
+        try:
+            retired = self._twins.settle(program, retire, known, kill, spec.stop_signal if spec else None)
+        except CannotStart as error:
+            answer.refuse(f"can't stop a process of {program}: {error}")
+            return
+        log.info("%s: %s %s", program, "killed" if kill else "retired", retired or "none")
+        answer.give(retired=retired, stopped=self._twins.is_stopped(program))
+
+
+def _file(name: Any) -> str | None:
+    return os.path.abspath(name) if isinstance(name, str) else None

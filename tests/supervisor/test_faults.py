@@ -1,0 +1,155 @@
+"""Whatever is wrong with the plugin or the broker, supervisord lives, its programs run, and commands say a sentence."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from xmlrpc.client import Fault
+
+import pytest
+
+from tests.e2e.rehearsal import all_ready, assert_replaced, loaded, measure
+from tests.support.circusd import is_running
+from tests.support.load import assert_none_failed
+from tests.support.supervisord import BROKER, Supervisord, supervisord, wait_until
+
+Supervisords = Callable[..., Supervisord]
+INTERFACES = """\
+[rpcinterface:loop]
+supervisor.rpcinterface_factory = tests.support.interfaces:make_loop
+[rpcinterface:faults]
+supervisor.rpcinterface_factory = tests.support.interfaces:make_faults
+"""
+
+#: Methods of the plugin's objects, each of which is broken in turn: what supervisord or the link comes to call.
+METHODS = (
+    "_configure",
+    "_twins.start",
+    "_twins.settle",
+    "_twins.live",
+    "_twins.places",
+    "_twins.changed",
+    "_twins.kill",
+    "_twins._remove",
+    "_verbs.whois",
+    "_verbs.processes",
+    "_verbs.start",
+    "_verbs.settle",
+    "_life.changed",
+    "_life._serve",
+    "_life._process",
+    "_life._watch",
+    "_life._exchange",
+    "_life._start_spare_in",
+    "host._receive",
+    "host._hear",
+    "host._give_notify",
+    "host._journal.put",
+    "host._journal.save",
+    "host.serve",
+    "host.drain",
+    "host.question",
+)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Supervisord]:
+    """One process."""
+    hold = {"sockshare_ready_hold": "0.1", "sockshare_quiesce": "0", "sockshare_ready_timeout": "2"}
+    with supervisord("plain", watcher=hold, extra=INTERFACES) as started:
+        all_ready(started)
+        yield started
+
+
+def restored(stage: Supervisord) -> None:
+    """Return once everything is as it should be: supervisord needs no restart for that, at most the broker does."""
+    stage.rpc("faults.mend")
+    if stage.sockshare("status", timeout=30).returncode != 0:
+        stage.ctl("restart", BROKER)
+    for name in stage.processes():
+        if name != "web":
+            stage.ctl("stop", f"web:{name}")
+    if len(stage.pids()) != 1:
+        stage.ctl("restart", "web")
+    all_ready(stage)
+
+
+def test_supervisord_lives_when_any_method_raises(stage: Supervisord) -> None:
+    """Through the death of the broker, `reread`, `status` and a reload, with traffic: each method broken in turn."""
+    with loaded(stage, "fresh:20") as load:
+        # Two at a time, of different objects, for want of time; one of them always comes first.
+        for pair in zip(METHODS, METHODS[len(METHODS) // 2 :], strict=False):
+            for one in pair:
+                stage.rpc("faults.breakMethod", one)
+            method = " and ".join(pair)
+            with suppress(Fault):  # a bug of ours is a fault of `reread`
+                stage.rpc("supervisor.reloadConfig")
+            command = stage.command("reload", "web", "--timeout", "0.5")
+            try:
+                stage.kill(stage.broker())
+                assert stage.alive(), method
+                # Where nobody answers any more the command waits for a broker, and says so itself.
+                with suppress(subprocess.TimeoutExpired):
+                    assert "Traceback" not in command.communicate(timeout=1.0)[1], method
+            finally:
+                command.kill()
+                command.communicate()
+            assert stage.alive(), method
+            restored(stage)
+        assert_none_failed(load.stop())
+    stage.deploy("after")
+    assert_replaced(stage, stage.pids(), stage.reload())
+
+
+@pytest.mark.parametrize("text", ["garbage\n", "[]\n", '{"type": "hello"}\n', '{"fds": 3}\n', "[" * 10000 + "\n"])
+def test_garbage_on_the_link_ends_the_broker_only(stage: Supervisord, text: str) -> None:
+    """A broker that can't make sense of its host, or a host of its broker, is followed by the next one."""
+    assert stage.rpc("faults.say", text)
+    wait_until(lambda: stage.sockshare("status").returncode == 0, 10, "a broker answers", 0.1)
+    assert stage.alive()
+    assert len(stage.pids()) == 1
+
+
+def test_stopped_broker_delays_nobody(stage: Supervisord) -> None:
+    """SIGSTOP of the broker: supervisord answers, the program serves, a tool is told; after SIGCONT all goes on."""
+    broker = stage.broker()
+    with loaded(stage, "fresh:50") as load:
+        assert stage.kill(broker, signal.SIGSTOP)
+        with pytest.raises(Exception, match="no answer within"):
+            stage.rpc("sockshare.status")
+        assert stage.alive()
+        assert stage.ctl("status").returncode == 0
+        assert stage.kill(broker, signal.SIGCONT)
+        wait_until(lambda: stage.sockshare("status").returncode == 0, 10, "it answers again", 0.1)
+        assert_none_failed(load.stop())
+    assert stage.broker() == broker
+    assert json.loads(stage.rpc("sockshare.status"))["version"] == 1
+
+
+def test_program_runs_on_without_any_broker(stage: Supervisord) -> None:
+    """Nothing of ours is on the data path: with the broker stopped for good, not one request notices."""
+    with loaded(stage, "fresh:50") as load:
+        assert stage.ctl("stop", BROKER).returncode == 0
+        measure(1.0)
+        assert_none_failed(load.stop())
+    assert stage.ctl("start", BROKER).returncode == 0
+    all_ready(stage)
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(100, marks=(pytest.mark.soak, pytest.mark.timeout(900)))])
+def test_loop_is_never_held_up_by_reloads(supervisord: Supervisords, times: int) -> None:
+    """supervisord is back at its poller within 50 ms, whatever we do between."""
+    hold = {"sockshare_ready_hold": "0.1", "sockshare_quiesce": "0.1"}
+    stage = supervisord("plain", watcher=hold, extra=INTERFACES)
+    all_ready(stage)
+    stage.rpc("loop.worstGap")
+    for number in range(times):
+        stage.deploy(f"v{number}")
+        assert stage.reload().status == 0
+    worst = stage.rpc("loop.worstGap")
+    assert 0 < worst < 0.05, worst
+    assert stage.process is not None
+    assert is_running(stage.process.pid)
