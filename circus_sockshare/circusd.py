@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,11 @@ class Refusal(NamedTuple):
     reason: str
     errno: int
     passing: bool  # whether trying again may help
+
+    @property
+    def silent(self) -> bool:
+        """Whether circusd has said nothing at all."""
+        return self.passing and not self.errno
 
 
 class _Question(NamedTuple):
@@ -59,6 +65,8 @@ class Circusd:
         """Have circusd do an operation of our command, then call one of *done* and *refused*, once."""
         self._next += 1
         number = str(self._next)
+        # What we have given up circusd must not do later, when it goes on.
+        properties["before"] = time.monotonic() + within
 
         @guarded(log)
         def expire() -> None:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +26,8 @@ from circus.commands.base import Command
 from circus.controller import Controller
 from circus.exc import ConflictError, MessageError
 from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
+
+from . import holding
 
 #: What circusd may be in the middle of when a process is started; anything else may be about to stop or replace it.
 _HARMLESS = (None, "manage_watchers", "arbiter_start_watchers", "arbiter_add_watcher")
@@ -84,6 +88,8 @@ class Sockshare(Command):  # type: ignore[misc]
             ConflictError: It can't be done just now.
         """
         op = props["op"]
+        if time.monotonic() > props.get("before", math.inf):
+            raise MessageError("it was asked too long ago")
         if op == "processes":
             return _processes(arbiter)
         watcher = self._get_watcher(arbiter, props["name"])
@@ -91,6 +97,12 @@ class Sockshare(Command):  # type: ignore[misc]
             return _start(arbiter, watcher)
         if op == "settle":
             return _settle(arbiter, watcher, props)
+        if op == "claim":
+            if not holding.claim(int(props["pid"])):
+                raise MessageError(f"circus does not want to stop pid {props['pid']}, or not any more")
+            return {}
+        if op == "release":
+            return _release(arbiter, watcher, props)
         raise MessageError(f"unknown operation {op!r}")
 
 
@@ -132,7 +144,14 @@ def _describe(watcher: Any) -> dict[str, Any]:
         "stderr": _file_of(watcher.stderr_stream_conf),
         "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
         "processes": [
-            {"pid": p.pid, "wid": p.wid, "started": p.started, "stopping": p in retiring or p.stopping}
+            {
+                "pid": p.pid,
+                "wid": p.wid,
+                "started": p.started,
+                "stopping": p in retiring or p.stopping,
+                "held": holding.is_held(p.pid),
+                "newcomer": holding.newcomer_of(p.pid),
+            }
             for p in [*retiring, *live]
         ],
     }
@@ -154,26 +173,23 @@ def _start(arbiter: Any, watcher: Any) -> dict[str, Any]:
     running = arbiter._exclusive_running_command
     if arbiter._stopping or arbiter._restarting:
         raise MessageError("circusd is stopping")
-    if running not in _HARMLESS:
+    if _is_busy(arbiter):
         raise ConflictError(f"circusd is busy ({running})")
     if not watcher.is_active():
         raise (ConflictError if watcher.status() == "starting" else MessageError)(f"the watcher is {watcher.status()}")
-    before = set(watcher.processes)
-    retries = watcher.max_retry
     watcher.numprocesses += 1
-    # Without a limit circus tries again in a busy loop, and circusd does nothing else any more.
-    watcher.max_retry = 1 if retries == -1 else retries
     try:
-        watcher.spawn_process()
-        started = [process for pid, process in watcher.processes.items() if pid not in before]
-        if not started:
+        started = holding.spawn(watcher)
+        if started is None:
             raise MessageError("circusd could not start it, or a hook forbade it; circusd's log has the reason")
     except BaseException:
         watcher.numprocesses -= 1
         raise
-    finally:
-        watcher.max_retry = retries
-    return {"pid": started[0].pid, "wid": started[0].wid}
+    return {"pid": started.pid, "wid": started.wid}
+
+
+def _is_busy(arbiter: Any) -> bool:
+    return arbiter._stopping or arbiter._restarting or arbiter._exclusive_running_command not in _HARMLESS
 
 
 def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
@@ -190,10 +206,33 @@ def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]
     strangers = sorted((process for process in staying if process.pid not in known), key=lambda p: -p.started)
     going += strangers[: max(len(staying) - count, 0)]
     signum = signal.SIGKILL if props.get("kill") else int(props.get("signal") or watcher.stop_signal)
+    _retire(arbiter, watcher, going, signum)
+    if watcher.respawn and watcher.is_active() and not _is_busy(arbiter):
+        # One that has died since: its place need not be empty until circus's next look.
+        for _ in range(count - len(staying)):
+            holding.spawn(watcher)
+    stopped = watcher.is_stopping() or watcher.is_stopped()
+    return {"retired": [process.pid for process in going], "stopped": stopped}
+
+
+def _release(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
+    """What circus wants to stop is stopped; or it is kept, and the processes *kill* go instead."""
+    pid, keep = int(props["pid"]), bool(props["keep"])
+    signum = int(props.get("signal") or watcher.stop_signal)
+    instead = [watcher.processes[one] for one in props["kill"] if one in watcher.processes]
+    # In this order: once circus goes on, it must not find one too many.
+    _retire(arbiter, watcher, instead, signal.SIGKILL)
+    if not holding.release(pid, keep=keep, stop_signal=signum) and not keep and pid in watcher.processes:
+        # Another command of circus's that would stop it is yet to come.
+        _retire(arbiter, watcher, [watcher.processes[pid]], signum)
+    return {}
+
+
+def _retire(arbiter: Any, watcher: Any, going: Iterable[Any], signum: int) -> None:
     refusals = []
     for process in going:
         # One that circus itself is stopping is circus's to wait for and to forget.
-        if not process.stopping:
+        if not process.stopping and not (signum != signal.SIGKILL and holding.release(process.pid, keep=False)):
             try:
                 _Retiring(arbiter, watcher, process, signum)
             except Exception as error:
@@ -201,7 +240,6 @@ def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]
                 refusals.append(f"pid {process.pid}: {error}")
     if refusals:
         raise MessageError(f"can't stop a process of {watcher.name}: {'; '.join(refusals)}")
-    return {"retired": [process.pid for process in going]}
 
 
 _retiring: list[_Retiring] = []
@@ -219,7 +257,7 @@ class _Retiring:
         # Killed, it can't end its own workers, which would go on to serve.
         descendants = self._descendants() if signum == signal.SIGKILL else []
         # Sends the signal before it first yields, for which it wants the process in watcher.processes.
-        killed = watcher.kill_process(process, signum, watcher.graceful_timeout)
+        killed = holding.stop_process(watcher, process, signum, watcher.graceful_timeout)
         _kill(descendants)
         if killed.done():
             killed.result()  # raises what kept the signal from being sent; circus still has the process then

@@ -42,6 +42,9 @@ _ASK_AGAIN = 0.5
 #: circus's events after which its configuration may be another one.
 _NEWS = frozenset({"add", "remove", "start", "stop", "updated"})
 
+#: Our own: circus holds a process back (`circus_sockshare.holding`).
+_HELD = "held"
+
 _TOO_LATE = "can't serve: circusd was started before [plugin:sockshare] was added; restart circusd once"
 
 
@@ -92,9 +95,12 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._learn()
 
     def handle_recv(self, data: Any) -> None:
-        """Look again at the configuration when circus says that a watcher has changed."""
+        """Look again at the configuration when circus says that a watcher has changed; pass on what is held."""
         try:
-            if to_str(data[0]).rpartition(".")[2] in _NEWS and self._inherited is not None:
+            event = to_str(data[0]).rpartition(".")[2]
+            if event == _HELD and self._host is not None:
+                self._host.held()
+            elif event in _NEWS and self._inherited is not None:
                 self._verbs.refresh(lambda: None, lambda refusal: log.warning("circusd: %s", refusal.reason))
         except Exception:
             log.exception("circusd: can't read an event")

@@ -43,6 +43,7 @@ class CircusVerbs:
         self._told: dict[str, Any] = {"watchers": {}, "sockets": []}
         self._asking = False
         self._waiting: list[tuple[Callable[[], None], Callable[[Refusal], None]]] = []
+        self._starting: dict[str, object] = {}  # which attempt to start one of a program is the last
         self.specs: Mapping[str, ProgramSpec] = {}
 
     def refresh(self, done: Callable[[], None], refused: Callable[[Refusal], None]) -> None:
@@ -126,7 +127,13 @@ class CircusVerbs:
                 "stop_signal": self._stop_signal(name) or watcher["stop_signal"],
                 "stop_timeout": watcher["graceful_timeout"],
                 "processes": [
-                    {"pid": one["pid"], "process": f"{name}:{one['wid']}", "started": one["started"]}
+                    {
+                        "pid": one["pid"],
+                        "process": f"{name}:{one['wid']}",
+                        "started": one["started"],
+                        "held": one["held"],
+                        "newcomer": one["newcomer"],
+                    }
                     for one in watcher["processes"]
                     if not one["stopping"]
                 ],
@@ -141,9 +148,13 @@ class CircusVerbs:
     def start(self, program: str, answer: Answer) -> None:
         """See `Verbs`."""
         attempts = [int(_TRY_AGAIN_FOR / _TRY_AGAIN_AFTER)]
+        this = self._starting[program] = object()
 
         @guarded(log)
         def attempt() -> None:
+            if self._starting.get(program) is not this:
+                answer.refuse(f"can't start a process of {program}: it is not wanted any more")
+                return
             self._circusd.ask(done, refused, op="start", name=program)
 
         def done(told: dict[str, Any]) -> None:
@@ -153,10 +164,10 @@ class CircusVerbs:
         def refused(refusal: Refusal) -> None:
             attempts[0] -= 1
             # Not after a timeout: circusd may have done it.
-            if refusal.passing and refusal.errno and attempts[0] > 0:
+            if refusal.passing and not refusal.silent and attempts[0] > 0:
                 self._loop.call_later(_TRY_AGAIN_AFTER, attempt)
             else:
-                answer.refuse(f"can't start a process of {program}: {refusal.reason}")
+                answer.refuse(f"can't start a process of {program}: {refusal.reason}", silent=refusal.silent)
 
         attempt()
 
@@ -167,17 +178,46 @@ class CircusVerbs:
 
         def done(told: dict[str, Any]) -> None:
             log.info("%s: %d processes from now on; retired %s", program, count, told["retired"] or "none")
-            answer.give(retired=told["retired"])
+            answer.give(retired=told["retired"], stopped=told["stopped"])
 
+        self._starting.pop(program, None)  # an attempt that is still to come would be one too many
         self._circusd.ask(
             done,
-            lambda refusal: answer.refuse(f"can't stop processes of {program}: {refusal.reason}"),
+            lambda refusal: answer.refuse(
+                f"can't stop processes of {program}: {refusal.reason}", silent=refusal.silent
+            ),
             op="settle",
             name=program,
             retire=list(retire),
             known=list(known),
             count=count,
             kill=kill,
+            signal=self._stop_signal(program),
+        )
+
+    def claim(self, program: str, pid: int, answer: Answer) -> None:
+        """See `Holding`."""
+        self._circusd.ask(
+            lambda told: answer.give(),
+            lambda refusal: answer.refuse(f"can't hold pid {pid} of {program}: {refusal.reason}"),
+            op="claim",
+            name=program,
+            pid=pid,
+        )
+
+    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], answer: Answer) -> None:
+        """See `Holding`."""
+        log.info("%s: circus %s pid %d", program, "keeps" if keep else "stops", pid)
+        self._circusd.ask(
+            lambda told: answer.give(),
+            lambda refusal: answer.refuse(
+                f"can't release pid {pid} of {program}: {refusal.reason}", silent=refusal.silent
+            ),
+            op="release",
+            name=program,
+            pid=pid,
+            keep=keep,
+            kill=list(kill),
             signal=self._stop_signal(program),
         )
 

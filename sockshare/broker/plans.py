@@ -1,0 +1,78 @@
+"""What a reload is planned from: the program's section, what the manager says of it, what there is to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sockshare.core.readiness import Evidence, Expectation
+from sockshare.core.spec import ProgramSpec
+from sockshare.core.steps import Plan, Process
+from sockshare.kernel import processes
+
+if TYPE_CHECKING:
+    from .server import Broker
+
+
+def make(
+    broker: Broker,
+    spec: ProgramSpec,
+    facts: Mapping[str, Any],
+    replaced: Iterable[Mapping[str, Any]],
+    *,
+    key: str,
+    expires: float | None = None,
+) -> tuple[Plan, Expectation]:
+    """The plan by which *replaced*, some of *facts*' processes, are replaced; and what their successors have to show.
+
+    Args:
+        facts: The manager's answer to `processes`, for this program.
+        key: See `Plan`; so with *expires*.
+    """
+    old: list[Process] = []
+    said: frozenset[str] = frozenset()
+    registered: frozenset[str] = frozenset()
+    for one in replaced:
+        try:
+            managed = broker.roster.enter(one["pid"], spec.name, one["process"])
+        except ProcessLookupError:
+            continue
+        old.append(Process(managed.pid, managed.name))
+        evidence = broker.observer.evidence(managed, spec.sockets, patient=True)
+        said, registered = said | evidence.said, registered | evidence.registered
+    expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
+    plan = Plan(
+        program=spec.name,
+        key=key,
+        old=tuple(old),
+        size=int(facts["numprocesses"]),
+        ready_timeout=spec.ready_timeout,
+        ready_hold=spec.ready_hold,
+        quiesce=max(spec.quiesce, spec.settle),  # a crash of the new one rolls back for as long
+        stop_timeout=float(facts["stop_timeout"]),
+        awaited=expectation.awaited,
+        verify=spec.verify or "",
+        drain=_why_from_outside(spec, int(facts["stop_signal"]), old),
+        drain_timeout=spec.drain_timeout,
+        expires=expires,
+    )
+    return plan, expectation
+
+
+def _why_from_outside(spec: ProgramSpec, stop_signal: int, old: Sequence[Process]) -> str:
+    """Why the *old* processes have to be drained from outside; empty when they drain themselves."""
+    if spec.drain == "signal":
+        return ""
+    if spec.drain == "observe":
+        return "its section says drain = observe"
+    number = spec.stop_signal or stop_signal
+    for process in old:
+        try:
+            if not processes.catches(process.pid, number):
+                return f"{process.name} would die of signal {number} at once, it has no handler for it"
+            runtime = processes.runtime_with_handlers(process.pid)
+        except ProcessLookupError:
+            continue
+        if runtime:
+            return f"{process.name} runs on {runtime}, which handles signal {number} whether or not its program does"
+    return ""

@@ -1,0 +1,222 @@
+"""Processes that the manager itself replaces, by a command of its own: it holds each one back until it is released.
+
+Each is one `Rollout` of one turn, whose new process the manager has started already; they run side by side. In the end
+the old one is released: to be stopped, or to be kept while its successor is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sockshare.core import steps
+from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
+from sockshare.core.readiness import Expectation
+from sockshare.core.spec import ProgramSpec
+from sockshare.core.steps import Process
+
+from . import plans
+from .hostlink import HostLink
+from .reloads import Reload
+from .roster import Known, Managed
+
+if TYPE_CHECKING:
+    from .server import Broker
+
+log = logging.getLogger(__name__)
+
+_JOURNAL = "retirement"
+
+
+class Retirement(Reload):
+    """A reload of one process that the manager holds."""
+
+    kind = _JOURNAL
+
+    @property
+    def slot(self) -> str:
+        """See `Reload`."""
+        return str(self._rollout.plan.old[0].pid)
+
+    async def _start(self) -> None:
+        newcomer = self._rollout.plan.newcomer
+        assert newcomer is not None
+        await self._started(newcomer)
+
+    async def _find(self, effect: steps.Find) -> None:
+        # Which of the processes there are then came in whose place, nobody can tell.
+        self._feed(steps.StartRefused("the manager starts the next one"))
+
+    async def _settle(self, effect: steps.Settle) -> None:
+        plan = self._rollout.plan
+        old = plan.old[0]
+        if not effect.kill:
+            if not effect.retire:  # it has died, and the manager needs no telling
+                self._feed(steps.Settled())
+                return
+            self._services.observer.suspend(old.pid, self._expectation.sockets)  # once more, as for any reload
+        kill = [plan.newcomer.pid] if effect.kill and plan.newcomer is not None else []
+        try:
+            await self._services.host.ask("release", program=self.program, pid=old.pid, keep=effect.kill, kill=kill)
+        except ManagerError as error:
+            self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent)))
+            return
+        self._services.observer.let_go(old.pid)
+        self._feed(steps.Settled())
+
+
+class Retirements:
+    """All that are running; made in the running loop."""
+
+    def __init__(self, broker: Broker, link: HostLink) -> None:
+        self._broker = broker
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[str, Reload] = {}  # each a Retirement, by slot
+        self._taken_up = False
+        self._looking: asyncio.Task[None] | None = None
+        self._again = False
+
+    def take_up(self, journal: Mapping[str, Any]) -> None:
+        """Go on with those of a broker that was killed, and look for what was held since."""
+        for key, record in journal.items():
+            if key.startswith(f"{_JOURNAL}:") and record:
+                try:
+                    Retirement.recover(self._broker.services(), record, self._ended, self._running)
+                except (KeyError, TypeError, ValueError):
+                    log.exception("%s: the record is not readable; it is given up", key)
+                    self._link.journal(key, None)
+        self._taken_up = True
+        self.look()
+
+    def look(self) -> None:
+        """Take what the manager holds."""
+        self._again = True
+        if self._taken_up and self._looking is None:
+            self._looking = self._loop.create_task(self._look())
+
+    def of_program(self, program: str) -> Reload | None:
+        """One that is running, of *program*."""
+        return next((one for one in self._running.values() if one.program == program), None)
+
+    @property
+    def suspend(self) -> set[int]:
+        """The pids whose registrations are theirs to keep suspended."""
+        return {pid for one in self._running.values() if (pid := one.suspends) is not None}
+
+    def said(self, managed: Managed) -> None:
+        """*managed* said that it is ready."""
+        for one in list(self._running.values()):
+            if one.program == managed.program:
+                one.said(managed)
+
+    def died(self, known: Known) -> None:
+        """A managed process has died."""
+        for one in list(self._running.values()):
+            if known.managed is not None and one.program == known.managed.program:
+                one.died(known)
+
+    async def _look(self) -> None:
+        try:
+            while self._again:
+                self._again = False
+                for name, facts in (await self._link.ask("processes"))["programs"].items():
+                    held = [one for one in facts["processes"] if one.get("held")]
+                    if held:
+                        await self._take(name, facts, held)
+        except ManagerError as error:
+            log.error("broker: can't learn what is held: %s", error)
+        except Exception:
+            log.exception("broker: can't take what is held")
+        finally:
+            self._looking = None
+
+    async def _take(self, name: str, facts: Mapping[str, Any], held: Sequence[Mapping[str, Any]]) -> None:
+        spec = self._broker.programs.get(name)
+        if self._broker.mistakes or spec is None:
+            why = "its configuration has mistakes" if self._broker.mistakes else "its section names no sockets"
+            log.warning("%s: circus stops processes without a hand-over: %s", name, why)
+            for one in held:
+                await self._release(name, one["pid"], keep=False)
+            return
+        if name in self._broker.reloads:
+            # Which of all the processes are to stay is that reload's to say.
+            for one in held:
+                log.warning("%s: circus is to keep pid %d: a reload of it is running already", name, one["pid"])
+                await self._release(name, one["pid"], keep=True, kill=[one["newcomer"]] if one["newcomer"] else [])
+            return
+        new = []
+        for one in held:
+            try:
+                await self._link.ask("claim", program=name, pid=one["pid"])
+            except ManagerError as error:  # it has died, or its time was over
+                log.info("%s: %s", name, error)
+                continue
+            if str(one["pid"]) not in self._running:
+                new.append(one)
+        newcomers = [one["newcomer"] for one in new if one["newcomer"]]
+        if newcomers and self.of_program(name) is None:
+            self._broker.roster.begin_generation(name, newcomers)
+        batch = f"{time.monotonic():.6f}"
+        for one in new:
+            self._begin(spec, facts, one, f"{batch}:{one['pid']}")
+
+    def _begin(self, spec: ProgramSpec, facts: Mapping[str, Any], one: Mapping[str, Any], key: str) -> None:
+        plan, expectation = plans.make(self._broker, spec, facts, [one], key=key)
+        if not plan.old:
+            return  # it has died
+        newcomer = self._newcomer(spec, facts, one, expectation)
+        plan = plan._replace(newcomer=newcomer, alone=newcomer is None)
+        services, stderr = self._broker.services(), facts.get("stderr")
+        retirement = Retirement(services, plan, expectation, self._ended, stderr)
+        self._running[retirement.slot] = retirement
+        log.info(
+            "%s: circus replaces pid %d by %s", spec.name, one["pid"], newcomer.pid if newcomer else "those there are"
+        )
+        retirement.begin()
+
+    def _newcomer(
+        self, spec: ProgramSpec, facts: Mapping[str, Any], old: Mapping[str, Any], expectation: Expectation
+    ) -> Process | None:
+        """What has to be ready before *old* goes; None when what stays is."""
+        if old["newcomer"]:
+            known = [one for one in facts["processes"] if one["pid"] == old["newcomer"]]
+            return Process(old["newcomer"], known[0]["process"] if known else f"{spec.name}:?")
+        taken = {one["newcomer"] for one in facts["processes"]}
+        taken |= {newcomer.pid for one in self._running.values() if (newcomer := one.plan.newcomer) is not None}
+        unready = []
+        for one in facts["processes"]:
+            if one["held"] or one["pid"] in taken:
+                continue
+            try:
+                managed = self._broker.roster.enter(one["pid"], spec.name, one["process"])
+            except ProcessLookupError:
+                continue
+            evidence = self._broker.observer.evidence(managed, spec.sockets)
+            if expectation.shown_by(evidence) is not None and time.time() - one["started"] >= spec.ready_hold:
+                return None
+            unready.append(Process(managed.pid, managed.name))
+        return unready[0] if unready else None
+
+    async def _release(self, program: str, pid: int, *, keep: bool, kill: Sequence[int] = ()) -> None:
+        try:
+            await self._link.ask("release", program=program, pid=pid, keep=keep, kill=list(kill))
+        except ManagerError as error:
+            log.error("%s: %s", program, error)
+
+    def _ended(self, reload: Reload, answer: dict[str, Any]) -> None:
+        del self._running[reload.slot]
+        if answer["exit"] != ExitStatus.OK:
+            log.error("%s: %s: %s", reload.program, answer["result"], answer["reason"])
+        if reload.plan.newcomer is not None:
+            before = self._broker.last.get(reload.program)
+            batch = reload.key.partition(":")[0]
+            record = {"key": reload.key, "answer": {key: value for key, value in answer.items() if key != "ok"}}
+            # Of several at once, one that failed is what its user has to hear of.
+            if answer["exit"] or before is None or before["key"].partition(":")[0] != batch:
+                self._broker.last[reload.program] = record
+                self._link.journal(f"last:{reload.program}", record)
+        self._link.journal(f"{_JOURNAL}:{reload.slot}", None)
