@@ -1,6 +1,6 @@
-"""``python -m benchmarks.reload``: this reload beside what circus and gunicorn have of their own.
+"""``python -m benchmarks.reload``: this reload beside what circus, supervisord and gunicorn have of their own.
 
-The same application with the same import time under the same open-loop load, each way in a circusd of its own. Every
+The same application with the same import time under the same open-loop load, each way in a manager of its own. Every
 latency counts from the moment the request was due, so a stall shows in all the requests that it held up.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import figures
 from benchmarks.client import ask
 from sockshare.cli.measured import Load, Result
 from sockshare.cli.stage import wait_until
 from tests.support.circusd import Circusd, circusd
+from tests.support.supervisord import Supervisord, supervisord
 
 FAST = ("fresh", "keepalive")
 
@@ -28,6 +29,8 @@ class Way(NamedTuple):
     program: str
     stock: bool
     start: Callable[[Circusd], None]
+    processes: int = 2
+    watcher: Mapping[str, str] = {}
 
 
 def ours(stage: Circusd) -> None:
@@ -52,9 +55,51 @@ WAYS = (
     Way("sockshare reload, uvicorn", "uvicorn", False, ours),
     Way("circusctl reload, uvicorn", "uvicorn", True, theirs("reload", graceful=True, waiting=True)),
     Way("circusctl reload --sequential, uvicorn", "uvicorn", True, theirs("reload", sequential=True, waiting=True)),
+    Way(
+        "circusctl reload, after_spawn hook that blocks, uvicorn",
+        "uvicorn",
+        True,
+        theirs("reload", graceful=True, waiting=True),
+        watcher={"hooks.after_spawn": "benchmarks.hooks.after_spawn"},
+    ),
     Way("sockshare reload, gunicorn gthread", "gthread", False, ours),
     Way("circusctl reload, gunicorn gthread", "gthread", True, theirs("reload", graceful=True, waiting=True)),
     Way("circusctl signal HUP, gunicorn gthread", "gthread", True, theirs("signal", signum="hup")),
+    *(
+        way
+        for name, program, watcher in (
+            ("threaded http.server", "threaded", {}),
+            ("node", "node", {}),
+            ("Flask, development server", "flask", {}),
+            ("waitress", "waitress", {"stop_signal": "SIGINT"}),
+        )
+        for way in (
+            Way(f"sockshare reload, {name}", program, False, ours, watcher=watcher),
+            Way(f"circusctl reload, {name}", program, True, theirs("reload", graceful=True, waiting=True)),
+        )
+    ),
+)
+
+
+def control(command: str, *arguments: str) -> Callable[[Circusd], None]:
+    """A command of supervisorctl."""
+
+    def start(stage: Circusd) -> None:
+        assert isinstance(stage, Supervisord)
+        done = stage.ctl(command, *arguments)
+        if done.returncode:
+            raise RuntimeError(f"supervisorctl says {done.stdout}{done.stderr}")
+
+    return start
+
+
+SUPERVISOR_WAYS = (
+    Way("sockshare reload, uvicorn", "uvicorn", False, ours),
+    # Without a shared socket only one process can have the port.
+    Way("supervisorctl restart, uvicorn (1 process)", "uvicorn", True, control("restart", "web"), 1),
+    Way("sockshare reload, gunicorn gthread", "gthread", False, ours),
+    Way("supervisorctl restart, gunicorn gthread (1 process)", "gthread", True, control("restart", "web"), 1),
+    Way("supervisorctl signal HUP, gunicorn gthread", "gthread", True, control("signal", "HUP", "web"), 1),
 )
 
 
@@ -66,14 +111,20 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def measure(way: Way, reloads: int, import_seconds: float, kinds: list[str], settle: float) -> Outcome:
+def measure(
+    way: Way, reloads: int, import_seconds: float, kinds: list[str], settle: float, manager: str = "circus"
+) -> Outcome:
     """Reload so many times under load.
 
     Raises:
         RuntimeError: The manager or sockshare refused.
         TimeoutError: The new version did not answer alone in the end.
     """
-    with circusd(way.program, stock=way.stock, numprocesses=2, import_seconds=import_seconds) as stage:
+    started = circusd if manager == "circus" else supervisord
+    options: dict[str, Any] = {"watcher": way.watcher} if way.watcher else {}
+    with started(
+        way.program, stock=way.stock, numprocesses=way.processes, import_seconds=import_seconds, **options
+    ) as stage:
         wait_until(lambda: answers_alone(stage, "v1"), 60, "the first version answers", 0.05)
         with Load(stage.port, *kinds) as load:
             time.sleep(settle)  # the load itself is what this waits for: so many seconds of it without a reload
@@ -97,6 +148,7 @@ def answers_alone(stage: Circusd, version: str) -> bool:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reload", description=__doc__.partition("\n")[0])
+    parser.add_argument("--manager", choices=["circus", "supervisor"], default="circus")
     parser.add_argument("--reloads", type=int, default=3, help="of each way")
     parser.add_argument("--import-seconds", type=float, default=2.0, help="that the application takes to import")
     parser.add_argument("--settle", type=float, default=2.0, help="seconds of load before and after")
@@ -107,11 +159,11 @@ def main() -> None:
         ("", "requests", "failed", "longest stall", "p99", "without a reload", "p99", "s/reload")
     ]
     notes = ["stall and p99 are of the fast requests; failed is of all"]
-    for way in WAYS:
+    for way in WAYS if options.manager == "circus" else SUPERVISOR_WAYS:
         if options.only not in way.name:
             continue
         try:
-            seen = measure(way, options.reloads, options.import_seconds, options.kinds, options.settle)
+            seen = measure(way, options.reloads, options.import_seconds, options.kinds, options.settle, options.manager)
         except (RuntimeError, TimeoutError) as error:
             notes.append(f"{way.name}: {error}")
             continue
@@ -129,7 +181,7 @@ def main() -> None:
             )
         )
     load = " ".join(options.kinds)
-    title = f"{options.reloads} reloads of 2 processes, import {options.import_seconds:g} s, load {load} (a second)"
+    title = f"{options.reloads} reloads, 2 processes where nothing else is said, import {options.import_seconds:g} s, load {load} (a second)"
     figures.show(title, rows, notes)
 
 

@@ -56,7 +56,7 @@ class Drainer:
     """
 
     def __init__(self, pid: int, addresses: Iterable[Address]) -> None:
-        self._pid = pid
+        self.pid = pid
         self._addresses = list(addresses)
         self._ending = False
         self._stopped = False
@@ -64,7 +64,7 @@ class Drainer:
         self._struck: set[int] = set()
         self._owned: dict[int, tuple[int, int]] = {}  # inode: pid and descriptor
         self._searched = 0.0
-        self._refusal = ""
+        self._refusal = "" if self._addresses else "only TCP connections can be judged from outside"
         # Closing a duplicate may block, with SO_LINGER for as long as its program chose.
         self._closer = ThreadPoolExecutor(4, thread_name_prefix="close")
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="drain")
@@ -89,6 +89,8 @@ class Drainer:
             while not self._stopped:
                 left, cost = await loop.run_in_executor(self._looker, self._look)
                 if self._refusal:
+                    while not (self._ending or self._stopped):  # nobody listens before
+                        await asyncio.sleep(_LOOK_EVERY)
                     return f"not drained: {self._refusal}"
                 if self._ending and left == Left(0, 0):
                     return "no connection left"
@@ -103,36 +105,52 @@ class Drainer:
 
     def _look(self) -> tuple[Left, float]:
         began = time.thread_time()
-        idle = busy = 0
+        left = Left(0, 0)
         try:
-            present = [one for address in self._addresses for one in connections.established(*address)]
-            self._search()
-            for one in present:
-                if one.inode not in self._owned or one.info is None:
-                    continue
-                verdict = self._histories.setdefault(one.inode, History()).add(_sample(one))
-                if verdict is Verdict.IDLE:
-                    idle += 1
-                    if self._ending:
-                        self._strike(one)
-                else:
-                    busy += 1
+            left = self._count(again=False)
+            if self._ending and left == Left(0, 0):
+                # It may have accepted one since its descriptors were looked through.
+                left = self._count(again=True)
         except OSError as error:
             self._refusal = error.strerror or str(error)
-        return Left(idle, busy), time.thread_time() - began
+        return left, time.thread_time() - began
 
-    def _search(self) -> None:
+    def _count(self, *, again: bool) -> Left:
+        idle = busy = 0
+        self._search(again=again)
+        present = {
+            one.inode: one for address in self._addresses for one in connections.established(*address) if one.inode
+        }
+        # The kernel numbers sockets anew: what is known of one that is gone must not be said of another.
+        self._histories = {inode: history for inode, history in self._histories.items() if inode in present}
+        self._struck &= present.keys()
+        for inode in present.keys() & self._owned.keys():
+            one = present[inode]
+            if one.info is None:
+                busy += 1
+            elif self._histories.setdefault(inode, History()).add(_sample(one)) is Verdict.IDLE:
+                idle += 1
+                if self._ending and not self._stopped:
+                    self._strike(one)
+            else:
+                busy += 1
+        return Left(idle, busy)
+
+    def _search(self, *, again: bool) -> None:
         now = time.monotonic()
-        if now - self._searched < _SEARCH_EVERY:
+        if now - self._searched < _SEARCH_EVERY and not again:
             return
         self._searched = now
         owned: dict[int, tuple[int, int]] = {}
-        for pid in processes.tree(self._pid):
+        for pid in processes.tree(self.pid):
             try:
                 for inode, fd in processes.socket_descriptors(pid).items():
                     owned.setdefault(inode, (pid, fd))
             except ProcessLookupError:
                 continue
+            except PermissionError:
+                if processes.alive(pid):  # a zombie's directory is root's
+                    raise
         self._owned = owned
 
     def _strike(self, one: Connection) -> None:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from sockshare.core.errors import ManagerError, ProtocolError
+from sockshare.core.errors import ManagerError, ManagerSilent, ProtocolError
 from sockshare.kernel.channel import Channel, Message
 from sockshare.kernel.descriptors import close_all
 
@@ -45,7 +45,8 @@ class HostLink:
         """Ask the host; descriptors that come with the answer are closed.
 
         Raises:
-            ManagerError: The host, or the manager behind it, refused or did not answer in time.
+            ManagerError: The host, or the manager behind it, refused.
+            ManagerSilent: One of them did not answer in time.
         """
         answer, fds = await self.ask_with_descriptors(verb, within, **fields)
         close_all(fds)
@@ -62,13 +63,18 @@ class HostLink:
             self._send({"type": "ask", "id": number, "verb": verb, **fields})
             answer, fds = await asyncio.wait_for(answered, within)
         except asyncio.TimeoutError:
-            raise ManagerError(f"can't {verb}: the manager did not answer within {within:g} s") from None
+            raise ManagerSilent(f"can't {verb}: the manager did not answer within {within:g} s") from None
         finally:
             del self._asked[number]
         if not answer.get("ok"):
             close_all(fds)
-            raise ManagerError(str(answer.get("message", f"can't {verb}: the host refused")))
+            kind = ManagerSilent if answer.get("silent") else ManagerError
+            raise kind(str(answer.get("message", f"can't {verb}: the host refused")))
         return answer, fds
+
+    def tell(self, number: int, fields: dict[str, Any]) -> None:
+        """Answer the host's question *number*."""
+        self._send({"type": "told", "id": number, **fields})
 
     def journal(self, key: str, record: dict[str, Any] | None) -> None:
         """Have the host keep *record* under *key*; None forgets it. Once this returns, our death does not lose it.

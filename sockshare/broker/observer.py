@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping
 
 from sockshare.core.errors import NotPermitted
 from sockshare.core.readiness import Evidence
-from sockshare.kernel import epoll, epoll_rights, processes
+from sockshare.kernel import epoll, epoll_rights, peers, processes, waits
+from sockshare.kernel.parking import Parking
 
 from .roster import Managed
 
 log = logging.getLogger(__name__)
+
+#: How often, and at which distance in seconds, a process is looked at that is not seen to wait for anything.
+_LOOKS, _APART = 20, 0.002
+#: Seconds to wait for a thread of a process without a registration to be held; later ones are held as they come.
+_PARKED_WITHIN = 0.03
+#: Why a process can't be suspended that waits in no epoll.
+NO_EPOLL = "it has no event registration: it reads by select, poll or a blocking accept"
 
 
 class Observer:
@@ -20,6 +29,9 @@ class Observer:
     def __init__(self, shared: Mapping[str, tuple[int, int]]) -> None:
         self._shared = shared
         self._names = {inode: name for name, (inode, _) in shared.items()}
+        #: Who was seen to wait on a socket without an epoll: pid to start time and inodes.
+        self._waited: dict[int, tuple[int, frozenset[int]]] = {}
+        self._parkings: dict[int, Parking] = {}
         #: Why nothing can be suspended here at all, or None.
         self.impossible = epoll_rights.probe()
         if self.impossible:
@@ -33,11 +45,38 @@ class Observer:
             log.debug("pid %d: %s", pid, error)
             return []
 
-    def evidence(self, managed: Managed, sockets: Collection[str]) -> Evidence:
-        """What there is to see of *managed* now."""
+    def evidence(self, managed: Managed, sockets: Collection[str], *, patient: bool = False) -> Evidence:
+        """What there is to see of *managed* now.
+
+        Args:
+            patient: Look for some 40 ms if nothing is seen: a process that serves is not always seen to wait.
+        """
         said = frozenset((managed.ready,)) if managed.ready in ("client", "notify") else frozenset()
-        found = self.registrations(managed.pid, sockets)
-        return Evidence(said, frozenset(self._names[entry.inode] for entry in found))
+        inodes = {entry.inode for entry in self.registrations(managed.pid, sockets)}
+        if len(inodes) < len(set(self._inodes(sockets))):
+            inodes |= self.waited(managed.pid, sockets)
+            for _ in range(_LOOKS if patient else 0):
+                if inodes:
+                    break
+                time.sleep(_APART)
+                inodes |= self.waited(managed.pid, sockets)
+        return Evidence(said, frozenset(self._names[inode] for inode in inodes))
+
+    def waited(self, pid: int, sockets: Iterable[str]) -> frozenset[int]:
+        """The inodes of *sockets* on which the process tree of *pid* was seen to wait, now or before, without epoll."""
+        try:
+            start = peers.start_time(pid)
+            before = self._waited.get(pid)
+            seen = before[1] if before is not None and before[0] == start else frozenset()
+            wanted = set(self._inodes(sockets))
+            if not wanted <= seen:
+                seen |= waits.waiting(pid, wanted)
+        except (PermissionError, ProcessLookupError):
+            return frozenset()
+        if seen:
+            self._waited = {known: facts for known, facts in self._waited.items() if processes.alive(known)}
+            self._waited[pid] = (start, seen)
+        return seen & wanted
 
     def refusal(self, pid: int) -> str | None:
         """Why the registrations of *pid* can't be suspended; None if they can."""
@@ -49,19 +88,40 @@ class Observer:
             return f"not suspended: {self.impossible}"
         try:
             count = epoll.suspend_all(pid, self._sockets(sockets))
+            if count:
+                return f"{count} registration{'s' if count > 1 else ''} of pid {pid} suspended"
+            if self.registrations(pid, sockets):
+                return f"the registrations of pid {pid} are suspended"
+            return self._park(pid, sockets)
         except ProcessLookupError:
             return "not suspended: it has died"
         except (NotPermitted, OSError) as error:
             log.warning("pid %d: %s", pid, error)
             return f"not suspended: {error}"
-        if count:
-            return f"{count} registration{'s' if count > 1 else ''} of pid {pid} suspended"
-        if any(entry.suspended for entry in self.registrations(pid, sockets)):
-            return f"the registrations of pid {pid} are suspended"
-        return "not suspended: it has no event registration (it reads by select, poll or a blocking accept)"
+
+    def _park(self, pid: int, sockets: Iterable[str]) -> str:
+        parking = self._parkings.get(pid)
+        if parking is None:
+            parking = self._parkings[pid] = Parking(pid, self._sockets(sockets))
+        parking.wait(_PARKED_WITHIN)
+        if parking.held:
+            return f"the thread of pid {pid} that waits for connections is held: {NO_EPOLL}"
+        why = parking.refusal or "no thread of it is seen that waits for nothing else"
+        return f"cannot be suspended: {NO_EPOLL}; {why}"
+
+    def holds(self, pid: int) -> bool:
+        """Whether a thread of *pid* is held as it has no registration."""
+        return pid in self._parkings and self._parkings[pid].held > 0
+
+    def let_go(self, pid: int) -> None:
+        """Let go the threads of *pid* that are held as it has no registration: it has to meet its stop signal."""
+        parking = self._parkings.pop(pid, None)
+        if parking is not None:
+            parking.release()
 
     def resume(self, pid: int, sockets: Iterable[str]) -> int:
         """Resume the registrations of *sockets* in the process tree of *pid*; how many there were."""
+        self.let_go(pid)
         if self.impossible:
             return 0
         try:

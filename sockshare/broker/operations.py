@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,12 @@ from sockshare.core.errors import (
     SockshareError,
     UnknownProgram,
 )
-from sockshare.core.readiness import Evidence, Expectation
-from sockshare.core.spec import ProgramSpec
-from sockshare.core.steps import Plan, Process
+from sockshare.core.readiness import Expectation
+from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
-from sockshare.kernel import processes
 
-from .endpoint import Caller, Request
+from . import plans
+from .endpoint import Caller, Request, described
 from .hostlink import HostLink
 from .reloads import Reload
 from .status import status_document
@@ -69,6 +69,31 @@ class Operations:
         task = self._loop.create_task(self._work(caller, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def answer_host(self, message: dict[str, Any]) -> None:
+        """Answer a question of the host (`status`, `reload`), which asks for a tool that speaks to the manager."""
+        task = self._loop.create_task(self._work_for_host(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work_for_host(self, message: dict[str, Any]) -> None:
+        number, op = int(message["id"]), str(message.get("op"))
+        request = Request(v=1, id=number, op=op, program=message.get("program"), key=message.get("key"))
+        # Nobody to send events to: the first attempt finds that out.
+        caller = Caller(b"", os.getpid(), 0, number)
+        try:
+            if op not in ("status", "reload"):
+                raise ProtocolError(f"can't do {op!r}: the host may not ask for it")
+            if self._broker.mistakes and op != "status":
+                raise BadConfiguration("\n".join(self._broker.mistakes))
+            answer = await self._operations[op](caller, request)
+            self._link.tell(number, {"ok": True, **(answer or {})})
+        except SockshareError as error:
+            self._link.tell(number, {"ok": False, **described(error)})
+        except Exception as error:
+            log.exception("broker: %s of the host failed", op)
+            sentence = f"can't {op}: the broker has a bug ({error!r}; see its log)"
+            self._link.tell(number, {"ok": False, "message": sentence})
 
     async def _work(self, caller: Caller, request: Request) -> None:
         try:
@@ -127,13 +152,8 @@ class Operations:
         if request.program is None or request.key is None:
             raise ProtocolError("can't reload: the request names no program, or has no key")
         await self._taken_up
-        running = self._broker.reloads.get(request.program)
-        if running is not None and running.key == request.key:
-            running.follow(caller)
-            return None
-        last = self._broker.last.get(request.program)
-        if last is not None and last["key"] == request.key:
-            return dict(last["answer"])
+        if self._is_known(request):
+            return self._follow(caller, request)
         programs = (await self._link.ask("processes"))["programs"]
         spec = self._broker.programs.get(request.program)
         if request.program not in programs:
@@ -144,18 +164,19 @@ class Operations:
             raise UnknownProgram(
                 f"can't reload {request.program!r}: its section does not name any sockets ({self._broker.sockets_key})"
             )
-        running = self._broker.reloads.get(request.program)
+        if self._is_known(request):  # it was asked twice
+            return self._follow(caller, request)
+        running = self._broker.reloads.get(request.program) or self._broker.retirements.of_program(request.program)
         if running is not None:
-            if running.key == request.key:
-                running.follow(caller)
-                return None
             raise ManagerError(
                 f"can't reload {request.program}: a reload of it is running already (step {running.step})"
             )
         facts = programs[request.program]
         if not facts["active"]:
             raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
-        plan, expectation = self._plan(spec, facts, request)
+        standing = [one for one in facts["processes"] if not one.get("stopping")]
+        expires = None if request.timeout is None else time.monotonic() + request.timeout
+        plan, expectation = plans.make(self._broker, spec, facts, standing, key=request.key, expires=expires)
         if request.dry_run:
             return self._foretell(caller, plan, expectation)
         reload = self._broker.reloads[spec.name] = Reload(
@@ -163,6 +184,20 @@ class Operations:
         )
         reload.follow(caller)
         reload.begin()
+        return None
+
+    def _is_known(self, request: Request) -> bool:
+        running, last = self._broker.reloads.get(request.program or ""), self._broker.last.get(request.program or "")
+        return request.key in (running and running.key, last and last["key"])
+
+    def _follow(self, caller: Caller, request: Request) -> dict[str, Any] | None:
+        """Follow the reload that has the key of *request*; its answer, if it has been given already."""
+        running = self._broker.reloads.get(request.program or "")
+        if running is None or running.key != request.key:
+            return dict(self._broker.last[request.program or ""]["answer"])
+        if running.answer is not None:  # all but its last step is over
+            return {key: value for key, value in running.answer.items() if key != "ok"}
+        running.follow(caller)
         return None
 
     async def _cancel(self, caller: Caller, request: Request) -> dict[str, Any]:
@@ -179,53 +214,6 @@ class Operations:
             raise NotPermitted(
                 f"can't {what} as uid {caller.uid}: only root and the manager's uid {self._broker.manager['uid']} may"
             )
-
-    def _plan(self, spec: ProgramSpec, facts: dict[str, Any], request: Request) -> tuple[Plan, Expectation]:
-        old: list[Process] = []
-        said: frozenset[str] = frozenset()
-        registered: frozenset[str] = frozenset()
-        for one in facts["processes"]:
-            if one.get("stopping"):
-                continue
-            try:
-                managed = self._broker.roster.enter(one["pid"], spec.name, one["process"])
-            except ProcessLookupError:
-                continue
-            old.append(Process(managed.pid, managed.name))
-            evidence = self._broker.observer.evidence(managed, spec.sockets)
-            said, registered = said | evidence.said, registered | evidence.registered
-        expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
-        plan = Plan(
-            program=spec.name,
-            key=request.key or "",
-            old=tuple(old),
-            size=int(facts["numprocesses"]),
-            ready_timeout=spec.ready_timeout,
-            ready_hold=spec.ready_hold,
-            quiesce=spec.quiesce,
-            stop_timeout=float(facts["stop_timeout"]),
-            awaited=expectation.awaited,
-            verify=spec.verify or "",
-            drain=self._why_from_outside(spec, facts, old),
-            drain_timeout=spec.drain_timeout,
-            expires=None if request.timeout is None else time.monotonic() + request.timeout,
-        )
-        return plan, expectation
-
-    def _why_from_outside(self, spec: ProgramSpec, facts: dict[str, Any], old: list[Process]) -> str:
-        """Why the old processes have to be drained from outside; empty when they drain themselves."""
-        if spec.drain == "signal":
-            return ""
-        if spec.drain == "observe":
-            return "its section says drain = observe"
-        number = int(spec.stop_signal or facts["stop_signal"])
-        for process in old:
-            try:
-                if not processes.catches(process.pid, number):
-                    return f"{process.name} would die of signal {number} at once, it has no handler for it"
-            except ProcessLookupError:
-                continue
-        return ""
 
     def _foretell(self, caller: Caller, plan: Plan, expectation: Expectation) -> dict[str, Any]:
         for process in plan.old:

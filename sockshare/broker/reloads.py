@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from sockshare.core import steps
-from sockshare.core.errors import ExitStatus, ManagerError
+from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.rollout import Rollout, State
 from sockshare.core.steps import Plan, Process
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a process that is starting.
 _LOOK_EVERY = 0.01
+#: Seconds between two looks for a process that the manager is to start by itself.
+_FIND_EVERY = 0.1
 
 
 class Services(NamedTuple):
@@ -46,10 +48,16 @@ Ended = Callable[["Reload", dict[str, Any]], None]
 class Reload:
     """One running reload of one program.
 
+    Attributes:
+        kind: What it is, in the journal.
+        answer: What its command was told, once it was.
+
     Args:
-        ended: Called once with the final answer.
+        ended: Called once, when it is over, with the answer.
         stderr: The file to which the manager writes the program's standard error, if it does.
     """
+
+    kind = "reload"
 
     def __init__(
         self, services: Services, plan: Plan, expectation: Expectation, ended: Ended, stderr: str | None = None
@@ -62,10 +70,23 @@ class Reload:
         self._loop = asyncio.get_running_loop()
         self._rollout = Rollout(plan)
         self._followers: list[Caller] = []
+        self.answer: dict[str, Any] | None = None
+        self._over = False
+        self._settling: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
         self._drainer: Drainer | None = None
+
+    @property
+    def slot(self) -> str:
+        """Which of its kind it is; there is one of each at a time."""
+        return self.program
+
+    @property
+    def plan(self) -> Plan:
+        """What is planned."""
+        return self._rollout.plan
 
     @property
     def step(self) -> str:
@@ -88,7 +109,7 @@ class Reload:
 
     @classmethod
     def recover(cls, services: Services, record: dict[str, Any], ended: Ended, running: dict[str, Reload]) -> None:
-        """Take up the reload of a broker that was killed, as one of *running*.
+        """Take up the reload of a broker that was killed, as one of *running* (by slot).
 
         Raises:
             KeyError, TypeError, ValueError: *record* is no record of a reload.
@@ -99,14 +120,15 @@ class Reload:
         reload = cls(services, found.plan, expectation, ended)
         reload._rollout = found
         reload._stderr = StderrTail(*record["stderr"])
+        reload.answer = record["answer"]
         log.info("%s: reload taken up again at %s", reload.program, record["rollout"]["state"])
-        running[reload.program] = reload
+        running[reload.slot] = reload
         reload._perform(effects)
         for process in (found.newcomer, *found.plan.old):
             if process is not None and found.state is not State.ENDED:
                 reload._watch(process)
-        if found.state is State.WARM and found.newcomer is not None:
-            reload._run(reload._observe(found.newcomer))
+        if found.awaited is not None:
+            reload._run(reload._observe(found.awaited))
 
     def cancel(self, reason: str) -> None:
         """Undo it, if the switch has not happened."""
@@ -116,6 +138,7 @@ class Reload:
         """A process of the program has died."""
         pid = known.identity.pid
         reason = self._services.observer.end_of(pid)
+        self._services.observer.let_go(pid)
         if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
             self._stderr.read()
         self._feed(steps.Gone(pid, reason))
@@ -136,6 +159,8 @@ class Reload:
         for effect in effects:
             if isinstance(effect, steps.Start):
                 self._run(self._start())
+            elif isinstance(effect, steps.Find):
+                self._run(self._find(effect))
             elif isinstance(effect, steps.HoldBack):
                 self._services.observer.suspend(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Suspend):
@@ -149,13 +174,17 @@ class Reload:
                 if self._drainer is not None:
                     self._drainer.end_idle()
             elif isinstance(effect, steps.Resume):
+                if self._drainer is not None and self._drainer.pid == effect.pid:
+                    self._drainer.stop()  # it keeps its connections
                 self._services.observer.resume(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Settle):
-                self._run(self._settle(effect))
+                self._settling.add(self._run(self._settle(effect)))
             elif isinstance(effect, steps.Report):
                 self._report(effect)
             else:
                 self._finish(effect)
+        if self._rollout.state is State.ENDED:
+            self._end()
         self._schedule()
 
     def _journal(self) -> None:
@@ -166,8 +195,9 @@ class Reload:
             "sockets": sorted(self._expectation.sockets),
             "before": {"said": sorted(before.said), "registered": sorted(before.registered)},
             "stderr": [self._stderr.path, self._stderr.offset],
+            "answer": self.answer,
         }
-        self._services.host.journal(f"reload:{self.program}", record)
+        self._services.host.journal(f"{self.kind}:{self.slot}", record)
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -183,13 +213,15 @@ class Reload:
         if times:
             self._timer = self._loop.call_later(max(0.0, min(times) - now), self._feed, steps.Tick())
 
-    def _run(self, work: Any) -> None:
-        task = self._loop.create_task(work)
+    def _run(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._settling.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s: the reload has a bug", self.program, exc_info=task.exception())
 
@@ -200,13 +232,33 @@ class Reload:
         try:
             answer = await self._services.host.ask("start", program=self.program)
         except ManagerError as error:
-            self._feed(steps.StartRefused(str(error)))
+            self._feed(steps.StartRefused(str(error), isinstance(error, ManagerSilent)))
             return
-        process = Process(int(answer["pid"]), str(answer["process"]))
+        await self._started(Process(int(answer["pid"]), str(answer["process"])))
+
+    async def _started(self, process: Process) -> None:
         self._feed(steps.Started(process))
         if self._rollout.newcomer == process:
             self._watch(process)
             await self._observe(process)
+
+    async def _find(self, effect: steps.Find) -> None:
+        while self._rollout.state is State.RESPAWN:
+            try:
+                facts = (await self._services.host.ask("processes"))["programs"].get(self.program)
+            except ManagerSilent:
+                continue
+            except ManagerError as error:
+                log.warning("%s: %s", self.program, error)
+            else:
+                if facts is None or not facts["active"]:
+                    self._feed(steps.StartRefused(f"{self.program} was stopped meanwhile"))
+                    return
+                for one in facts["processes"]:
+                    if one["pid"] not in effect.known:
+                        await self._started(Process(one["pid"], one["process"]))
+                        return
+            await asyncio.sleep(_FIND_EVERY)
 
     def _watch(self, process: Process) -> None:
         try:
@@ -217,7 +269,7 @@ class Reload:
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
-        while self._rollout.state is State.WARM and self._rollout.newcomer == process:
+        while self._rollout.awaited == process:
             managed = self._services.roster.managed(process.pid)
             if managed is None:
                 return
@@ -225,8 +277,8 @@ class Reload:
             await asyncio.sleep(_LOOK_EVERY)
 
     def _look(self, managed: Managed) -> None:
-        newcomer = self._rollout.newcomer
-        if self._rollout.state is not State.WARM or newcomer is None or newcomer.pid != managed.pid:
+        newcomer = self._rollout.awaited
+        if newcomer is None or newcomer.pid != managed.pid:
             return
         how = self._expectation.shown_by(self._services.observer.evidence(managed, self._expectation.sockets))
         if how is None:
@@ -241,7 +293,7 @@ class Reload:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
                 self._services.observer.suspend(pid, self._expectation.sockets)
         try:
-            await self._services.host.ask(
+            answer = await self._services.host.ask(
                 "settle",
                 program=self.program,
                 retire=list(effect.retire),
@@ -250,9 +302,11 @@ class Reload:
                 kill=effect.kill,
             )
         except ManagerError as error:
-            self._feed(steps.SettleRefused(str(error)))
+            self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent)))
             return
-        self._feed(steps.Settled())
+        for pid in effect.retire:
+            self._services.observer.let_go(pid)
+        self._feed(steps.Settled(bool(answer.get("stopped"))))
 
     def _watch_connections(self, pid: int) -> None:
         if self._drainer is not None:
@@ -278,13 +332,26 @@ class Reload:
             return
         outcome: steps.Event
         try:
-            outcome = steps.Verified(await verify(pid, addresses[0], path))
+            how = await verify(pid, addresses[0], path, lambda: self._exchange_roles(pid, back=True))
+            self._exchange_roles(pid, back=False)
+            outcome = steps.Verified(how)
         except Wrong as error:
             outcome = steps.VerifyFailed(f"{self._rollout.plan.verify} failed: {error}")
         except OSError as error:
             outcome = steps.VerifyFailed(f"can't verify {self._rollout.plan.verify}: {error}")
         if self._rollout.newcomer is not None and self._rollout.newcomer.pid == pid:
             self._feed(outcome)
+
+    def _exchange_roles(self, pid: int, *, back: bool) -> None:
+        """While the new process *pid* has yet to answer, the old one serves *back* again: what the new one may do with
+        requests is not known."""
+        old = self._rollout.old
+        if self._rollout.state is not State.VERIFY or old is None or self._rollout.newcomer is None:
+            return
+        if self._rollout.newcomer.pid == pid:
+            serving, waiting = (old.pid, pid) if back else (pid, old.pid)
+            self._services.observer.resume(serving, self._expectation.sockets)
+            self._services.observer.suspend(waiting, self._expectation.sockets)
 
     # Telling.
 
@@ -303,12 +370,7 @@ class Reload:
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
     def _finish(self, finish: steps.Finish) -> None:
-        if self._drainer is not None:
-            self._drainer.stop()
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
-        answer = {
+        self.answer = answer = {
             "ok": True,
             "result": finish.result,
             "exit": int(finish.exit),
@@ -316,9 +378,30 @@ class Reload:
             "seconds": self._seconds(),
             "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
         }
-        self._ended(self, answer)
-        for follower in self._followers:
+        # In this order: whoever was told must find it so when the broker is killed, or the next reload is asked for.
+        if self._rollout.state is State.ENDED:
+            self._end()
+        else:
+            self._journal()
+        followers, self._followers = self._followers, []
+        for follower in followers:
             self._services.tell(follower, answer)
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._drainer is not None:
+            self._drainer.stop()
+        for process in (*self._rollout.plan.old, self._rollout.newcomer):
+            if process is not None:
+                self._services.observer.let_go(process.pid)
+        for task in self._tasks:
+            # What the manager was told to have, it is told in any case.
+            if task is not asyncio.current_task() and task not in self._settling:
+                task.cancel()
+        assert self.answer is not None
+        self._ended(self, self.answer)
 
     def _seconds(self) -> float:
         return round(_now() - self._rollout.began, 3)

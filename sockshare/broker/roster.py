@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sockshare.core.errors import NotPermitted
@@ -146,10 +146,13 @@ class Roster:
         self._facts[managed.pid] = record
         self._host.journal(f"process:{managed.pid}", record)
 
-    def begin_generation(self, program: str) -> None:
-        """Processes of *program* that are first seen from now on belong to a new generation."""
-        self._generations[program] = self._generations.get(program, 1) + 1
-        self._host.journal(f"generation:{program}", {"last": self._generations[program]})
+    def begin_generation(self, program: str, pids: Iterable[int] = ()) -> None:
+        """Processes of *program* that are first seen from now on belong to a new generation, and *pids* do."""
+        generation = self._generations[program] = self._generations.get(program, 1) + 1
+        self._host.journal(f"generation:{program}", {"last": generation})
+        for managed in filter(None, map(self._managed.get, pids)):
+            managed.generation = generation
+            self.note(managed)
 
     def forget_the_dead(self) -> None:
         """Drop what the journal has of processes that died while there was no broker."""

@@ -35,6 +35,7 @@ from .notify import NotifySocket
 from .observer import Observer
 from .operations import Operations
 from .reloads import Reload, Services
+from .retirements import Retirements
 from .roster import Known, Managed, Roster
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Broker:
         self.roster = Roster(link, journal, on_death=self._died)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
         self.reloads: dict[str, Reload] = {}
+        self.retirements = Retirements(self, link)
         self.last: dict[str, dict[str, Any]] = {
             key[5:]: record for key, record in journal.items() if key.startswith("last:")
         }
@@ -97,6 +99,12 @@ class Broker:
     def on_host_message(self, message: Message, fds: list[int]) -> None:
         """Take what the host says by itself."""
         close_all(fds)
+        if message.get("type") == "question":
+            self._operations.answer_host(message)
+            return
+        if message.get("type") == "held":
+            self.retirements.look()
+            return
         if message.get("type") != "programs":
             log.warning("link: a message of type %r was passed over", message.get("type"))
             return
@@ -166,7 +174,11 @@ class Broker:
             return
         whom = f"{managed.name} (pid {known.identity.pid})"
         if name in self.shared:
-            raise NotPermitted(f"can't hand {name!r} to {whom}: its section does not name it")
+            section = "watcher" if self.manager["kind"] == "circus" else "program"
+            raise NotPermitted(
+                f"can't hand {name!r} to {whom}: its section does not name it; "
+                f"add it to {self.sockets_key} in [{section}:{managed.program}]"
+            )
         raise UnknownSocket(f"can't duplicate socket {name!r} for {whom}: no such socket{did_you_mean(name, allowed)}")
 
     def managed_of(self, known: Known, pid: int) -> Managed:
@@ -201,6 +213,7 @@ class Broker:
         running = self.reloads.get(managed.program)
         if running is not None:
             running.said(managed)
+        self.retirements.said(managed)
 
     async def notify_path(self, managed: Managed) -> str:
         """The path of the notify socket of *managed*, which the host makes when it is asked first.
@@ -260,6 +273,7 @@ class Broker:
         running = self.reloads.get(managed.program)
         if running is not None:
             running.died(known)
+        self.retirements.died(known)
 
     def _expire(self) -> None:
         self._tickets.expire(time.monotonic())
@@ -295,7 +309,8 @@ class Broker:
             except (KeyError, TypeError, ValueError):
                 log.exception("%s: the record of its reload is not readable; it is given up", program)
                 self._link.journal(key, None)
-        claimed = {reload.suspends for reload in self.reloads.values()}
+        self.retirements.take_up(journal)
+        claimed = {reload.suspends for reload in self.reloads.values()} | self.retirements.suspend
         for spec in self.programs.values():
             for managed in self.roster.of_program(spec.name):
                 if managed.pid not in claimed:

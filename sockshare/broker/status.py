@@ -11,6 +11,7 @@ from sockshare.kernel import connections, listeners, processes
 from sockshare.kernel.connections import Connection
 
 from .hostlink import HostLink
+from .observer import NO_EPOLL
 from .roster import Managed
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _members(broker: Broker, program: str, facts: dict[str, Any]) -> list[Manage
 
 
 def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[str, Any]:
-    running = broker.reloads.get(name)
+    running = broker.reloads.get(name) or broker.retirements.of_program(name)
     reload: dict[str, Any] = {"state": running.step if running else "idle"}
     last = broker.last.get(name)
     if last is not None:
@@ -68,7 +69,7 @@ def _socket(broker: Broker, name: str, members: dict[str, list[Managed]]) -> dic
     duplicate = socket.socket(fileno=os.dup(fd))
     try:
         queue = listeners.queue(duplicate)
-        address = listeners.address(duplicate)
+        address = broker.sockets[name].address or listeners.address(duplicate)
         established = _established(duplicate)
     finally:
         duplicate.close()
@@ -99,18 +100,15 @@ def _holder(broker: Broker, name: str, managed: Managed, established: list[Conne
     if found and refusal is None:
         kept_by, why_not = "suspend", None
     else:
-        kept_by, why_not = (
-            None,
-            refusal or "it has no event registration: it reads by select, poll or a blocking accept",
-        )
+        kept_by, why_not = None, refusal or f"cannot be suspended: {NO_EPOLL}"
     return {
         "pid": managed.pid,
         "program": managed.program,
         "process": managed.name,
         "generation": managed.generation,
-        "ready": managed.ready is not None or bool(found),
+        "ready": managed.ready is not None or bool(found) or bool(broker.observer.waited(managed.pid, [name])),
         "registered": any(not entry.suspended for entry in found),
-        "suspended": bool(found) and all(entry.suspended for entry in found),
+        "suspended": all(entry.suspended for entry in found) if found else broker.observer.holds(managed.pid),
         "kept_by": kept_by,
         "not_kept": why_not,
         "connections": count,

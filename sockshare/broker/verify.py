@@ -1,12 +1,13 @@
 """Proof that a new process answers: a page, over a connection that is found among that process's descriptors.
 
 The listener is shared, so any process of the program may take the connection; one that a sibling took proves nothing
-and is tried again.
+and is tried again. Once the new one has taken it, it need take nothing else until it has answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from sockshare.kernel import connections, processes
 
@@ -21,8 +22,11 @@ class Wrong(Exception):
     """The new process answered, and not as it has to."""
 
 
-async def verify(pid: int, address: Address, path: str) -> str:
+async def verify(pid: int, address: Address, path: str, taken: Callable[[], None]) -> str:
     """Ask for *path* until a process of *pid*'s tree has answered; what it said, in words. The caller bounds the time.
+
+    Args:
+        taken: Called once that tree has accepted the connection, before anything is asked.
 
     Raises:
         Wrong: It answered with something else than 2xx, or closed the connection.
@@ -39,6 +43,7 @@ async def verify(pid: int, address: Address, path: str) -> str:
             if taker is None:
                 await asyncio.sleep(_AGAIN_AFTER)
                 continue
+            taken()
             # The name that a client on this machine would use; not kept alive, so that nothing of it is left to drain.
             name = f"[{host}]" if ":" in host else host
             head = f"GET {path} HTTP/1.1\r\nHost: {name}:{address.port}\r\nUser-Agent: sockshare\r\n"

@@ -79,6 +79,10 @@ class ManagerError(SockshareError):
     """circusd or supervisord did not do what it was asked."""
 
 
+class ManagerSilent(ManagerError):
+    """It has not answered: it may have done what it was asked, or may be about to."""
+
+
 #: The errors that travel over ZeroMQ and the door, by the name they travel under.
 BY_NAME: dict[str, type[SockshareError]] = {
     kind.__name__: kind
@@ -93,5 +97,6 @@ BY_NAME: dict[str, type[SockshareError]] = {
         ProtocolError,
         BadConfiguration,
         ManagerError,
+        ManagerSilent,
     )
 }

@@ -11,7 +11,12 @@ Theory of operation. A reload replaces a program's processes one by one; each re
     QUIESCE what the old one has accepted, it reads
     DRAIN  the old one's connections are ended as they become idle, where it would not do so itself
     STOP   the old one has its stop signal, and finishes what it has
+    RESPAWN the new one died when there was no old one to go back to: the manager's next one takes its place
     UNDO   a failure before STOP: the old one is resumed, the new one killed
+
+An old process that dies before the switch leaves its place to the new one, whose turn goes on. A manager that does not
+answer when a process is to go is asked until it does, if need be after whoever waits for the reload was told so: it may
+have done what it was asked, and two generations would be left.
 
 Events go in, effects come out; time is an argument. The effects on entering a state may be repeated, so the broker
 after one that was killed enters the recorded state again (`recover`): a reload whose switch had happened is finished,
@@ -31,6 +36,7 @@ from .steps import (
     Drained,
     Effect,
     Event,
+    Find,
     Finish,
     Gone,
     HoldBack,
@@ -65,12 +71,15 @@ class State(Enum):
     QUIESCE = "quiesce"
     DRAIN = "drain"
     STOP = "stop"
+    RESPAWN = "respawn"
     UNDO = "undo"
     ENDED = "ended"
 
 
 #: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
 _STOP_GRACE = 10.0
+#: Seconds that whoever waits for a reload is left waiting for a manager that does not answer.
+_SILENCE = 10.0
 
 
 class Rollout:
@@ -80,6 +89,7 @@ class Rollout:
         state: Where it is.
         deadline: When `Tick` is next due (monotonic seconds), or None.
         newcomer: The process that this turn has started, once known.
+        answered: Whether `Finish` was said, though the reload goes on: the manager has yet to answer.
         began: When the reload began (monotonic seconds).
     """
 
@@ -93,6 +103,10 @@ class Rollout:
         self.began = 0.0
         self._old_gone = False
         self._newcomer_gone = ""  # why
+        self._lost = ""  # what became of the new one that this turn had before
+        self._respawned_by: float | None = None  # until when another one is waited for
+        self.answered = False
+        self._silent = False
         self._settled = False
         self._verified = ""
         self._failure: tuple[ExitStatus, str] = (ExitStatus.OK, "")
@@ -110,14 +124,24 @@ class Rollout:
         if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN, State.STOP):
             return self.old and self.old.pid
         if self.state is State.HOLD:
+            return None if self._old_gone else self.newcomer and self.newcomer.pid
+        if self.state is State.UNDO and not self._newcomer_gone:
+            # Resumed in the instant before it is killed, it would take connections with it.
             return self.newcomer and self.newcomer.pid
         return None
+
+    @property
+    def awaited(self) -> Process | None:
+        """The process that has yet to become ready."""
+        return self.newcomer if self.state in (State.WARM, State.RESPAWN) else None
 
     def begin(self, now: float) -> list[Effect]:
         """Begin the first turn."""
         self.began = now
         if not self._pending:
             return self._finish(ExitStatus.INTERNAL, f"can't reload {self.plan.program}: it has no running process")
+        if self.plan.alone:
+            return self._enter_switch(now)
         return self._enter_start(now)
 
     def feed(self, event: Event, now: float) -> list[Effect]:
@@ -141,6 +165,9 @@ class Rollout:
             "began": self.began,
             "old_gone": self._old_gone,
             "newcomer_gone": self._newcomer_gone,
+            "lost": self._lost,
+            "respawned_by": self._respawned_by,
+            "answered": self.answered,
             "failure": [int(self._failure[0]), self._failure[1]],
         }
 
@@ -152,7 +179,9 @@ class Rollout:
             KeyError, TypeError, ValueError: The record is not one of `record`'s.
         """
         plan = dict(record["plan"])
-        rollout = cls(Plan(**{**plan, "old": tuple(_process(old) for old in plan["old"])}))
+        plan["old"] = tuple(_process(old) for old in plan["old"])
+        plan["newcomer"] = _process(plan["newcomer"]) if plan["newcomer"] else None
+        rollout = cls(Plan(**plan))
         rollout.state = State(record["state"])
         rollout.deadline = record["deadline"]
         rollout.newcomer = _process(record["newcomer"]) if record["newcomer"] else None
@@ -161,14 +190,17 @@ class Rollout:
         rollout.began = record["began"]
         rollout._old_gone = record["old_gone"]
         rollout._newcomer_gone = record["newcomer_gone"]
+        rollout._lost = record["lost"]
+        rollout._respawned_by = record["respawned_by"]
+        rollout.answered = record["answered"]
         rollout._failure = (ExitStatus(record["failure"][0]), record["failure"][1])
         return rollout, rollout._enter_again(now)
 
     # Entering states.
 
     def _enter_again(self, now: float) -> list[Effect]:
-        switched_before = bool(self._replaced)
-        if self.state in (State.START, State.WARM, State.HOLD) and not switched_before:
+        goes_on = bool(self._replaced) or self._old_gone
+        if self.state in (State.START, State.WARM, State.HOLD) and not goes_on:
             return self._undo(ExitStatus.ROLLED_BACK, "the broker was restarted before the switch", now)
         if self.state is State.START:
             # Whether the manager started one is not known: have it drop any that is too many, then start one.
@@ -182,19 +214,22 @@ class Rollout:
         if self.state in (State.VERIFY, State.QUIESCE, State.DRAIN) and self.old is not None:
             again: list[Effect] = [Suspend(self.old.pid)]
             if self.state is State.VERIFY and self.newcomer is not None:
-                again.append(Verify(self.newcomer.pid))
+                # While its answer was waited for the roles may have been exchanged.
+                again = [Resume(self.newcomer.pid), *again, Verify(self.newcomer.pid)]
             if self.state is State.DRAIN:
                 again.append(Drain(self.old.pid))
             return again
         if self.state is State.STOP:
             return self._enter_stop(now)
+        if self.state is State.RESPAWN and self._newcomer_gone:
+            return [self._find()]
         if self.state is State.UNDO:
             return self._enter_undo(now)
         return []
 
     def _enter_start(self, now: float) -> list[Effect]:
         self.state, self.deadline = State.START, None
-        self.newcomer, self._old_gone, self._newcomer_gone, self._settled = None, False, "", True
+        self.newcomer, self._newcomer_gone, self._settled = None, "", True
         return [Start()]
 
     def _enter_switch(self, now: float) -> list[Effect]:
@@ -204,6 +239,15 @@ class Rollout:
         if self._old_gone or self.old is None:
             return [*effects, *self._enter_stop(now)]
         return [*effects, Suspend(self.old.pid)]
+
+    def _enter_respawn(self, now: float) -> list[Effect]:
+        assert self.newcomer is not None
+        self.state, self._lost = State.RESPAWN, f"{_named(self.newcomer)} {self._newcomer_gone}"
+        if self._respawned_by is None:
+            self._respawned_by = now + self.plan.ready_timeout
+        self.deadline = self._respawned_by
+        # The manager is told once more how many there are to be: so it need not wait for its next look.
+        return [self._settle((), kill=False), self._find()]
 
     def _enter_quiesce(self, now: float, how: str) -> list[Effect]:
         self.state, self.deadline = State.QUIESCE, now + self.plan.quiesce
@@ -218,28 +262,51 @@ class Rollout:
         return [self._report("drain", self.old, now, f"from outside: {self.plan.drain}"), Drain(self.old.pid)]
 
     def _enter_stop(self, now: float) -> list[Effect]:
-        self.state, self.deadline, self._settled = State.STOP, now + self.plan.stop_timeout + _STOP_GRACE, False
-        retire = () if self._old_gone or self.old is None else (self.old.pid,)
-        return [self._settle(retire, kill=False)]
+        self.state, self.deadline = State.STOP, now + self.plan.stop_timeout + _STOP_GRACE
+        self._settled = self._silent = False
+        return [self._settle_stop()]
 
     def _enter_undo(self, now: float) -> list[Effect]:
-        self.state, self.deadline, self._settled = State.UNDO, now + _STOP_GRACE, False
+        self.state, self.deadline = State.UNDO, now + _STOP_GRACE
+        self._settled = self._silent = False
         effects: list[Effect] = []
         if self.old is not None and not self._old_gone:
             effects.append(Resume(self.old.pid))
-        retire = () if self.newcomer is None else (self.newcomer.pid,)
-        return [*effects, self._settle(retire, kill=True)]
+        return [*effects, self._settle_undo()]
 
     # Transitions.
 
     def _started(self, event: Started, now: float) -> list[Effect]:
         self.state, self.newcomer, self.deadline = State.WARM, event.process, now + self.plan.ready_timeout
-        return [self._report("start", self.newcomer, now)]
+        effects: list[Effect] = [self._report("start", self.newcomer, now)]
+        return [*effects, self._settle((), kill=False)] if self._old_gone else effects
 
-    def _start_refused(self, event: StartRefused, now: float) -> list[Effect]:
+    def _start_refused(self, event: StartRefused | SettleRefused, now: float) -> list[Effect]:
+        if event.silent:
+            return self._undo(ExitStatus.INTERNAL, event.reason, now)
         if self._replaced:
             return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
         return self._finish(ExitStatus.INTERNAL, event.reason, now)
+
+    def _respawned(self, event: Started, now: float) -> list[Effect]:
+        self.newcomer, self._newcomer_gone = event.process, ""
+        return [self._report("start", self.newcomer, now, f"in its place: {self._lost}")]
+
+    def _not_respawned(self, event: StartRefused, now: float) -> list[Effect]:
+        reason = f"{self._lost}, with no old process to go back to; {event.reason}"
+        return self._finish(ExitStatus.NOT_SERVING, reason, now)
+
+    def _gone_in_respawn(self, event: Gone, now: float) -> list[Effect]:
+        if self._newcomer_gone or self.newcomer is None or event.pid != self.newcomer.pid:
+            return []
+        self._newcomer_gone = event.reason
+        self._lost = f"{_named(self.newcomer)} {event.reason}"
+        return [self._find()]
+
+    def _tick_respawn(self, event: Tick, now: float) -> list[Effect]:
+        if not self._due(now):
+            return []
+        return self._not_respawned(StartRefused(f"no other one was ready within {self.plan.ready_timeout:g} s"), now)
 
     def _start_settled(self, event: Settled, now: float) -> list[Effect]:
         # Only after `recover`; otherwise nothing was asked to settle in this state.
@@ -255,13 +322,17 @@ class Rollout:
     def _gone(self, event: Gone, now: float) -> list[Effect]:
         if self.newcomer is not None and event.pid == self.newcomer.pid:
             self._newcomer_gone = event.reason
+            if self._old_gone:
+                return self._enter_respawn(now)
             return self._undo(ExitStatus.ROLLED_BACK, f"{_named(self.newcomer)} {event.reason}", now)
         if self.old is not None and event.pid == self.old.pid:
             self._old_gone = True
             if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN):
                 return self._enter_stop(now)
-            if self.state is State.HOLD and self.newcomer is not None:
-                return [Resume(self.newcomer.pid)]
+            if self.newcomer is not None:
+                # Its place is the new one's, at once: the manager has none to start for it.
+                effects: list[Effect] = [Resume(self.newcomer.pid)] if self.state is State.HOLD else []
+                return [*effects, self._settle((), kill=False)]
         return []
 
     def _tick_start(self, event: Tick, now: float) -> list[Effect]:
@@ -319,16 +390,24 @@ class Rollout:
         return self._end_turn_if_drained(now)
 
     def _stop_settled(self, event: Settled, now: float) -> list[Effect]:
-        self._settled = True
+        if event.stopped:
+            return self._finish(ExitStatus.NOT_SERVING, f"{self.plan.program} was stopped meanwhile", now)
+        self._settled, self.deadline = True, now + self.plan.stop_timeout + _STOP_GRACE
         return self._end_turn_if_drained(now)
 
     def _stop_refused(self, event: SettleRefused, now: float) -> list[Effect]:
+        if event.silent:
+            # It may have its stop signal already, so there is no way back.
+            return self._ask_again(event.reason, now, self._settle_stop())
         # The old one is suspended but was not told to stop: it is still whole, so it takes over again.
         return self._undo(ExitStatus.INTERNAL, event.reason, now)
 
     def _tick_stop(self, event: Tick, now: float) -> list[Effect]:
         if not self._due(now):
             return []
+        if not self._settled:
+            reason = self._failure[1] or "the manager does not answer"
+            return self._answer(f"{reason}; the new process serves, and the old one is stopped as soon as it does", now)
         old = "it" if self.old is None else _named(self.old)
         return self._finish(
             ExitStatus.TIMED_OUT,
@@ -339,16 +418,17 @@ class Rollout:
     def _end_turn_if_drained(self, now: float) -> list[Effect]:
         if not (self._settled and self._old_gone):
             return []
-        effects: list[Effect] = [self._report("stop", self.old, now)]
-        assert self.newcomer is not None
-        self._pending.pop(0)
-        self._replaced.append(self.newcomer)
+        effects: list[Effect] = [] if self._lost else [self._report("stop", self.old, now)]
         if self._newcomer_gone:
-            reason = f"{_named(self.newcomer)} {self._newcomer_gone} after it had taken over"
-            return [*effects, *self._finish(ExitStatus.NOT_SERVING, reason, now)]
+            return [*effects, *self._enter_respawn(now)]
+        self._pending.pop(0)
+        if self.newcomer is None:  # none was to come
+            return [*effects, *self._finish(ExitStatus.OK, "", now)]
+        self._replaced.append(self.newcomer)
+        self._old_gone, self._lost, self._respawned_by = False, "", None
         if not self._pending:
             return [*effects, *self._finish(ExitStatus.OK, "", now)]
-        if self._expired(now):
+        if self.answered or self._expired(now):
             return [*effects, *self._finish(ExitStatus.TIMED_OUT, self._timed_out(), now)]
         return [*effects, *self._enter_start(now)]
 
@@ -356,7 +436,9 @@ class Rollout:
         return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
 
     def _undo_settled(self, event: Settled, now: float) -> list[Effect]:
-        self._settled = True
+        self._settled, self.deadline = True, now + _STOP_GRACE
+        if event.stopped:
+            self._failure = (ExitStatus.NOT_SERVING, f"{self.plan.program} was stopped meanwhile")
         return self._end_if_undone(now)
 
     def _gone_in_undo(self, event: Gone, now: float) -> list[Effect]:
@@ -370,18 +452,58 @@ class Rollout:
         if not self._settled or (self.newcomer is not None and not self._newcomer_gone):
             return []
         status, reason = self._failure
-        return [self._report("rolled_back", self.old, now, reason), *self._finish(status, reason, now, "rolled_back")]
+        if self._old_gone and self.old is not None:
+            status, reason = ExitStatus.NOT_SERVING, f"{reason}; and {_named(self.old)} has died meanwhile"
+        if status is ExitStatus.NOT_SERVING:
+            return self._finish(status, reason, now)
+        effects: list[Effect] = [] if self.answered else [self._report("rolled_back", self.old, now, reason)]
+        return [*effects, *self._finish(status, reason, now, "rolled_back")]
 
     def _undo_refused(self, event: SettleRefused, now: float) -> list[Effect]:
+        if event.silent:
+            return self._ask_again(event.reason, now, self._settle_undo())
         reason = self._failure[1]
         return self._finish(ExitStatus.INTERNAL, f"{reason}; and can't roll back: {event.reason}", now)
 
     def _tick_undo(self, event: Tick, now: float) -> list[Effect]:
-        return self._undo_refused(SettleRefused("the new process has not ended"), now) if self._due(now) else []
+        if not self._due(now):
+            return []
+        if not self._settled:
+            reason = f"{self._failure[1]}; the old process serves, and the new one goes as soon as the manager answers"
+            return self._answer(reason, now)
+        return self._undo_refused(SettleRefused("the new process has not ended"), now)
 
     # Parts of the above.
 
+    def _ask_again(self, reason: str, now: float, settle: Settle) -> list[Effect]:
+        # No pause: each question waits for its answer as long as its manager's host has patience.
+        if not self._silent:
+            self._silent = True
+            self.deadline = None if self.answered else now + _SILENCE
+            if self.state is State.STOP:
+                self._failure = (ExitStatus.INTERNAL, reason)
+        return [settle]
+
+    def _answer(self, reason: str, now: float) -> list[Effect]:
+        answered, self.answered, self.deadline = self.answered, True, None
+        if answered:
+            return []
+        return [self._report("failed", self.newcomer, now, reason), Finish("failed", ExitStatus.INTERNAL, reason)]
+
+    def _settle_stop(self) -> Settle:
+        return self._settle(() if self._old_gone or self.old is None else (self.old.pid,), kill=False)
+
+    def _settle_undo(self) -> Settle:
+        return self._settle(() if self.newcomer is None else (self.newcomer.pid,), kill=True)
+
+    def _find(self) -> Find:
+        return Find(tuple(process.pid for process in self._living()))
+
     def _undo(self, status: ExitStatus, reason: str, now: float) -> list[Effect]:
+        if self._old_gone and self.old is not None and self.newcomer is not None:
+            # There is nobody to go back to, and the new one has the place already.
+            reason += f"; and {_named(self.old)} has died meanwhile, so that the new process stays"
+            return self._finish(ExitStatus.NOT_SERVING, reason, now)
         if self._replaced:
             total = len(self._replaced) + len(self._pending)
             reason += f"; {len(self._replaced)} of {total} processes run the new version already"
@@ -402,10 +524,11 @@ class Rollout:
 
     def _settle(self, retire: Iterable[int], *, kill: bool) -> Settle:
         retired = tuple(retire)
-        living = [*self._pending, *self._replaced, *([self.newcomer] if self.newcomer else [])]
-        return Settle(
-            retired, tuple(process.pid for process in living if process.pid not in retired), self.plan.size, kill
-        )
+        known = tuple(process.pid for process in self._living() if process.pid not in retired)
+        return Settle(retired, known, self.plan.size, kill)
+
+    def _living(self) -> list[Process]:
+        return [*self._pending, *self._replaced, *([self.newcomer] if self.newcomer else [])]
 
     def _report(self, step: str, process: Process | None, now: float, reason: str = "") -> Report:
         return Report(step, process, round(now - self.began, 3), reason)
@@ -414,6 +537,8 @@ class Rollout:
         self, status: ExitStatus, reason: str, now: float | None = None, result: str | None = None
     ) -> list[Effect]:
         self.state, self.deadline = State.ENDED, None
+        if self.answered:
+            return []
         if result is None:
             result = "ok" if status is ExitStatus.OK else "failed"
         effects: list[Effect] = []
@@ -458,6 +583,11 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.STOP, Settled): Rollout._stop_settled,
     (State.STOP, SettleRefused): Rollout._stop_refused,
     (State.STOP, Tick): Rollout._tick_stop,
+    (State.RESPAWN, Started): Rollout._respawned,
+    (State.RESPAWN, StartRefused): Rollout._not_respawned,
+    (State.RESPAWN, Ready): Rollout._ready,
+    (State.RESPAWN, Gone): Rollout._gone_in_respawn,
+    (State.RESPAWN, Tick): Rollout._tick_respawn,
     (State.UNDO, Settled): Rollout._undo_settled,
     (State.UNDO, Gone): Rollout._gone_in_undo,
     (State.UNDO, SettleRefused): Rollout._undo_refused,

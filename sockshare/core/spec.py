@@ -49,6 +49,7 @@ class ProgramSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ready_timeout: float = 30.0
     ready_hold: float = 1.0  # how long it must live after it was ready
     quiesce: float = 0.3
+    settle: float = 0.0  # how long the new one must live after the switch before the old one is drained
     drain: Literal["auto", "signal", "observe"] = "auto"
     drain_timeout: float = 30.0
     stop_signal: int | None = None  # None: the manager's own setting
@@ -61,6 +62,7 @@ class SocketSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     registration: Literal["shared", "exclusive", "latest", "rotate"] | int = "shared"
     blocking: bool = False  # handed out without O_NONBLOCK
+    address: str = ""  # where its clients find it, if the socket itself is bound under another name
 
 
 class PluginSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +184,7 @@ _PROGRAM: Mapping[str, _Reader] = {
     "ready_timeout": _seconds(positive=True),
     "ready_hold": _seconds(),
     "quiesce": _seconds(),
+    "settle": _seconds(),
     "drain": _choice("auto", "signal", "observe"),
     "drain_timeout": _seconds(),
     "stop_signal": _signal,
@@ -307,7 +310,7 @@ def check_timeouts(spec: ProgramSpec, graceful_timeout: float, has_before_signal
     SIGKILL still comes at *graceful_timeout* (seconds): everything must be over by then.
     """
     # Rounded: 0.1 + 0.2 is to be 0.3 here.
-    needed = round(spec.ready_timeout + spec.ready_hold + spec.quiesce + spec.drain_timeout, 6)
+    needed = round(spec.ready_timeout + spec.ready_hold + max(spec.quiesce, spec.settle) + spec.drain_timeout, 6)
     if not has_before_signal or needed < graceful_timeout:
         return []
     message = (

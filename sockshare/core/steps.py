@@ -30,6 +30,8 @@ class Plan(NamedTuple):
     drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
     drain_timeout: float = 0.0
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
+    newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
+    alone: bool = False  # the one old process goes, and nothing comes in its place
 
 
 # Events.
@@ -40,9 +42,10 @@ class Started(NamedTuple):
 
 
 class StartRefused(NamedTuple):
-    """The manager started nothing."""
+    """The manager started nothing; or has not answered (*silent*), and may have."""
 
     reason: str
+    silent: bool = False
 
 
 class Ready(NamedTuple):
@@ -84,13 +87,16 @@ class Drained(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The manager has the processes that it was told to have, or is stopping the others."""
+    """The manager has the processes that it was told to have, or is stopping the others; *stopped*: all of them."""
+
+    stopped: bool = False
 
 
 class SettleRefused(NamedTuple):
-    """The manager did not do what `Settle` asks."""
+    """The manager did not do what `Settle` asks; or has not answered (*silent*), and may have."""
 
     reason: str
+    silent: bool = False
 
 
 class Tick(NamedTuple):
@@ -122,6 +128,12 @@ Event = (
 # Effects.
 class Start(NamedTuple):
     """Have the manager start one more process; answer with `Started` or `StartRefused`."""
+
+
+class Find(NamedTuple):
+    """Find the process that the manager has started for one that died, none of *known*; answer as to `Start`."""
+
+    known: tuple[int, ...]
 
 
 class HoldBack(NamedTuple):
@@ -176,11 +188,11 @@ class Report(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """The reload has ended."""
+    """Whoever asked for the reload is answered. It has ended, unless a silent manager has yet to do its part."""
 
     result: str  # ok, rolled_back, failed
     exit: ExitStatus
     reason: str
 
 
-Effect = Start | HoldBack | Suspend | Resume | Verify | Drain | Settle | Report | Finish
+Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | Settle | Report | Finish

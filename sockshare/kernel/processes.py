@@ -67,6 +67,26 @@ def catches(pid: int, signum: int) -> bool:
     return bool(int(_status(pid, b"SigCgt"), 16) >> (signum - 1) & 1)
 
 
+#: Programs that have a handler for the usual stop signals in any case, most often only to end properly.
+_RUNTIMES = frozenset({"node", "nodejs", "deno", "bun", "java", "ruby", "beam.smp", "dotnet"})
+_REAL_TIME = sum(1 << (number - 1) for number in range(35, 65))
+
+
+def runtime_with_handlers(pid: int) -> str:
+    """The language runtime of *pid* if it is one that has handlers of its own, so that `catches` tells nothing of the
+    program that runs on it; else empty."""
+    try:
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+    except PermissionError:
+        return ""
+    if name in _RUNTIMES:
+        return name
+    # Go's takes every signal there is (os/signal), nobody else does.
+    return "Go" if int(_status(pid, b"SigCgt"), 16) & _REAL_TIME == _REAL_TIME else ""
+
+
 def memory(pid: int) -> int:
     """Resident memory of *pid* in bytes (the kernel's figure is cheap and may lag by some pages per thread)."""
     return int(_read(pid, "statm").split()[1]) * _PAGE

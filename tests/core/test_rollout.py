@@ -18,6 +18,7 @@ from sockshare.core.steps import (
     Drained,
     Effect,
     Event,
+    Find,
     Finish,
     Gone,
     HoldBack,
@@ -271,12 +272,150 @@ def test_waiting_process_that_dies_is_not_replaced_again() -> None:
     assert drive.finish.exit is ExitStatus.OK
 
 
-def test_reload_says_so_when_the_new_process_dies_after_it_took_over() -> None:
-    """There is no old one to go back to: something may not be serving."""
+def lost_in_stop() -> Drive:
+    """The new process died after the old one's stop signal, and the old one has ended."""
     drive = Drive(plan()).to_drain()
     drive.feed(Settled(), Gone(21, "was killed by signal 9"), Gone(11))
+    return drive
+
+
+def test_next_process_of_the_manager_takes_the_place_of_a_new_one_that_died_when_there_is_no_way_back() -> None:
+    """It has to show all that the one before it showed; then the turn ends as it would have."""
+    drive = lost_in_stop()
+    assert drive.effects[-2:] == [Settle(retire=(), known=(11, 21), size=1, kill=False), Find(known=(11, 21))]
+    assert drive.rollout.awaited is not None
+    drive.feed(Settled(), Started(NEW[1]))
+    assert drive.rollout.awaited == NEW[1]
+    assert drive.feed(Ready(21, "registration")) == []
+    assert HoldBack(22) not in drive.feed(Ready(22, "registration"))
+    assert drive.rollout.suspends is None
+    drive.after(1.0)
+    drive.feed(Settled())
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+    assert drive.steps == "start ready hold switch quiesce drain stop start ready hold done".split()
+    reason = [effect.reason for effect in drive.effects if isinstance(effect, Report) and effect.step == "start"][-1]
+    assert reason == "in its place: web:3 (pid 21) was killed by signal 9"
+
+
+def test_next_process_is_begun_after_a_turn_whose_new_process_was_replaced() -> None:
+    """A death is made up for within its turn, and means nothing to the next."""
+    drive = Drive(plan(OLD)).to_drain()
+    drive.feed(Settled(), Gone(21), Gone(11), Started(NEW[1]), Ready(22, "registration"))
+    drive.after(1.0)
+    assert drive.feed(Settled()) == [Start()]
+    third = Process(23, "web:5")
+    drive.to_drain(third).feed(Settled())
+    assert drive.feed(Gone(12))[0] == Report("stop", OLD[1], 3.6)
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_reload_says_so_when_no_other_process_becomes_ready() -> None:
+    """One that keeps crashing is waited for as long as one that hangs: `ready_timeout`, from the first death on."""
+    drive = lost_in_stop()
+    drive.feed(Started(NEW[1]))
+    assert drive.feed(Gone(22, "exited with status 1")) == [Find(known=(11, 22))]
+    assert drive.feed(Gone(22), Gone(99)) == []
+    assert drive.after(20.0) == []
+    drive.feed(Started(Process(23, "web:5")), Ready(23, "registration"))
+    assert drive.feed(Gone(23, "exited with status 2"))[-1] == Find(known=(11, 23))
+    drive.after(10.0)
     assert drive.finish.exit is ExitStatus.NOT_SERVING
-    assert "after it had taken over" in drive.finish.reason
+    assert drive.finish.reason == (
+        "web:5 (pid 23) exited with status 2, with no old process to go back to; no other one was ready within 30 s"
+    )
+
+
+def test_reload_says_so_when_the_manager_starts_no_other_process() -> None:
+    """It does not, if the program was stopped meanwhile."""
+    drive = lost_in_stop()
+    drive.feed(StartRefused("web is stopped"))
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.endswith("; web is stopped")
+
+
+def test_broker_killed_while_another_process_is_waited_for_goes_on() -> None:
+    """Whether it had found one or not."""
+    drive = lost_in_stop()
+    assert drive.restart() == [Find(known=(11, 21))]
+    drive.feed(Started(NEW[1]))
+    assert drive.restart() == []
+    assert drive.rollout.awaited == NEW[1]
+    drive.feed(Ready(22, "registration"))
+    assert drive.restart() == []
+    assert drive.state is State.WARM
+    assert drive.feed(Gone(22))[-1] == Find(known=(11, 22))
+
+
+def test_new_process_has_the_place_of_an_old_one_that_died_before_the_switch() -> None:
+    """The manager is told at once, or it would start another one; and there is nothing left to undo."""
+    place = Settle(retire=(), known=(11, 21), size=1, kill=False)
+    drive = Drive(plan())
+    assert drive.feed(Gone(11)) == []
+    assert drive.feed(Started(NEW[0]))[-1] == place
+    drive = Drive(plan()).to_warm()
+    assert drive.feed(Gone(11)) == [place]
+    assert drive.restart() == []
+    assert drive.feed(Settled()) == []
+    assert drive.feed(Gone(21))[-1] == Find(known=(11, 21))
+    for stage in ("to_warm", "to_hold"):
+        drive = Drive(plan())
+        getattr(drive, stage)()
+        drive.feed(Gone(11), Cancelled("interrupted"))
+        assert drive.finish.exit is ExitStatus.NOT_SERVING
+        assert (
+            drive.finish.reason == "interrupted; and web:1 (pid 11) has died meanwhile, so that the new process stays"
+        )
+
+
+def test_silent_manager_is_asked_again_and_the_command_is_told_of_it() -> None:
+    """What it may have done can't be taken back, and what it may not have done is not forgotten."""
+    drive = Drive(plan(OLD)).to_drain()
+    stop = Settle(retire=(11,), known=(12, 21), size=2, kill=False)
+    silent = SettleRefused("circusd did not answer within 5 s", silent=True)
+    assert drive.feed(silent) == [stop]
+    assert drive.after(9.9) == []
+    assert drive.feed(silent) == [stop]
+    drive.after(0.2)
+    assert drive.finish.exit is ExitStatus.INTERNAL
+    assert drive.finish.reason == (
+        "circusd did not answer within 5 s; the new process serves, and the old one is stopped as soon as it does"
+    )
+    assert drive.rollout.answered
+    assert drive.state is State.STOP
+    assert drive.restart() == [stop]
+    assert drive.feed(silent) == [stop]
+    assert drive.rollout.deadline is None
+    drive.feed(Settled())
+    assert drive.feed(Gone(11)) == [Report("stop", OLD[0], 11.4)]
+    assert drive.state.value == "ended"
+    assert drive.finish.exit is ExitStatus.INTERNAL
+
+
+def test_silent_manager_does_not_keep_what_it_may_have_started() -> None:
+    """A start without an answer may have happened."""
+    drive = Drive(plan())
+    undo = Settle(retire=(), known=(11,), size=1, kill=True)
+    silent = SettleRefused("no answer", silent=True)
+    assert drive.feed(StartRefused("no answer", silent=True))[-1] == undo
+    assert drive.feed(silent) == [undo]
+    assert drive.after(9.9) == []
+    drive.after(0.2)
+    assert drive.finish.exit is ExitStatus.INTERNAL
+    assert "the old process serves" in drive.finish.reason
+    assert drive.state is State.UNDO
+    assert drive.feed(silent) == [undo]
+    assert drive.feed(Settled()) == []
+    assert drive.state.value == "ended"
+
+
+def test_reload_of_a_program_that_is_stopped_meanwhile_says_so() -> None:
+    """Neither the old process serves nor the new one."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(21), Settled(stopped=True))
+    assert drive.finish == Finish("failed", ExitStatus.NOT_SERVING, "web was stopped meanwhile")
+    drive = Drive(plan()).to_drain()
+    drive.feed(Settled(stopped=True))
+    assert drive.finish == Finish("failed", ExitStatus.NOT_SERVING, "web was stopped meanwhile")
 
 
 def test_old_process_takes_over_again_when_the_manager_will_not_stop_it() -> None:
@@ -344,7 +483,8 @@ def test_no_client_sees_the_new_version_before_the_hold_has_passed() -> None:
 def test_new_process_is_let_go_when_the_old_one_dies_during_the_hold() -> None:
     """Better an unproven process than none."""
     drive = Drive(plan()).to_hold()
-    assert drive.feed(Gone(11)) == [Resume(21)]
+    assert drive.feed(Gone(11))[0] == Resume(21)
+    assert drive.rollout.suspends is None
     drive = Drive(plan()).to_warm()
     drive.feed(Gone(11))
     assert HoldBack(21) not in drive.feed(Ready(21, "registration"))
@@ -396,7 +536,7 @@ def test_old_process_is_resumed_when_the_new_one_dies_during_the_drain() -> None
 def test_broker_killed_while_verifying_or_draining_goes_on() -> None:
     """Both may be done again from the start."""
     drive = Drive(careful()).to_verify()
-    assert drive.restart() == [Suspend(11), Verify(21)]
+    assert drive.restart() == [Resume(21), Suspend(11), Verify(21)]
     assert drive.feed(Switched("")) == []
     drive.feed(Verified("200"))
     drive.after(0.3)
@@ -434,13 +574,13 @@ def test_broker_killed_while_undoing_goes_on_undoing() -> None:
 
 def test_undo_of_a_dead_old_process_resumes_nothing() -> None:
     """There is nobody to resume."""
-    drive = Drive(plan()).to_warm()
+    drive = Drive(plan())
     drive.feed(Gone(11))
-    assert drive.feed(Gone(21))[1:] == [Settle(retire=(21,), known=(11,), size=1, kill=True)]
-    drive.feed(Gone(99))
+    assert drive.feed(Cancelled("interrupted"))[1:] == [Settle(retire=(), known=(11,), size=1, kill=True)]
     drive = Drive(plan()).to_warm()
-    drive.feed(Cancelled("interrupted"), Gone(11), Settled(), Gone(21))
-    assert drive.finish.exit is ExitStatus.ROLLED_BACK
+    drive.feed(Cancelled("interrupted"), Gone(11), Gone(99), Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason == "interrupted; and web:1 (pid 11) has died meanwhile"
 
 
 def test_claim_of_suspension_lasts_from_switch_to_stop() -> None:
@@ -485,6 +625,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.next_pid = 21
         self.finish: Finish | None = None
         self.todo: list[Effect] = []
+        self.size = count
+        self.refused = False  # by a manager that says so; then what it has is not ours to say
         old = tuple(Process(pid, f"web:{pid}") for pid in sorted(self.alive))
         self.rollout = Rollout(Plan("web", "key", old, count, 5.0, 1.0, 0.3, 5.0, "", verify, drain, 5.0))
         self.take(self.rollout.begin(self.now))
@@ -498,15 +640,15 @@ class AnyOrder(RuleBasedStateMachine):
             elif isinstance(effect, Finish):
                 assert self.finish is None
                 self.finish = effect
-            if isinstance(effect, (Suspend, Start, Settle, Verify, Drain)):
+            if isinstance(effect, (Suspend, Start, Find, Settle, Verify, Drain)):
                 self.todo.append(effect)
 
     def feed(self, event: Event) -> None:
         self.take(self.rollout.feed(event, self.now))
 
     @precondition(lambda self: self.todo)
-    @rule(refuse=st.booleans())
-    def manager_acts(self, refuse: bool) -> None:
+    @rule(refuse=st.booleans(), silent=st.booleans(), done=st.booleans())
+    def manager_acts(self, refuse: bool, silent: bool, done: bool) -> None:
         effect = self.todo.pop(0)
         if isinstance(effect, Suspend):
             self.feed(Switched(""))
@@ -515,23 +657,41 @@ class AnyOrder(RuleBasedStateMachine):
         elif isinstance(effect, Drain):
             self.feed(Drained("no connection left"))
         elif isinstance(effect, Start):
+            pid = self.spawn() if not refuse or (silent and done) else 0
             if refuse:
-                self.feed(StartRefused("no"))
+                self.feed(StartRefused("no", silent))
             else:
-                pid, self.next_pid = self.next_pid, self.next_pid + 1
-                self.alive.add(pid)
                 self.feed(Started(Process(pid, "new")))
-        elif isinstance(effect, Settle):
+        elif isinstance(effect, Find):
+            strangers = sorted(self.alive - set(effect.known))
             if refuse:
+                self.todo.append(effect)  # the manager takes its time
+            elif strangers or len(self.alive) < self.size:
+                self.feed(Started(Process(strangers[0] if strangers else self.spawn(), "new")))
+        elif isinstance(effect, Settle):
+            if refuse and silent and not done:
+                self.feed(SettleRefused("no answer", silent=True))
+                return
+            if refuse and not silent:
+                self.refused = True
                 self.feed(SettleRefused("no"))
                 return
+            staying = self.alive - set(effect.retire)
+            strangers = sorted(staying - set(effect.known), reverse=True)
+            for pid in strangers[: max(0, len(staying) - effect.size)]:
+                self.dies(pid, "too many")
             for pid in effect.retire:
                 if not effect.kill:
                     serving = self.alive - self.suspended - set(effect.retire)
                     assert serving & self.proven or self.died_by_themselves, "the old one is stopped and nobody serves"
                 if pid in self.alive:
-                    self.dies(pid, "")
-            self.feed(Settled())
+                    self.dies(pid, "was stopped")
+            self.feed(SettleRefused("no answer", silent=True) if refuse else Settled())
+
+    def spawn(self) -> int:
+        pid, self.next_pid = self.next_pid, self.next_pid + 1
+        self.alive.add(pid)
+        return pid
 
     def dies(self, pid: int, why: str) -> None:
         self.alive.discard(pid)
@@ -569,7 +729,7 @@ class AnyOrder(RuleBasedStateMachine):
         pending, self.todo = self.todo, []
         for effect in pending:
             if isinstance(effect, Start):
-                self.next_pid += 1
+                self.spawn()
         self.rollout, effects = Rollout.recover(json.loads(json.dumps(self.rollout.record())), self.now)
         self.take(effects)
         for process in (self.rollout.newcomer, *self.rollout.plan.old):
@@ -585,6 +745,13 @@ class AnyOrder(RuleBasedStateMachine):
     def success_means_all_are_new(self) -> None:
         if getattr(self, "finish", None) is not None and self.finish is not None and self.finish.result == "ok":
             assert not self.old & self.alive
+
+    @invariant()
+    def never_are_two_generations_left(self) -> None:
+        if not hasattr(self, "rollout") or self.refused or any(isinstance(effect, Settle) for effect in self.todo):
+            return
+        if self.rollout.state is State.ENDED:
+            assert len(self.alive) <= self.size, self.alive
 
     @invariant()
     def a_running_reload_can_go_on(self) -> None:

@@ -49,6 +49,7 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
         ready_timeout=30.0,
         ready_hold=1.0,
         quiesce=0.3,
+        settle=0.0,
         drain="auto",
         drain_timeout=30.0,
         stop_signal=None,
@@ -64,6 +65,7 @@ def test_program_has_what_was_said_when_every_key_is_there() -> None:
         "ready_timeout": "0.5",
         "ready_hold": "0",
         "quiesce": "1e-1",
+        "settle": " 2.5",
         "drain": " signal ",
         "drain_timeout": "86400",
         "stop_signal": "INT",
@@ -75,6 +77,7 @@ def test_program_has_what_was_said_when_every_key_is_there() -> None:
         ready_timeout=0.5,
         ready_hold=0.0,
         quiesce=0.1,
+        settle=2.5,
         drain="signal",
         drain_timeout=86400.0,
         stop_signal=2,
@@ -326,6 +329,13 @@ def test_timeouts_mistake_says_what_would_do() -> None:
         " ready_timeout + ready_hold + quiesce + drain_timeout are 61.3 s; write at least 62"
     )
     assert check_timeouts(ProgramSpec("web"), 62.0, True) == []
+
+
+def test_timeouts_count_the_longer_of_quiesce_and_settle() -> None:
+    """Both pass at once: the old one has had its quiesce when the new one has settled."""
+    spec = ProgramSpec("web", ready_timeout=1.0, ready_hold=1.0, quiesce=0.5, settle=2.0, drain_timeout=1.0)
+    assert check_timeouts(spec, 5.1, True) == []
+    assert len(check_timeouts(spec, 5.0, True)) == 1
 
 
 def test_sum_of_timeouts_is_not_decided_by_rounding() -> None:

