@@ -181,7 +181,8 @@ def main() -> None:
             )
         )
     load = " ".join(options.kinds)
-    title = f"{options.reloads} reloads, 2 processes where nothing else is said, import {options.import_seconds:g} s, load {load} (a second)"
+    what = f"{options.reloads} reloads under {options.manager}, 2 processes where nothing else is said"
+    title = f"{what}, import {options.import_seconds:g} s, load {load} (a second)"
     figures.show(title, rows, notes)
 
 

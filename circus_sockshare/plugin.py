@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 from collections.abc import Mapping
-from logging.handlers import WatchedFileHandler
 from typing import Any
 
 from circus.plugins import CircusPlugin
@@ -26,6 +25,7 @@ from sockshare.host.loop import guarded
 from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
 from sockshare.kernel import listeners
+from sockshare.kernel.logfile import FORMAT, LogFile
 from sockshare.kernel.meeting import name as meeting_name
 from sockshare.kernel.meeting import points
 from sockshare.kernel.peers import pidfd_open
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between questions to a circusd that does not answer yet: it may be busy starting.
 _ASK_AGAIN = 0.5
+#: Seconds between looks at whether the runtime directory is still there.
+_LOOK_EVERY = 1.0
 
 #: circus's events after which its configuration may be another one.
 _NEWS = frozenset({"add", "remove", "start", "stop", "updated"})
@@ -152,11 +154,11 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             if path is None:
                 continue
             try:
-                handler = WatchedFileHandler(path)
+                handler = LogFile(path)
             except OSError as error:
                 self._mistakes.append(f"can't write logfile {path}: {error.strerror}")
                 continue
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            handler.setFormatter(logging.Formatter(FORMAT))
             for logger in ours:
                 logger.addHandler(handler)
             self._log = path
@@ -173,6 +175,21 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             return
         self._host = host
         self._life = Life(self._aio, started=host.serve, ended=host.drain, output=self._log)
+        self._aio.call_later(_LOOK_EVERY, self._look_after, host)
+
+    @guarded(log)
+    def _look_after(self, host: Host) -> None:
+        """Have the runtime directory, and the meeting point that leads to it, again after somebody removed them."""
+        if self._ended:
+            return
+        self._aio.call_later(_LOOK_EVERY, self._look_after, host)
+        if not host.reachable or not any(map(os.path.exists, self._points)):
+            mistakes, self._mistakes = self._mistakes, []
+            self._make_directory()
+            for mistake in self._mistakes:
+                log.error("host: %s", mistake)
+            self._mistakes = mistakes
+            host.reopen()
 
     def _restart_broker(self) -> None:
         if self._life is not None:

@@ -95,7 +95,7 @@ def _wrap_cleanup(original: Callable[..., Any]) -> Callable[..., Any]:
     def cleanup_fds(self: Any) -> Any:
         # It closes every number from 5 up, ours too. Others may have wrapped it for theirs; all end in closerange.
         close_range = os.closerange
-        ours = []
+        ours = plugin().descriptors()
 
         def spare(low: int, high: int) -> None:
             for fd in ours:

@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 
+from sockshare.kernel import logfile
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 
 from .hostlink import HostLink
 from .server import Broker
+from .sparing import Sparing
 
 log = logging.getLogger("sockshare.broker")
 
@@ -57,7 +59,9 @@ def main() -> int:
     link.add_argument("--link-fd", type=int, help="the link: a connected AF_UNIX stream socket")
     link.add_argument("--link", metavar="PATH", help="the link: where the host listens for it")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    output = logfile.of_stderr()
+    output.addFilter(Sparing())
+    logging.basicConfig(level=logging.INFO, format=logfile.FORMAT, handlers=[output])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # libzmq aborts the process that accepts without a free descriptor (libzmq issue 1306).
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks, and the share of one processor that looking may take.
 _LOOK_EVERY = 0.01
-_SHARE = 0.15
+_SHARE = 0.12
 #: Seconds between two looks for connections that a worker has accepted meanwhile.
 _SEARCH_EVERY = 0.25
 _TELL_EVERY = 1.0

@@ -149,7 +149,7 @@ class Operations:
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
         self._may_command(caller, "reload a program")
-        if request.program is None or request.key is None:
+        if not request.program or not request.key:
             raise ProtocolError("can't reload: the request names no program, or has no key")
         await self._taken_up
         if self._is_known(request):

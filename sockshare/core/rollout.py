@@ -328,7 +328,8 @@ class Rollout:
         if self.old is not None and event.pid == self.old.pid:
             self._old_gone = True
             if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN):
-                return self._enter_stop(now)
+                # Until its page has answered, it is the new one that is suspended.
+                return [*([Resume(self.newcomer.pid)] if self.newcomer else []), *self._enter_stop(now)]
             if self.newcomer is not None:
                 # Its place is the new one's, at once: the manager has none to start for it.
                 effects: list[Effect] = [Resume(self.newcomer.pid)] if self.state is State.HOLD else []

@@ -58,6 +58,7 @@ class Host:
         self._directory = directory
         self._nonsense = nonsense
         self._listeners: dict[str, socket.socket] = {}
+        self._places: dict[str, int] = {}  # their paths, with the inodes that these have
         self._configuration = Configuration([], [], [], [])
         self._link: Channel | None = None
         self._writing = False
@@ -72,10 +73,35 @@ class Host:
         Raises:
             OSError, ValueError: As `listeners.make`.
         """
-        for name in meeting.LISTENERS:
-            self._listeners[name] = listeners.make(os.path.join(self._directory, name), _KINDS[name])
+        self._listen()
         self._notify.restore()
         self._journal.save()
+
+    def _listen(self) -> None:
+        for name in meeting.LISTENERS:
+            path = os.path.join(self._directory, name)
+            self._listeners[name] = listeners.make(path, _KINDS[name])
+            self._places[path] = os.stat(path).st_ino
+
+    @property
+    def reachable(self) -> bool:
+        """Whether clients find the listeners where they were made."""
+        try:
+            return all(os.stat(path).st_ino == inode for path, inode in self._places.items())
+        except OSError:
+            return False
+
+    @guarded(log)
+    def reopen(self) -> None:
+        """Make everything anew in the runtime directory, which was removed, and is there again."""
+        log.error("host: %s was removed under us; making it anew", self._directory)
+        old = list(self._listeners.values())
+        self._listen()
+        for sock in old:
+            sock.close()
+        self._notify.renew()
+        self._journal.save(anew=True)
+        self._nonsense()  # listeners come with the hello only
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:

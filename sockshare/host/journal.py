@@ -51,9 +51,9 @@ class Journal:
             self._records[key] = record
             self._unsaved = True
 
-    def save(self) -> None:
-        """Write the file, if anything changed; a failure is logged: the memory still serves the next broker."""
-        if not self._unsaved:
+    def save(self, *, anew: bool = False) -> None:
+        """Write the file, if anything changed or *anew*; a failure is logged: the memory serves the next broker."""
+        if not self._unsaved and not anew:
             return
         aside = f"{self.path}~"
         try:

@@ -66,6 +66,16 @@ class NotifySockets:
             self._loop.add_reader(pidfd, lambda: self._gone(pid))
         return self._sockets[pid][0]
 
+    def renew(self) -> None:
+        """Bind all anew, at the same paths, after those were removed.
+
+        Raises:
+            OSError: As `listeners.make`.
+        """
+        for pid, (sock, pidfd) in list(self._sockets.items()):
+            self._sockets[pid] = (listeners.make(self.path(pid), socket.SOCK_DGRAM), pidfd)
+            sock.close()
+
     @property
     def sockets(self) -> dict[int, socket.socket]:
         """All that there are, by pid."""

@@ -13,11 +13,13 @@ from sockshare.core.steps import (
     Gone,
     Plan,
     Process,
+    Ready,
     Resume,
     Settle,
     Settled,
     SettleRefused,
     Start,
+    Started,
     Suspend,
     Switched,
     Tick,
@@ -61,3 +63,17 @@ def test_successor_is_known_to_the_next_broker() -> None:
         rollout.begin(0.0)
         found, _ = Rollout.recover(json.loads(json.dumps(rollout.record())), 0.0)
         assert found.plan == plan
+
+
+def test_new_one_stays_held_back_until_it_is_killed() -> None:
+    """A broker that comes in the middle of an undo resumes nothing that would take connections with it."""
+    rollout = Rollout(PLAN._replace(newcomer=NEW))
+    rollout.begin(0.0)
+    rollout.feed(Started(NEW), 0.0)
+    rollout.feed(Ready(21, "registration"), 1.0)
+    found, effects = Rollout.recover(json.loads(json.dumps(rollout.record())), 1.1)
+    assert found.state is State.UNDO
+    assert Resume(21) not in effects
+    assert found.suspends == 21
+    found.feed(Gone(21), 1.2)
+    assert found.suspends is None

@@ -480,6 +480,14 @@ def test_no_client_sees_the_new_version_before_the_hold_has_passed() -> None:
     assert drive.after(1.0)[-2:] == [Resume(21), Suspend(11)]
 
 
+@pytest.mark.parametrize("stage", ["to_switch", "to_verify", "to_drain_from_outside"])
+def test_new_process_serves_when_the_old_one_dies_after_the_hold(stage: str) -> None:
+    """While its page has not answered the new one is suspended, and nobody else would resume it."""
+    drive = Drive(careful())
+    getattr(drive, stage)()
+    assert drive.feed(Gone(11))[0] == Resume(21)
+
+
 def test_new_process_is_let_go_when_the_old_one_dies_during_the_hold() -> None:
     """Better an unproven process than none."""
     drive = Drive(plan()).to_hold()
@@ -717,6 +725,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.now += seconds
         self.feed(Tick())
 
+    @precondition(lambda self: self.rollout.state is State.VERIFY)
+    @rule()
+    def old_process_serves_until_the_new_one_has_answered(self) -> None:
+        assert self.rollout.old is not None
+        assert self.rollout.newcomer is not None
+        self.suspended.discard(self.rollout.old.pid)
+        if self.rollout.newcomer.pid in self.alive:
+            self.suspended.add(self.rollout.newcomer.pid)
+
     @rule()
     def command_is_interrupted(self) -> None:
         self.feed(Cancelled("interrupted"))
@@ -732,6 +749,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.spawn()
         self.rollout, effects = Rollout.recover(json.loads(json.dumps(self.rollout.record())), self.now)
         self.take(effects)
+        self.suspended &= {self.rollout.suspends}  # what no reload claims is resumed
         for process in (self.rollout.newcomer, *self.rollout.plan.old):
             if process is not None and process.pid not in self.alive:
                 self.feed(Gone(process.pid, "died"))

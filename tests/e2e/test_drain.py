@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.figures import cpu_seconds
 from tests.e2e.rehearsal import (
     BETWEEN,
     QUIET,
@@ -121,6 +120,11 @@ def descriptors(number: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of a processor so far, its threads that have ended too (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 @pytest.mark.soak

@@ -156,7 +156,7 @@ def test_held_thread_goes_on_when_who_holds_it_is_killed(listener: socket.socket
         assert ask(listener) == server.pid
 
 
-@pytest.mark.parametrize("call", ["poll", "accept", "piped"])
+@pytest.mark.parametrize("call", ["poll", "accept", "piped", "single"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_held_process_meets_its_signal_at_once(listener: socket.socket, call: str, number: signal.Signals) -> None:
     """It is let go for it, accepts nothing more, and its parent hears of its end while it is still to be held."""

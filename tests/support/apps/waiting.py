@@ -1,6 +1,7 @@
 """A server that waits for connections by one call or another: `waiting.py CALL LISTENER`.
 
-It answers every connection with its pid. It says ``ready`` on stdout before it waits first, and ends when stdin does.
+It answers every connection with its pid. It says ``ready`` on stdout before it waits first, and ends when stdin does
+(``single`` does not: it is to be ended by a signal).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def end_with_stdin() -> None:
 
 def wait(call: str, listener: socket.socket, pipe: int, kept: list[socket.socket]) -> None:
     """Until there is something to accept, or somebody else took it."""
-    if call == "poll":
+    if call in ("poll", "single"):
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         poll.poll()
@@ -40,7 +41,8 @@ def main() -> None:
     call, listener = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     if call == "fork":
         os.fork()
-    threading.Thread(target=end_with_stdin, daemon=True).start()
+    if call != "single":  # which has no other thread that could meet a signal
+        threading.Thread(target=end_with_stdin, daemon=True).start()
     os.write(1, b"ready\n")
     pipe, _ = os.pipe()
     kept: list[socket.socket] = []  # connections whose request ends with a byte that keeps them
