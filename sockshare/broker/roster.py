@@ -12,6 +12,11 @@ from sockshare.kernel.peers import Identity, identity, pidfd_open, start_time
 
 from .hostlink import HostLink
 
+#: Seconds for which a stranger stays one without the manager being asked again: every process of the machine may ask us
+#: as often as it likes, and so would have circusd do nothing else. Of so many at most.
+_STRANGE_FOR = 1.0
+_STRANGERS = 1024
+
 
 class Managed:
     """One process that the manager runs (circus's or supervisord's own child, not its children)."""
@@ -54,6 +59,8 @@ class Roster:
         self._host = host
         self._on_death = on_death
         self._known: dict[int, Known] = {}
+        self._asking: dict[int, asyncio.Task[Known]] = {}
+        self._strangers: dict[int, tuple[Known, float]] = {}  # until when
         self._managed: dict[int, Managed] = {}
         self._facts = {int(key[8:]): record for key, record in journal.items() if key.startswith("process:")}
         self._generations = {
@@ -84,12 +91,23 @@ class Roster:
             return known
         if pid <= 0:
             raise NotPermitted("can't tell who asks: its process is in another pid namespace; run it in the manager's")
+        asking = self._asking.get(pid)
+        if asking is None:
+            asking = self._asking[pid] = self._loop.create_task(self._identify(pid))
+            asking.add_done_callback(lambda _: self._asking.pop(pid))
+        return await asyncio.shield(asking)
+
+    async def _identify(self, pid: int) -> Known:
         try:
             pidfd = pidfd_open(pid)
         except OSError as error:
             raise NotPermitted(f"can't tell who pid {pid} is: {error.strerror}") from None
         try:
             who = identity(pid, pidfd)
+            stranger, until = self._strangers.get(pid, (None, 0.0))
+            if stranger is not None and stranger.identity == who and self._loop.time() < until:
+                os.close(pidfd)
+                return stranger
             process = (await self._host.ask("whois", pid=pid))["process"]
             managed = None if process is None else self.enter(process["pid"], process["program"], process["process"])
         except ProcessLookupError:
@@ -99,10 +117,16 @@ class Roster:
             os.close(pidfd)
             raise
         known = Known(who, pidfd, managed)
-        if managed is None or pid in self._known:
-            # Not kept when unmanaged: its watcher may be added to the manager later.
+        if managed is None:
+            # Not kept for longer: its watcher may be added to the manager later.
             os.close(pidfd)
-            return self._known.get(pid, known)
+            if len(self._strangers) >= _STRANGERS:
+                self._strangers.clear()
+            self._strangers[pid] = (known, self._loop.time() + _STRANGE_FOR)
+            return known
+        if pid in self._known:
+            os.close(pidfd)
+            return self._known[pid]
         self._watch(known)
         return known
 

@@ -182,6 +182,30 @@ def test_no_old_process_is_touched_when_newcomers_crash(circus: Start, keys: str
     assert one.noted("signalled") == set()
 
 
+def test_settle_starts_what_is_missing(circus: Start) -> None:
+    """A new process that died when the old one was gone has a successor at once, not at circus's next look."""
+    one = circus("respawn = True\n", numprocesses=1)
+    [old] = one.live()
+    assert one.kill(old)
+    wait_until(lambda: not is_running(old), 5, "it is dead", 0.001)
+    one.settle([], [old], 1)
+    [new] = one.live()
+    assert new != old
+    assert one.facts()["numprocesses"] == 1
+
+
+def test_settle_says_that_the_watcher_is_stopped_and_starts_nothing(circus: Start) -> None:
+    """Who stopped it meanwhile wants nothing to run."""
+    one = circus(numprocesses=1)
+    [old] = one.live()
+    assert one.settle([], [old], 1)["stopped"] is False
+    (one.directory / "drained").touch()
+    one.call("stop", name="web", waiting=True)
+    answer = one.settle([], [old], 1)
+    assert answer["stopped"] is True
+    assert one.live() == []
+
+
 def test_workers_go_with_a_killed_newcomer(circus: Start) -> None:
     """A master that is killed leaves nobody behind who would serve the version that was rolled back."""
     one = circus(numprocesses=1)

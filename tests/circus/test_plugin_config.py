@@ -56,7 +56,9 @@ def test_programs_and_sockets_are_read(sock: socket.socket) -> None:
     assert configuration.mistakes == []
     assert configuration.programs[0]["sockets"] == ("web",)
     assert specs["web"].stop_signal == 3
-    assert configuration.sockets == [({"name": "web", "registration": "shared", "blocking": False}, sock)]
+    ((described, given),) = configuration.sockets
+    assert given is sock
+    assert described == {"name": "web", "registration": "shared", "blocking": False, "address": ""}
     assert configuration.uids == sorted({os.geteuid(), 12345})
     assert settings.warnings(configuration, answer) == []
     unknown_user = told(sock, {"uid": "no-such-user"})

@@ -55,7 +55,8 @@ def test_no_request_is_lost_when_a_server_without_a_handler_is_replaced(
         assert_none_failed(result.of(kind), since=began, at_least=times * 2)
     if program != "waitress":  # which lets its connections wait for its requests before it closes them
         assert_no_later(result.between(began), result.between(0, began), since=began)
-    assert_shape(stage, before)
+    if program != "flask":  # whose requests leave an epoll each to the garbage collector
+        assert_shape(stage, before)
     report(program, times, clients, result)
 
 

@@ -10,10 +10,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sockshare.core.rollout import State
@@ -105,7 +104,7 @@ MISHAPS: dict[str, Callable[[Scene], object]] = {
 class Reach(NamedTuple):
     """How a reload is brought to a state, and kept there for long enough to be met."""
 
-    keys: Mapping[str, str] = MappingProxyType({})
+    keys: tuple[tuple[str, str], ...] = ()  # of the watcher's section
     before: Callable[[Scene], object] | None = None
     on_the_way: State | None = None  # where something has to happen first
     then: Callable[[Scene], object] = lambda scene: None
@@ -117,9 +116,9 @@ REACH: dict[State, Reach] = {
     State.WARM: Reach(),
     State.HOLD: Reach(),
     State.SWITCH: Reach(),
-    State.VERIFY: Reach({"sockshare.verify": "http:/slow"}),
+    State.VERIFY: Reach((("sockshare.verify", "http:/slow"),)),
     State.QUIESCE: Reach(),
-    State.DRAIN: Reach({"sockshare.drain": "observe", "sockshare.drain_timeout": "10"}),
+    State.DRAIN: Reach((("sockshare.drain", "observe"), ("sockshare.drain_timeout", "10"))),
     State.STOP: Reach(),
     State.RESPAWN: Reach(on_the_way=State.STOP, then=MISHAPS["new killed"]),
     State.UNDO: Reach(on_the_way=State.HOLD, then=lambda scene: scene.command.send_signal(signal.SIGINT)),

@@ -1,0 +1,136 @@
+"""The verbs towards a circusd that is busy, late, or silent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from circus.exc import MessageError
+
+from circus_sockshare.circusd import COMMAND_ERROR, Circusd
+from circus_sockshare.inside import Sockshare
+from circus_sockshare.verbs import CircusVerbs
+from sockshare.host.verbs import Answer
+
+
+class Timer:
+    """One call that was put off."""
+
+    def __init__(self, due: float, call: Callable[[], object]) -> None:
+        self.due = due
+        self.call: Callable[[], object] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class Loop:
+    """A loop whose time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._timers: list[Timer] = []
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
+        self._timers.append(Timer(self.now + delay, callback))
+        return self._timers[-1]
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self._timers if timer.call is not None and timer.due <= end]:
+            timer = min(due, key=lambda timer: timer.due)
+            self.now = timer.due
+            call, timer.call = timer.call, None
+            assert call is not None
+            call()
+        self.now = end
+
+    def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
+        raise NotImplementedError
+
+    def remove_reader(self, fd: int, /) -> None:
+        raise NotImplementedError
+
+    add_writer, remove_writer = add_reader, remove_reader
+
+
+class Stage:
+    """The verbs, and the circusd that they ask: what it was asked, and how it answers."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.asked: list[dict[str, Any]] = []
+        self.circusd = Circusd(self.loop, lambda data: self.asked.append(json.loads(data)))
+        self.verbs = CircusVerbs(self.loop, self.circusd, lambda told: None)
+        self.answers: list[dict[str, Any]] = []
+
+    @property
+    def ops(self) -> list[str]:
+        return [question["properties"]["op"] for question in self.asked]
+
+    def say(self, **fields: Any) -> None:
+        """circusd's answer to the last question."""
+        self.circusd.hear([json.dumps({"id": self.asked[-1]["id"], **fields}).encode()])
+
+    def busy(self) -> None:
+        self.say(status="error", errno=COMMAND_ERROR, reason="arbiter is already running watcher_incr command")
+
+    def start(self) -> None:
+        self.verbs.start("web", Answer(self.answers.append))
+
+    def settle(self) -> None:
+        self.verbs.settle("web", [], [11], 1, True, Answer(self.answers.append))
+
+
+def test_start_is_tried_again_while_circusd_is_busy() -> None:
+    """Another command of circusd's is over in a moment."""
+    stage = Stage()
+    stage.start()
+    for _ in range(3):
+        stage.busy()
+        stage.loop.pass_time(0.2)
+    assert stage.ops == ["start"] * 4
+    stage.say(status="ok", pid=21, wid=3)
+    assert stage.answers == [{"ok": True, "pid": 21, "process": "web:3"}]
+
+
+def test_start_is_not_tried_again_once_the_program_was_settled() -> None:
+    """The reload that wanted it has been undone: one that came now would be left over for ever."""
+    stage = Stage()
+    stage.start()
+    stage.busy()
+    stage.settle()
+    stage.loop.pass_time(3.0)
+    assert stage.ops == ["start", "settle"]
+    assert stage.answers == [
+        {"ok": False, "message": "can't start a process of web: it is not wanted any more"},
+    ]
+
+
+@pytest.mark.parametrize("verb", ["start", "settle"])
+def test_silence_is_told_from_refusal(verb: str) -> None:
+    """After a refusal it was not done; after silence nobody knows."""
+    stage = Stage()
+    getattr(stage, verb)()
+    stage.loop.pass_time(10.0)
+    [silent] = stage.answers
+    assert silent["silent"]
+    assert stage.ops == [verb]
+    stage = Stage()
+    getattr(stage, verb)()
+    stage.say(status="error", errno=4, reason="no", tb="Traceback")
+    [refused] = stage.answers
+    assert "silent" not in refused
+
+
+def test_circusd_does_nothing_that_it_was_asked_too_long_ago() -> None:
+    """What was given up must not be done when circusd goes on: nobody would know of the process."""
+    stage = Stage()
+    stage.start()
+    asked = stage.asked[0]["properties"]["before"]
+    assert time.monotonic() < asked < time.monotonic() + 5.1
+    with pytest.raises(MessageError, match="too long ago"):
+        Sockshare().execute(None, {"op": "start", "name": "web", "before": time.monotonic() - 0.001})
