@@ -48,7 +48,7 @@ def test_no_request_is_lost_when_a_server_without_a_handler_is_replaced(
     all_ready(stage)
     before = shape(stage)
     with loaded(stage, f"slow:{SLOW[program]}", f"keepalive:{clients}x100", "fresh:20") as load:
-        measure(QUIET / 2)
+        measure(QUIET / 4)
         began = reload_often(stage, load, times)
         result = load.stop()
     for kind in ("slow", "keepalive", "fresh"):
@@ -89,7 +89,7 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
     assert (holder["registered"], holder["kept_by"]) == (False, None)
     assert holder["not_kept"].startswith("cannot be suspended: it has no event registration")
     with loaded(stage, "fresh:50") as load:
-        measure(QUIET / 2)
+        measure(QUIET / 4)
         for _ in range(times):
             before = stage.pids()
             reload = stage.reload()

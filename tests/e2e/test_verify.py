@@ -57,7 +57,7 @@ def met(result: Result, reload: Reload) -> list[Record]:
     [
         pytest.param("answer_500", ROLLED_BACK, "http:/health failed: it answered 500 ", id="answers-500"),
         pytest.param("hang_requests", TIMED_OUT, "has not answered from the new process within 2 s", id="hangs"),
-        pytest.param("break", ROLLED_BACK, "it closed the connection without an HTTP answer", id="breaks"),
+        pytest.param("break", ROLLED_BACK, "it closed the connection without an HTTP answer", id="breaks", marks=SOAK),
     ],
 )
 def test_old_one_serves_on_when_the_page_does_not_answer(
@@ -98,7 +98,7 @@ def test_good_version_takes_over_once_its_page_has_answered(circusd: Circusds) -
         assert reason == f"/health answered 200 OK from pid {pid}"
 
 
-@pytest.mark.parametrize("step", ["switch", "drain"])
+@pytest.mark.parametrize("step", ["switch", pytest.param("drain", marks=SOAK)])
 def test_old_one_takes_over_again_when_the_new_one_crashes_after_the_switch(circusd: Circusds, step: str) -> None:
     """While it settles, and while the old one is drained: the same process serves, its requests in flight too."""
     stage = circusd("threaded", watcher={"sockshare.ready_hold": "0.2", "sockshare.settle": "1"})
