@@ -24,8 +24,8 @@ from .verify import Wrong, verify
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at a process that is starting.
-_LOOK_EVERY = 0.01
+#: Seconds between two looks at a process that is starting: as long as a new registration may go unnoticed, and serve.
+_LOOK_EVERY = 0.004
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
 

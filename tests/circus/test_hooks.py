@@ -13,7 +13,14 @@ import pytest
 
 from tests.e2e.rehearsal import BETWEEN, QUIET, all_ready, assert_shape, loaded, measure, shape
 from tests.support.circusd import Circusd, is_running, wait_until
-from tests.support.load import Load, Result, assert_answered_by_version, assert_no_later, assert_none_failed
+from tests.support.load import (
+    Load,
+    Result,
+    assert_answered_by_old_ones,
+    assert_answered_by_version,
+    assert_no_later,
+    assert_none_failed,
+)
 
 Circusds = Callable[..., Circusd]
 SOAK = (pytest.mark.soak, pytest.mark.timeout(900))
@@ -138,8 +145,7 @@ def test_old_ones_stay_when_new_ones_fail(circusd: Circusds, fault: str, sequent
     assert stage.pids() == pids
     assert last(stage)["result"] == "rolled_back"
     assert_none_failed(result, since=began)
-    if fault != "exit_after_ready":  # that one serves, and well, until its registration is seen and held back
-        assert {pid for _, pid in result.answered_by} <= set(pids)
+    assert_answered_by_old_ones(result, pids)
     assert_shape(stage, before)
     stage.deploy("good")
     command(stage, "reload")

@@ -63,6 +63,7 @@ def end(command: subprocess.Popen[str], home: Path) -> None:
             kill(pid, mark)
 
 
+@pytest.mark.soak  # .ci/run runs the command itself, from a fresh clone
 def test_table_of_zeros_ends_the_demo(home: Path) -> None:
     """In under a minute, exit 0, no request failed in any act of sockshare, and nothing is left: process or file."""
     began = time.monotonic()
