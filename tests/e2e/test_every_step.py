@@ -22,8 +22,8 @@ PAIRS = [(state, mishap) for state in REACH for mishap in MISHAPS if applies(sta
 #: What a commit waits for; `-m soak` has them all, ten times each.
 REPRESENTATIVE = [
     (State.START, "circusd busy"),
-    (State.WARM, "old killed"),
-    (State.HOLD, "host killed"),
+    (State.WARM, "new killed"),
+    (State.HOLD, "broker killed"),
     (State.SWITCH, "new stopped"),
     (State.VERIFY, "old killed"),
     (State.STOP, "new killed"),
