@@ -23,8 +23,8 @@ PAIRS = [(state, mishap) for state in REACH for mishap in MISHAPS if applies(sta
 REPRESENTATIVE = [
     (State.START, "circusd busy"),
     (State.WARM, "new killed"),
-    (State.HOLD, "broker killed"),
-    (State.SWITCH, "new stopped"),
+    (State.HOLD, "new killed"),
+    (State.SWITCH, "broker killed"),
     (State.VERIFY, "old killed"),
     (State.STOP, "new killed"),
     (State.STOP, "circusd late"),
