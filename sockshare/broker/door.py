@@ -17,21 +17,21 @@ from typing import Protocol
 import msgspec
 
 from sockshare.core.errors import ProtocolError, SockshareError
+from sockshare.core.tickets import SECRET_BYTES
 from sockshare.kernel.descriptors import Truncated, receive, send
+from sockshare.kernel.listeners import refuse_descriptors
 from sockshare.kernel.peers import Peer, credentials, pidfd_of_peer
 
 from .endpoint import described
 
 log = logging.getLogger(__name__)
 
-TICKET_BYTES = 16
 TICKETS_AT_ONCE = 16
 #: Seconds that a peer may be silent.
 PATIENCE = 2.0
 _READ_AFTER = 0.002
 _CONNECTIONS = 4096
 _CONNECTIONS_OF_ONE = 32
-_SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16
 _BATCH = 64
 _FAMILY, _TYPE = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
 
@@ -73,20 +73,11 @@ class Door:
         self._sweep: asyncio.TimerHandle | None = None
         self._listener = socket.socket(fileno=listener)
         self._listener.setblocking(False)
-        try:
-            # Accepted sockets inherit it: nobody can send us descriptors that we never asked for, such as a socket that
-            # blocks in close(2).
-            self._listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
-        except OSError:
+        # Accepted sockets inherit it: nobody can send us descriptors that we never asked for, such as a socket that
+        # blocks in close(2).
+        if not refuse_descriptors(self._listener):
             log.debug("door: no SO_PASSRIGHTS in this kernel; descriptors that peers send are closed unseen")
         self._loop.add_reader(self._listener, self._accept)
-
-    def close(self) -> None:
-        """Close all connections; the listening socket lives on at the host."""
-        self._loop.remove_reader(self._listener)
-        for visitor in list(self._visitors.values()):
-            self._leave(visitor)
-        self._listener.close()
 
     def _accept(self) -> None:
         for _ in range(_BATCH):
@@ -137,7 +128,7 @@ class Door:
         """Take what *visitor* has sent; whether it is still here."""
         try:
             while True:
-                packet, _ = receive(visitor.sock, 1 + TICKET_BYTES * TICKETS_AT_ONCE + 1)
+                packet, _ = receive(visitor.sock, 1 + SECRET_BYTES * TICKETS_AT_ONCE + 1)
                 if not packet:
                     break
                 self._take(visitor, packet)
@@ -160,11 +151,11 @@ class Door:
             visitor.handed_out = []
             return
         try:
-            if kind != b"R" or not body or len(body) % TICKET_BYTES or len(body) > TICKET_BYTES * TICKETS_AT_ONCE:
+            if kind != b"R" or not body or len(body) % SECRET_BYTES or len(body) > SECRET_BYTES * TICKETS_AT_ONCE:
                 raise ProtocolError("can't read what was said at the door: no packet of this protocol")
             if visitor.handed_out:
                 raise ProtocolError("can't redeem: the last descriptors were not acknowledged")
-            secrets = [body[start : start + TICKET_BYTES] for start in range(0, len(body), TICKET_BYTES)]
+            secrets = [body[start : start + SECRET_BYTES] for start in range(0, len(body), SECRET_BYTES)]
             pidfd = pidfd_of_peer(visitor.sock)
             try:
                 duplicates = self._tickets.redeem(secrets, visitor.peer, pidfd)

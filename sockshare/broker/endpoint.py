@@ -139,12 +139,6 @@ class Endpoint:
             return
         self._answer(caller, request)
 
-    def close(self) -> None:
-        """Close the socket; the listener stays the host's."""
-        self._loop.remove_reader(self._events)
-        self._socket.close(0)
-        self._context.term()
-
 
 def described(error: SockshareError) -> dict[str, Any]:
     """*error* in the form in which it travels."""

@@ -22,6 +22,8 @@ _DESCRIPTORS = 16
 class NotifySocket:
     """One process's notify socket, *fd*, which becomes this object's; made in the running loop.
 
+    The host has had it record its senders' credentials since it was made (`kernel.listeners.make`).
+
     Args:
         heard: Given the sender's pid and what it said. It is called before the datagram is taken from the socket, so
             that what a broker heard and did not live to act upon is heard by the next one.
@@ -32,7 +34,6 @@ class NotifySocket:
         self._heard = heard
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._loop.add_reader(self._socket, self._readable)
 
     def close(self) -> None:

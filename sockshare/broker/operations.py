@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from sockshare.core.errors import (
@@ -66,13 +66,14 @@ class Operations:
                     self._broker.refused(caller.pid, str(error))
                     self._broker.endpoint.fail(caller, error)
                 return
-        task = self._loop.create_task(self._work(caller, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._run(self._work(caller, request))
 
     def answer_host(self, message: dict[str, Any]) -> None:
         """Answer a question of the host (`status`, `reload`), which asks for a tool that speaks to the manager."""
-        task = self._loop.create_task(self._work_for_host(message))
+        self._run(self._work_for_host(message))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -196,7 +197,7 @@ class Operations:
         if running is None or running.key != request.key:
             return dict(self._broker.last[request.program or ""]["answer"])
         if running.answer is not None:  # all but its last step is over
-            return {key: value for key, value in running.answer.items() if key != "ok"}
+            return dict(running.answer)
         running.follow(caller)
         return None
 

@@ -32,11 +32,7 @@ def make(
     old: list[Process] = []
     said: frozenset[str] = frozenset()
     registered: frozenset[str] = frozenset()
-    for one in replaced:
-        try:
-            managed = broker.roster.enter(one["pid"], spec.name, one["process"])
-        except ProcessLookupError:
-            continue
+    for managed in broker.roster.enter_all(spec.name, replaced):
         old.append(Process(managed.pid, managed.name))
         evidence = broker.observer.evidence(managed, spec.sockets, patient=True)
         said, registered = said | evidence.said, registered | evidence.registered

@@ -371,7 +371,6 @@ class Reload:
 
     def _finish(self, finish: steps.Finish) -> None:
         self.answer = answer = {
-            "ok": True,
             "result": finish.result,
             "exit": int(finish.exit),
             "reason": finish.reason,
@@ -385,7 +384,7 @@ class Reload:
             self._journal()
         followers, self._followers = self._followers, []
         for follower in followers:
-            self._services.tell(follower, answer)
+            self._services.tell(follower, {"ok": True, **answer})
 
     def _end(self) -> None:
         if self._over:

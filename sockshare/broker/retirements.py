@@ -214,9 +214,7 @@ class Retirements:
         if reload.plan.newcomer is not None:
             before = self._broker.last.get(reload.program)
             batch = reload.key.partition(":")[0]
-            record = {"key": reload.key, "answer": {key: value for key, value in answer.items() if key != "ok"}}
             # Of several at once, one that failed is what its user has to hear of.
             if answer["exit"] or before is None or before["key"].partition(":")[0] != batch:
-                self._broker.last[reload.program] = record
-                self._link.journal(f"last:{reload.program}", record)
+                self._broker.keep_last(reload, answer)
         self._link.journal(f"{_JOURNAL}:{reload.slot}", None)

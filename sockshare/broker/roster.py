@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sockshare.core.errors import NotPermitted
@@ -157,6 +157,16 @@ class Roster:
             self.note(managed)
         self._watch(Known(who, pidfd, managed))
         return managed
+
+    def enter_all(self, program: str, listed: Iterable[Mapping[str, Any]]) -> list[Managed]:
+        """Those of *listed*, processes of *program* as the manager lists them, that live; each as by `enter`."""
+        found = []
+        for one in listed:
+            try:
+                found.append(self.enter(one["pid"], program, one["process"]))
+            except ProcessLookupError:
+                continue
+        return found
 
     def note(self, managed: Managed) -> None:
         """Have the journal keep what is known of *managed*."""

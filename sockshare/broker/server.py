@@ -22,7 +22,7 @@ from sockshare.core.errors import (
 from sockshare.core.sdnotify import Notification
 from sockshare.core.spec import ProgramSpec, SocketSpec
 from sockshare.core.suggest import did_you_mean
-from sockshare.core.tickets import Tickets
+from sockshare.core.tickets import SECRET_BYTES, Tickets
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.peers import Peer, identity
@@ -161,7 +161,7 @@ class Broker:
         if target is not asking:
             self._entitled(target, name)
         assert name is not None
-        secret = os.urandom(16)
+        secret = os.urandom(SECRET_BYTES)
         self._tickets.issue(secret, name, target.identity, time.monotonic())
         return {"ok": True, "socket": name, "ticket": secret.hex()}
 
@@ -254,11 +254,14 @@ class Broker:
     def reload_ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is over; *answer* is what its command is told."""
         del self.reloads[reload.program]
-        record = {"key": reload.key, "answer": {key: value for key, value in answer.items() if key != "ok"}}
-        self.last[reload.program] = record
         # In this order: killed between the two, the next broker would take the reload up again, and find nothing to do.
-        self._link.journal(f"last:{reload.program}", record)
+        self.keep_last(reload, answer)
         self._link.journal(f"reload:{reload.program}", None)
+
+    def keep_last(self, reload: Reload, answer: dict[str, Any]) -> None:
+        """*reload* is the last of its program."""
+        self.last[reload.program] = record = {"key": reload.key, "answer": answer}
+        self._link.journal(f"last:{reload.program}", record)
 
     def _died(self, known: Known) -> None:
         self._tickets.forget(known.identity)
@@ -288,11 +291,7 @@ class Broker:
             programs = {}
         for name, facts in programs.items():
             if name in self.programs:
-                for one in facts["processes"]:
-                    try:
-                        self.roster.enter(one["pid"], name, one["process"])
-                    except ProcessLookupError:
-                        continue
+                self.roster.enter_all(name, facts["processes"])
         self.roster.forget_the_dead()
         # Not before the processes are known: what is heard of an unknown one is lost.
         for pid, fd in notify.items():

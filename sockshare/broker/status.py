@@ -26,7 +26,11 @@ async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
         programs = (await host.ask("processes"))["programs"]
     except ManagerError:
         programs = {}
-    members = {name: _members(broker, name, facts) for name, facts in programs.items() if name in broker.programs}
+    members = {
+        name: broker.roster.enter_all(name, facts["processes"])
+        for name, facts in programs.items()
+        if name in broker.programs
+    }
     return {
         "version": VERSION,
         "state": "refused" if broker.mistakes else "serving",
@@ -36,16 +40,6 @@ async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
         "sockets": [_socket(broker, name, members) for name in broker.sockets],
         "programs": [_program(broker, name, programs.get(name)) for name in broker.programs],
     }
-
-
-def _members(broker: Broker, program: str, facts: dict[str, Any]) -> list[Managed]:
-    found = []
-    for one in facts["processes"]:
-        try:
-            found.append(broker.roster.enter(one["pid"], program, one["process"]))
-        except ProcessLookupError:
-            continue
-    return found
 
 
 def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[str, Any]:

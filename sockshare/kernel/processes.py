@@ -34,8 +34,7 @@ def alive(pid: int) -> bool:
 
 def state(pid: int) -> str:
     """The state letter of proc(5): R, S, D, T (stopped), t (traced), Z (zombie), ..."""
-    # The command in parentheses may hold spaces and parentheses itself: the last one ends it.
-    return _read(pid, "stat").rpartition(b")")[2].split(None, 1)[0].decode()
+    return _stat(pid)[0].decode()
 
 
 def exit_code(pid: int) -> int:
@@ -45,7 +44,7 @@ def exit_code(pid: int) -> int:
         ProcessLookupError: Its parent has: nothing is left of it.
         ValueError: It has not ended.
     """
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    fields = _stat(pid)
     if fields[0] not in (b"Z", b"X"):
         raise ValueError(f"can't tell how pid {pid} ended: it runs")
     return int(fields[49])
@@ -143,6 +142,11 @@ def _children(pid: int) -> list[int]:
         except ProcessLookupError:
             continue
     return found
+
+
+def _stat(pid: int) -> list[bytes]:
+    # The command in parentheses may hold spaces and parentheses itself: the last one ends it.
+    return _read(pid, "stat").rpartition(b")")[2].split()
 
 
 def _status(pid: int, key: bytes) -> bytes:
