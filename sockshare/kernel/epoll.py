@@ -115,6 +115,15 @@ def epolls(pid: int) -> list[int]:
         ) from error
 
 
+def entries(pid: int, epfd: int) -> list[Registration]:
+    """Every entry of the epoll *epfd* of *pid*, whatever it watches; none if that is gone, or no epoll.
+
+    Raises:
+        PermissionError: *pid* may not be looked into.
+    """
+    return [Registration(pid, epfd, *numbers) for numbers in _numbers(_fdinfo(pid, epfd))]
+
+
 def registrations(pid: int, inodes: Collection[int], *, tree: bool = True) -> list[Registration]:
     """Every registration of the sockets *inodes* in *pid* and, with *tree*, in all its descendants.
 
@@ -265,17 +274,26 @@ def _is_gone(error: ControlError) -> bool:
 
 
 def _entries(pid: int, epfd: int, wanted: Mapping[int, bytes]) -> Iterator[Registration]:
-    try:
-        with open(f"/proc/{pid}/fdinfo/{epfd}", "rb", buffering=0) as file:
-            text = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    text = _fdinfo(pid, epfd)
     if not any(mention in text for mention in wanted.values()):
         return
+    for numbers in _numbers(text):
+        if numbers[-1] in wanted:
+            yield Registration(pid, epfd, *numbers)
+
+
+def _fdinfo(pid: int, epfd: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{epfd}", "rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def _numbers(text: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Of each entry in *text*: tfd, events, data, inode."""
     for tfd, events, data, ino in _ENTRY.findall(text):
-        inode = int(ino, 16)
-        if inode in wanted:
-            yield Registration(pid, epfd, int(tfd), int(events, 16), int(data, 16), inode)
+        yield int(tfd), int(events, 16), int(data, 16), int(ino, 16)
 
 
 def _distinct(found: list[Registration]) -> list[Registration]:
