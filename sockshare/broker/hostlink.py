@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sockshare.core.errors import ManagerError, ManagerSilent, ProtocolError
@@ -38,6 +39,7 @@ class HostLink:
         self._asked: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next = 0
         self._writing = False
+        self._lent: list[int] = []  # descriptors that the link may not have sent yet
         self._ended = False
         self._loop.add_reader(self._channel.fileno(), self._readable)
 
@@ -82,6 +84,24 @@ class HostLink:
         What a process has written to a local socket is read by the other end even after the writer was killed.
         """
         self._send({"type": "journal", "key": key, "record": record})
+        self._make_room()
+
+    def keep(self, key: str, fd: int) -> None:
+        """Have the host keep a duplicate of *fd* under *key* for the next broker, in place of an earlier one.
+
+        Once this returns, our death does not lose it. A host whose store is full says so in its log, and keeps nothing.
+        """
+        duplicate = os.dup(fd)  # the caller may close its own before the link has room
+        self._lent.append(duplicate)
+        self._send({"type": "keep", "key": key}, [duplicate])
+        self._make_room()
+        self._take_back()
+
+    def forget(self, key: str) -> None:
+        """Have the host close what it keeps under *key*, if anything."""
+        self._send({"type": "forget", "key": key})
+
+    def _make_room(self) -> None:
         # The host reads all the time; what it has no room for yet would die with us. A host that is stopped must not
         # stop us for good, though.
         give_up = self._loop.time() + _ROOM_WITHIN
@@ -89,9 +109,14 @@ class HostLink:
             select.select([], [self._channel], [], _ROOM_WITHIN)
             self._writable()
 
-    def _send(self, message: Message) -> None:
+    def _take_back(self) -> None:
+        if not self._channel.wants_write:
+            close_all(self._lent)
+            self._lent.clear()
+
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:
-            self._channel.send(message)
+            self._channel.send(message, fds)
         except OSError as error:
             self._fail(error)
             return
@@ -105,6 +130,7 @@ class HostLink:
         except OSError as error:
             self._fail(error)
             return
+        self._take_back()
         if self._writing and not self._channel.wants_write:
             self._writing = False
             self._loop.remove_writer(self._channel.fileno())

@@ -21,6 +21,7 @@ from . import meeting
 from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
+from .store import DescriptorStore
 from .verbs import Answer, Configuration, Holding, Manager, Verbs
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Host:
         self._asked: dict[int, tuple[Callable[[Message], None], Timer]] = {}
         self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name)
         self._notify = NotifySockets(loop, os.path.join(directory, meeting.NOTIFY))
+        self._store = DescriptorStore()
 
     def open(self) -> None:
         """Make the listeners and bind the notify sockets of processes that live, before the first broker.
@@ -111,7 +113,8 @@ class Host:
     def descriptors(self) -> list[int]:
         """Every descriptor that is open here, for who closes those that nobody claims."""
         link = [] if self._link is None else [self._link.fileno()]
-        return [*(sock.fileno() for sock in (*self._listeners.values(), *self._notify.sockets.values())), *link]
+        sockets = [sock.fileno() for sock in (*self._listeners.values(), *self._notify.sockets.values())]
+        return [*sockets, *self._store.kept.values(), *link]
 
     @guarded(log)
     def question(self, fields: Message, done: Callable[[Message], object], within: float = 5.0) -> None:
@@ -163,7 +166,7 @@ class Host:
         self._link = link = Channel(sock)
         self._writing = False
         self._loop.add_reader(link.fileno(), self._readable)
-        notify = self._notify.sockets
+        notify, kept = self._notify.sockets, self._store.kept
         hello = {
             "type": "hello",
             "version": VERSION,
@@ -172,11 +175,14 @@ class Host:
             "listeners": list(self._listeners),
             "sockets": [description for description, _ in self._configuration.sockets],
             "notify": list(notify),
+            "kept": list(kept),
             **self._configuration.message(),
             "journal": self._journal.records,
         }
         shared = [shared for _, shared in self._configuration.sockets]
-        self._send(link, hello, [sock.fileno() for sock in (*self._listeners.values(), *shared, *notify.values())])
+        sockets = [sock.fileno() for sock in (*self._listeners.values(), *shared, *notify.values())]
+        # They may not change before all of it is sent. None does: a broker speaks only after it has heard the hello.
+        self._send(link, hello, [*sockets, *kept.values()])
 
     @guarded(log)
     def drain(self) -> None:
@@ -197,6 +203,7 @@ class Host:
                 pass
         self._listeners.clear()
         self._notify.close()
+        self._store.close()
 
     def _drop(self) -> None:
         link, self._link = self._link, None
@@ -231,8 +238,11 @@ class Host:
             self._nonsense()
             return False
         for message, fds in messages:
-            close_all(fds)  # nothing that a broker says needs one
             try:
+                if message.get("type") == "keep":
+                    self._store.keep(str(message.get("key")), fds)
+                    continue
+                close_all(fds)  # nothing else that a broker says needs one
                 self._hear(link, message)
             except Exception:
                 log.exception("link: can't do %r", message.get("verb", message.get("type")))
@@ -248,6 +258,8 @@ class Host:
         kind = message.get("type")
         if kind == "journal":
             self._journal.put(str(message["key"]), message["record"])
+        elif kind == "forget":
+            self._store.forget(str(message["key"]))
         elif kind == "ask":
             number = message["id"]
             answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))

@@ -47,6 +47,15 @@ def main() -> None:
             while link.wants_write:  # a line counts once the socket has it
                 select.select([], [link.fileno()], [])
                 link.flush()
+        for key in order.get("keep", ()):  # a pipe each, whose reading end is kept
+            reading, writing = os.pipe()
+            os.write(writing, key.encode())
+            link.send({"type": "keep", "key": key}, [reading] * order.get("copies", 1))
+            report.setdefault("kept", []).append(os.fstat(reading).st_ino)
+            os.close(reading)
+            os.close(writing)
+        for key in order.get("forget", ()):
+            link.send({"type": "forget", "key": key})
         if "ask" in order:
             answer, fds = ask(**order["ask"])
             report["answer"] = answer
