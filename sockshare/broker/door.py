@@ -9,17 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TimeoutOfFuture
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import msgspec
 
 from sockshare.core.errors import ProtocolError, SockshareError
 from sockshare.core.tickets import SECRET_BYTES
-from sockshare.kernel.descriptors import Truncated, receive, send
-from sockshare.kernel.listeners import refuse_descriptors
+from sockshare.kernel.descriptors import Truncated, close_all, receive, send
+from sockshare.kernel.gate import is_gate
+from sockshare.kernel.listeners import accept_descriptors, refuse_descriptors
 from sockshare.kernel.peers import Peer, credentials, pidfd_of_peer
 
 from .endpoint import described
@@ -33,6 +39,7 @@ _READ_AFTER = 0.002
 _CONNECTIONS = 4096
 _CONNECTIONS_OF_ONE = 32
 _BATCH = 64
+_KEY = re.compile("[0-9a-f]{32}")
 _FAMILY, _TYPE = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
 
 
@@ -48,15 +55,22 @@ class Tickets(Protocol):
     def abandon(self, secrets: Sequence[bytes]) -> None:
         """The peer left before it said that it has them."""
 
+    def may_present(self, key: str, peer: Peer, pidfd: int | None) -> None:
+        """The peer wants to bring back the gate of its claim *key*; raises `SockshareError` if it may not."""
+
+    def presented(self, key: str, fd: int) -> None:
+        """It brought *fd*, an epoll, which is the callee's in any case; raises `SockshareError` if it is not taken."""
+
 
 class _Visitor:
-    __slots__ = ("deadline", "handed_out", "peer", "sock")
+    __slots__ = ("deadline", "handed_out", "peer", "presents", "sock")
 
     def __init__(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
         self.sock = sock
         self.peer = peer
         self.deadline = deadline
         self.handed_out: list[bytes] = []
+        self.presents = False  # a gate: its socket is a thread's then, to the end
 
 
 class Door:
@@ -66,7 +80,7 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._tickets = tickets
         self._hello = hello
-        self._visitors: dict[int, _Visitor] = {}
+        self._visitors: set[_Visitor] = set()
         self._of_pid: dict[int, int] = {}
         self._queue: deque[_Visitor] = deque()  # by deadline
         self._unread: list[_Visitor] = []
@@ -101,7 +115,7 @@ class Door:
                 sock.close()
                 continue
             visitor = _Visitor(sock, peer, self._loop.time() + PATIENCE)
-            self._visitors[fd] = visitor
+            self._visitors.add(visitor)
             self._of_pid[peer.pid] = self._of_pid.get(peer.pid, 0) + 1
             # Who connects speaks first, and mostly has spoken by now.
             if not self._hear(visitor):
@@ -121,7 +135,7 @@ class Door:
     def _read_acknowledgements(self) -> None:
         unread, self._unread = self._unread, []
         for visitor in unread:
-            if visitor.sock.fileno() >= 0 and self._hear(visitor):
+            if visitor.sock.fileno() >= 0 and not visitor.presents and self._hear(visitor):
                 self._loop.add_reader(visitor.sock.fileno(), self._hear, visitor)
 
     def _hear(self, visitor: _Visitor) -> bool:
@@ -132,6 +146,8 @@ class Door:
                 if not packet:
                     break
                 self._take(visitor, packet)
+                if visitor.presents:
+                    return False
         except BlockingIOError:
             return True
         except (ConnectionError, Truncated):
@@ -151,41 +167,110 @@ class Door:
             visitor.handed_out = []
             return
         try:
+            if kind == b"P" and not visitor.handed_out:
+                self._present(visitor, body.decode("ascii", "replace"))
+                return
             if kind != b"R" or not body or len(body) % SECRET_BYTES or len(body) > SECRET_BYTES * TICKETS_AT_ONCE:
                 raise ProtocolError("can't read what was said at the door: no packet of this protocol")
             if visitor.handed_out:
                 raise ProtocolError("can't redeem: the last descriptors were not acknowledged")
             secrets = [body[start : start + SECRET_BYTES] for start in range(0, len(body), SECRET_BYTES)]
-            pidfd = pidfd_of_peer(visitor.sock)
-            try:
+            with _process_of(visitor.sock) as pidfd:
                 duplicates = self._tickets.redeem(secrets, visitor.peer, pidfd)
-            finally:
-                if pidfd is not None:
-                    os.close(pidfd)
         except SockshareError as error:
             send(visitor.sock, b"-" + msgspec.json.encode(described(error)))
             return
         visitor.handed_out = secrets
         send(visitor.sock, b"+" + "\0".join(name for name, _ in duplicates).encode(), [fd for _, fd in duplicates])
 
+    def _present(self, visitor: _Visitor, key: str) -> None:
+        """Have the gate of the claim *key* received, by a thread.
+
+        What comes may have to be closed, and closing somebody's socket takes as long as he likes (SO_LINGER,
+        socket(7)). That goes for what is never received too: who closes the socket that it was sent to closes it.
+        """
+        if not _KEY.fullmatch(key):
+            raise ProtocolError("can't take a gate: what came is no key of a claim")
+        with _process_of(visitor.sock) as pidfd:
+            self._tickets.may_present(key, visitor.peer, pidfd)
+        self._loop.remove_reader(visitor.sock.fileno())
+        visitor.presents = True
+        accept_descriptors(visitor.sock)
+        # Not one of an executor's: the broker would wait for it when it ends.
+        threading.Thread(target=self._receive_gate, args=(visitor, key), name="sockshare-gate", daemon=True).start()
+
+    def _receive_gate(self, visitor: _Visitor, key: str) -> None:
+        # In the thread. A loop that has ended makes a RuntimeError.
+        outcome: Future[None] = Future()
+        with visitor.sock as sock, suppress(RuntimeError):
+            try:
+                sock.settimeout(PATIENCE)
+                send(sock, b"+")
+                self._loop.call_soon_threadsafe(self._presented, key, _gate_from(sock), outcome)
+                outcome.result(PATIENCE)
+                send(sock, b"+")
+            except SockshareError as error:
+                with suppress(OSError):
+                    send(sock, b"-" + msgspec.json.encode(described(error)))
+            except (OSError, TimeoutOfFuture) as error:
+                log.info("door: pid %d brought no gate: %s", visitor.peer.pid, error)
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._forget, visitor)
+
+    def _presented(self, key: str, fd: int, outcome: Future[None]) -> None:
+        try:
+            self._tickets.presented(key, fd)
+        except SockshareError as error:
+            outcome.set_exception(error)
+        except Exception as error:
+            log.exception("door: a gate can't be taken")
+            outcome.set_exception(SockshareError(f"can't take the gate: the broker has a bug ({error!r}; see its log)"))
+        else:
+            outcome.set_result(None)
+
     def _leave(self, visitor: _Visitor) -> None:
         fd = visitor.sock.fileno()
-        if fd < 0:
+        if fd < 0 or visitor.presents:
             return
         self._loop.remove_reader(fd)
-        del self._visitors[fd]
-        self._of_pid[visitor.peer.pid] -= 1
-        if not self._of_pid[visitor.peer.pid]:
-            del self._of_pid[visitor.peer.pid]
+        self._forget(visitor)
         if visitor.handed_out:
             self._tickets.abandon(visitor.handed_out)
             visitor.handed_out = []
         visitor.sock.close()
 
+    def _forget(self, visitor: _Visitor) -> None:
+        self._visitors.discard(visitor)
+        self._of_pid[visitor.peer.pid] -= 1
+        if not self._of_pid[visitor.peer.pid]:
+            del self._of_pid[visitor.peer.pid]
+
     def _expire(self) -> None:
         now = self._loop.time()
         while self._queue and self._queue[0].deadline <= now:
             self._leave(self._queue.popleft())
-        while self._queue and self._queue[0].sock.fileno() < 0:
+        while self._queue and (self._queue[0].presents or self._queue[0].sock.fileno() < 0):
             self._queue.popleft()
         self._sweep = self._loop.call_at(self._queue[0].deadline, self._expire) if self._queue else None
+
+
+@contextmanager
+def _process_of(sock: socket.socket) -> Iterator[int | None]:
+    pidfd = pidfd_of_peer(sock)
+    try:
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _gate_from(sock: socket.socket) -> int:
+    """The gate that is sent next; anything else is closed."""
+    try:
+        packet, fds = receive(sock, 2, 1)
+    except Truncated as error:
+        raise ProtocolError(f"can't take a gate: {error.strerror}") from None
+    if packet == b"F" and len(fds) == 1 and is_gate(fds[0]):
+        return fds[0]
+    close_all(fds)
+    raise ProtocolError("can't take a gate: what came is not one epoll")

@@ -151,6 +151,15 @@ class Broker:
         """See `door.Tickets`."""
         self._tickets.abandon(secrets)
 
+    def may_present(self, key: str, peer: Peer, pidfd: int | None) -> None:
+        """See `door.Tickets`."""
+        raise NotPermitted(f"can't take a gate of pid {peer.pid}: it has no claim {key}")
+
+    def presented(self, key: str, fd: int) -> None:
+        """See `door.Tickets`."""
+        os.close(fd)
+        raise NotPermitted(f"can't take a gate: there is no claim {key} any more")
+
     def issue(self, asking: Known, name: str | None, target: Known) -> dict[str, Any]:
         """A ticket for the socket *name*, which *asking* wants for *target*, as the answer has it.
 

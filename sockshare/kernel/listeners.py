@@ -83,8 +83,17 @@ def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
 
 def refuse_descriptors(sock: socket.socket) -> bool:
     """Refuse descriptors from the peers of *sock* and of what it accepts; False where the kernel can't."""
+    return _pass_rights(sock, False)
+
+
+def accept_descriptors(sock: socket.socket) -> None:
+    """Take descriptors from the peer of *sock* again, as every socket does where the kernel can't refuse them."""
+    _pass_rights(sock, True)
+
+
+def _pass_rights(sock: socket.socket, wanted: bool) -> bool:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, wanted)
     except OSError:
         return False
     return True
