@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 from circus.watcher import Watcher
 
-from sockshare.core.spec import Mistake, ProgramSpec, SocketSpec, check_timeouts, parse_plugin_options, parse_program
+from sockshare.core.spec import (
+    Mistake,
+    ProgramSpec,
+    SocketSpec,
+    check_command,
+    check_timeouts,
+    parse_plugin_options,
+    parse_program,
+)
 from sockshare.core.suggest import did_you_mean
 from sockshare.host.verbs import Configuration
 from sockshare.kernel import listeners
@@ -49,6 +57,9 @@ def read(
         if spec is not None:
             specs[name] = spec
     by_name = {spec.name: spec for spec in plugin.sockets} if plugin is not None else {}
+    for program in specs.values():
+        command = str(told["watchers"][program.name]["cmd"])
+        mistakes += check_command(f"watcher:{program.name}", "cmd", command, program.sockets, by_name)
     shared = []
     for one in sockets:
         if one["name"] in inherited:

@@ -12,7 +12,15 @@ import msgspec
 from supervisor.datatypes import boolean, colon_separated_user_group, octal_type
 
 from sockshare.core.errors import BadConfiguration
-from sockshare.core.spec import Mistake, ProgramSpec, SocketSpec, parse_plugin_options, parse_program, parse_socket
+from sockshare.core.spec import (
+    Mistake,
+    ProgramSpec,
+    SocketSpec,
+    check_command,
+    parse_plugin_options,
+    parse_program,
+    parse_socket,
+)
 from sockshare.core.suggest import did_you_mean
 from sockshare.kernel import binding
 from sockshare.kernel.binding import Address, Binding
@@ -79,6 +87,7 @@ def read(parser: Any, here: str | None) -> Declaration:
     runtime_dir = _read_interface(parser, get, mistakes)
     sockets = _read_sockets(parser, get, mistakes)
     programs = _read_programs(parser, get, [*_names(parser)], mistakes)
+    _check_commands(parser, get, programs, {name: one.spec for name, one in sockets.items()}, mistakes)
     if mistakes:
         raise BadConfiguration("\n".join(str(mistake) for mistake in mistakes))
     return Declaration(sockets, programs, runtime_dir)
@@ -239,6 +248,23 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
         if spec is not None:
             programs[name] = spec if kind == "program" else _of_fcgi(spec, get(section, "startsecs"))
     return programs
+
+
+def _check_commands(
+    parser: Any,
+    get: _Get,
+    programs: Mapping[str, ProgramSpec],
+    specs: Mapping[str, SocketSpec],
+    mistakes: list[Mistake],
+) -> None:
+    for section in parser.sections():
+        program = programs.get(section.partition(":")[2].strip())
+        if section.startswith("program:") and program is not None and parser.has_option(section, "command"):
+            try:
+                command = get(section, "command")
+            except ValueError:
+                continue  # supervisord's to say
+            mistakes += check_command(section, "command", command, program.sockets, specs)
 
 
 def _of_fcgi(spec: ProgramSpec, startsecs: str) -> ProgramSpec:

@@ -46,6 +46,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     timeout: float | None = None
     dry_run: bool = False
+    gate: bool = False
+    cooperate: bool = False
+    epoch: int = 0
+    process: str | None = None
 
 
 class Caller(NamedTuple):

@@ -37,6 +37,14 @@ class Observer:
         if self.impossible:
             log.warning("registrations can't be suspended: %s", self.impossible)
 
+    def inode(self, name: str) -> int:
+        """The inode of the socket *name*; -1 if there is none."""
+        return self._shared[name][0] if name in self._shared else -1
+
+    def descriptors(self, sockets: Iterable[str]) -> dict[int, int]:
+        """Our descriptor of each of *sockets*, by its inode."""
+        return dict(self._shared[name] for name in sockets if name in self._shared)
+
     def registrations(self, pid: int, sockets: Iterable[str]) -> list[epoll.Registration]:
         """The registrations of *sockets* in the process tree of *pid*; none where they can't be seen."""
         try:
@@ -87,7 +95,7 @@ class Observer:
         if self.impossible:
             return f"not suspended: {self.impossible}"
         try:
-            count = epoll.suspend_all(pid, self._sockets(sockets))
+            count = epoll.suspend_all(pid, self.descriptors(sockets))
             if count:
                 return f"{count} registration{'s' if count > 1 else ''} of pid {pid} suspended"
             if self.registrations(pid, sockets):
@@ -102,7 +110,7 @@ class Observer:
     def _park(self, pid: int, sockets: Iterable[str]) -> str:
         parking = self._parkings.get(pid)
         if parking is None:
-            parking = self._parkings[pid] = Parking(pid, self._sockets(sockets))
+            parking = self._parkings[pid] = Parking(pid, self.descriptors(sockets))
         parking.wait(_PARKED_WITHIN)
         if parking.held:
             return f"the thread of pid {pid} that waits for connections is held: {NO_EPOLL}"
@@ -125,7 +133,7 @@ class Observer:
         if self.impossible:
             return 0
         try:
-            return epoll.resume_all(pid, self._sockets(sockets))
+            return epoll.resume_all(pid, self.descriptors(sockets))
         except ProcessLookupError:
             return 0
         except (NotPermitted, OSError) as error:
@@ -144,6 +152,3 @@ class Observer:
 
     def _inodes(self, sockets: Iterable[str]) -> list[int]:
         return [self._shared[name][0] for name in sockets if name in self._shared]
-
-    def _sockets(self, sockets: Iterable[str]) -> dict[int, int]:
-        return dict(self._shared[name] for name in sockets if name in self._shared)

@@ -26,6 +26,7 @@ from . import plans
 from .endpoint import Caller, Request, described
 from .hostlink import HostLink
 from .reloads import Reload
+from .roster import Managed
 from .status import status_document
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Operations:
             "status": self._status,
             "reload": self._reload,
             "cancel": self._cancel,
+            "claim": self._claim,
+            "release": self._release,
+            "move": self._move,
+            "quiesce": self._quiesce,
+            "wake": self._wake,
         }
 
     def answer(self, caller: Caller, request: Request) -> None:
@@ -208,7 +214,70 @@ class Operations:
             running.cancel("the command was interrupted")
         return {}
 
+    async def _claim(self, caller: Caller, request: Request) -> None:
+        known = await self._broker.roster.identify(caller.pid)
+        managed = self._broker.managed_of(known, caller.pid)
+        self._broker.entitled(known, request.socket)
+        assert request.socket is not None
+        registrations = self._broker.registrations
+        one = registrations.claims.claim(
+            caller,
+            known.identity,
+            managed,
+            request.socket,
+            request.key or "",
+            gate=request.gate,
+            cooperate=request.cooperate,
+        )
+        if one.gate is not None and not request.gate:
+            ticket = self._broker.gate_ticket(known, request.socket, one.key)
+            self._broker.endpoint.reply(caller, {"event": {"gate": ticket}})
+        registrations.claims.introduce(one)
+
+    async def _release(self, caller: Caller, request: Request) -> dict[str, Any]:
+        known = await self._broker.roster.identify(caller.pid)
+        name, key = request.socket or "", request.key or ""
+        return {"released": self._broker.registrations.claims.release(known.identity, name, key, request.epoch)}
+
+    async def _move(self, caller: Caller, request: Request) -> dict[str, Any]:
+        self._may_command(caller, "move a registration")
+        managed, _ = await self._process(request)
+        return {"reason": self._broker.registrations.move(request.socket or "", managed)}
+
+    async def _quiesce(self, caller: Caller, request: Request) -> dict[str, Any]:
+        self._may_command(caller, "quiesce a process")
+        managed, sockets = await self._process(request)
+        return {"reason": self._broker.registrations.quiesce(managed, sockets)}
+
+    async def _wake(self, caller: Caller, request: Request) -> dict[str, Any]:
+        self._may_command(caller, "wake a process")
+        managed, sockets = await self._process(request)
+        return {"reason": self._broker.registrations.wake(managed, sockets)}
+
     # Parts of the above.
+
+    async def _process(self, request: Request) -> tuple[Managed, tuple[str, ...]]:
+        """The managed process that *request* names, and the sockets that it may have; not while it is being replaced.
+
+        Raises:
+            UnknownProgram: There is none.
+            ManagerError: A reload of its program is running.
+        """
+        name, names = request.process or "", []
+        for program, facts in (await self._link.ask("processes"))["programs"].items():
+            spec = self._broker.programs.get(program)
+            if spec is None:
+                continue
+            names += [str(one["process"]) for one in facts["processes"]]
+            found = [one for one in facts["processes"] if one["process"] == name and not one.get("stopping")]
+            live = self._broker.roster.enter_all(program, found)
+            if not live:
+                continue
+            running = self._broker.reloads.get(program) or self._broker.retirements.of_program(program)
+            if running is not None:
+                raise ManagerError(f"can't do that with {name}: a reload of {program} is running (step {running.step})")
+            return live[0], spec.sockets
+        raise UnknownProgram(f"can't find process {name!r}: no such process{did_you_mean(name, names)}")
 
     def _may_command(self, caller: Caller, what: str) -> None:
         if caller.uid not in (0, self._broker.manager["uid"]):

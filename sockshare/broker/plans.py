@@ -34,7 +34,7 @@ def make(
     registered: frozenset[str] = frozenset()
     for managed in broker.roster.enter_all(spec.name, replaced):
         old.append(Process(managed.pid, managed.name))
-        evidence = broker.observer.evidence(managed, spec.sockets, patient=True)
+        evidence = broker.registrations.evidence(managed, spec.sockets, patient=True)
         said, registered = said | evidence.said, registered | evidence.registered
     expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
     plan = Plan(

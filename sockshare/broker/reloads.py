@@ -18,6 +18,7 @@ from .drain import Address, Drainer, Left
 from .endpoint import Caller
 from .hostlink import HostLink
 from .observer import Observer
+from .registrations import Registrations
 from .roster import Known, Managed, Roster
 from .stderr import StderrTail
 from .verify import Wrong, verify
@@ -36,6 +37,7 @@ class Services(NamedTuple):
     host: HostLink
     roster: Roster
     observer: Observer
+    registrations: Registrations
     #: Where the TCP ones of the sockets of these names listen.
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
@@ -77,6 +79,7 @@ class Reload:
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
         self._drainer: Drainer | None = None
+        self._held_back: int | None = None
 
     @property
     def slot(self) -> str:
@@ -97,6 +100,11 @@ class Reload:
     def suspends(self) -> int | None:
         """The pid whose registrations are this reload's to keep suspended."""
         return self._rollout.suspends
+
+    @property
+    def holds_back(self) -> int | None:
+        """The pid of the new process that is not to have anything yet that only some may have."""
+        return self._rollout.holds_back
 
     def follow(self, caller: Caller) -> None:
         """Send *caller* every later event, and the final answer."""
@@ -156,15 +164,18 @@ class Reload:
         # The record first: a broker killed between two effects is followed by one that performs them again.
         if self._rollout.state is not State.ENDED:
             self._journal()
+        self._hold_back()
         for effect in effects:
             if isinstance(effect, steps.Start):
                 self._run(self._start())
             elif isinstance(effect, steps.Find):
                 self._run(self._find(effect))
             elif isinstance(effect, steps.HoldBack):
-                self._services.observer.suspend(effect.pid, self._expectation.sockets)
+                self._services.registrations.suspend(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Suspend):
-                how = self._services.observer.suspend(effect.pid, self._expectation.sockets)
+                newcomer = self._rollout.newcomer
+                successor = None if newcomer is None else newcomer.pid
+                how = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
                 if self._rollout.plan.drain:
                     self._watch_connections(effect.pid)
                 self._loop.call_soon(self._feed, steps.Switched(how))
@@ -176,7 +187,7 @@ class Reload:
             elif isinstance(effect, steps.Resume):
                 if self._drainer is not None and self._drainer.pid == effect.pid:
                     self._drainer.stop()  # it keeps its connections
-                self._services.observer.resume(effect.pid, self._expectation.sockets)
+                self._services.registrations.resume(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Settle):
                 self._settling.add(self._run(self._settle(effect)))
             elif isinstance(effect, steps.Report):
@@ -186,6 +197,16 @@ class Reload:
         if self._rollout.state is State.ENDED:
             self._end()
         self._schedule()
+
+    def _hold_back(self) -> None:
+        pid = self._rollout.holds_back
+        if pid == self._held_back:
+            return
+        before, self._held_back = self._held_back, pid
+        if before is not None and self._rollout.state not in (State.UNDO, State.ENDED):
+            self._services.registrations.let_in(before)
+        if pid is not None:
+            self._services.registrations.hold_back(pid)
 
     def _journal(self) -> None:
         before = self._expectation.before
@@ -280,7 +301,7 @@ class Reload:
         newcomer = self._rollout.awaited
         if newcomer is None or newcomer.pid != managed.pid:
             return
-        how = self._expectation.shown_by(self._services.observer.evidence(managed, self._expectation.sockets))
+        how = self._expectation.shown_by(self._services.registrations.evidence(managed, self._expectation.sockets))
         if how is None:
             return
         if managed.ready is None:
@@ -291,7 +312,7 @@ class Reload:
     async def _settle(self, effect: steps.Settle) -> None:
         if not effect.kill:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
-                self._services.observer.suspend(pid, self._expectation.sockets)
+                self._services.registrations.suspend(pid, self._expectation.sockets)
         try:
             answer = await self._services.host.ask(
                 "settle",
@@ -330,6 +351,9 @@ class Reload:
         if not addresses:
             self._feed(steps.VerifyFailed(f"can't verify {self._rollout.plan.verify}: the program has no TCP socket"))
             return
+        if self._services.registrations.stands_by(pid, self._expectation.sockets):
+            self._feed(steps.Verified("not verified: another process holds the registration"))
+            return
         outcome: steps.Event
         try:
             how = await verify(pid, addresses[0], path, lambda: self._exchange_roles(pid, back=True))
@@ -350,8 +374,8 @@ class Reload:
             return
         if self._rollout.newcomer.pid == pid:
             serving, waiting = (old.pid, pid) if back else (pid, old.pid)
-            self._services.observer.resume(serving, self._expectation.sockets)
-            self._services.observer.suspend(waiting, self._expectation.sockets)
+            self._services.registrations.resume(serving, self._expectation.sockets)
+            self._services.registrations.suspend(waiting, self._expectation.sockets, serving)
 
     # Telling.
 

@@ -57,7 +57,7 @@ class Retirement(Reload):
             if not effect.retire:  # it has died, and the manager needs no telling
                 self._feed(steps.Settled())
                 return
-            self._services.observer.suspend(old.pid, self._expectation.sockets)  # once more, as for any reload
+            self._services.registrations.suspend(old.pid, self._expectation.sockets)  # once more, as for any reload
         kill = [plan.newcomer.pid] if effect.kill and plan.newcomer is not None else []
         try:
             await self._services.host.ask("release", program=self.program, pid=old.pid, keep=effect.kill, kill=kill)
@@ -106,6 +106,11 @@ class Retirements:
     def suspend(self) -> set[int]:
         """The pids whose registrations are theirs to keep suspended."""
         return {pid for one in self._running.values() if (pid := one.suspends) is not None}
+
+    @property
+    def hold_back(self) -> set[int]:
+        """The pids of new processes that are not to have anything yet that only some may have."""
+        return {pid for one in self._running.values() if (pid := one.holds_back) is not None}
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -195,7 +200,7 @@ class Retirements:
                 managed = self._broker.roster.enter(one["pid"], spec.name, one["process"])
             except ProcessLookupError:
                 continue
-            evidence = self._broker.observer.evidence(managed, spec.sockets)
+            evidence = self._broker.registrations.evidence(managed, spec.sockets)
             if expectation.shown_by(evidence) is not None and time.time() - one["started"] >= spec.ready_hold:
                 return None
             unready.append(Process(managed.pid, managed.name))

@@ -25,20 +25,25 @@ from sockshare.core.suggest import did_you_mean
 from sockshare.core.tickets import SECRET_BYTES, Tickets
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
-from sockshare.kernel.peers import Peer, identity
+from sockshare.kernel.peers import Identity, Peer, identity
 
+from .claims import GATE
 from .door import Door
 from .drain import Address, address_of
-from .endpoint import Endpoint
+from .endpoint import Caller, Endpoint
 from .hostlink import HostLink
 from .notify import NotifySocket
 from .observer import Observer
 from .operations import Operations
+from .registrations import Registrations
 from .reloads import Reload, Services
 from .retirements import Retirements
 from .roster import Known, Managed, Roster
 
 log = logging.getLogger(__name__)
+
+#: Tickets for gates that are remembered until they are acknowledged.
+_GATE_TICKETS = 4096
 
 
 class Broker:
@@ -65,7 +70,12 @@ class Broker:
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, rest, strict=False)}
         self.observer = Observer(self.shared)
         self._tickets = Tickets()
+        self._gate_tickets: dict[bytes, tuple[str, str]] = {}  # secret: socket and key of the claim
         journal: dict[str, Any] = hello["journal"]
+        kept = dict(zip(hello["kept"], rest[len(self.sockets) + len(pids) :], strict=False))
+        self.registrations = Registrations(
+            link, self.observer, self.sockets, self.shared, journal, kept, self._tell, self._may_have
+        )
         self.roster = Roster(link, journal, on_death=self._died)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
         self.reloads: dict[str, Reload] = {}
@@ -127,25 +137,46 @@ class Broker:
             "uid_known": known,
         }
 
+    def _tell(self, caller: Caller, fields: dict[str, Any]) -> bool:
+        return self.endpoint.reply(caller, fields)
+
+    def _may_have(self, name: str) -> list[int]:
+        """The pids of the known managed processes that may have the socket *name*."""
+        programs = [spec.name for spec in self.programs.values() if name in spec.sockets]
+        return [managed.pid for program in programs for managed in self.roster.of_program(program)]
+
     def redeem(self, secrets: Sequence[bytes], peer: Peer, pidfd: int | None) -> list[tuple[str, int]]:
         """See `door.Tickets`."""
-        known = self.roster.known(peer.pid)
         try:
-            if known is not None and pidfd is not None and known.identity.inode == os.fstat(pidfd).st_ino:
-                who = known.identity
-            else:
-                who = identity(peer.pid, pidfd)
-            names = self._tickets.redeem(secrets, who, time.monotonic())
+            names = self._tickets.redeem(secrets, self._identity(peer, pidfd), time.monotonic())
         except ProcessLookupError:
             raise TicketRefused("can't redeem ticket: its process has died") from None
         except TicketRefused as error:
             self.refused(peer.pid, f"{error} ({error.__cause__})")
             raise
-        return [(name, self.shared[name][1]) for name in names]
+        try:
+            return [(name, self._descriptor(name)) for name in names]
+        except LookupError:
+            raise TicketRefused("can't redeem ticket: its claim is over") from None
+
+    def _identity(self, peer: Peer, pidfd: int | None) -> Identity:
+        known = self.roster.known(peer.pid)
+        if known is not None and pidfd is not None and known.identity.inode == os.fstat(pidfd).st_ino:
+            return known.identity
+        return identity(peer.pid, pidfd)
+
+    def _descriptor(self, name: str) -> int:
+        if name.startswith(GATE):
+            return self.registrations.claims.gate_of(name[len(GATE) :])
+        return self.shared[name][1]
 
     def acknowledge(self, secrets: Sequence[bytes]) -> None:
         """See `door.Tickets`."""
         self._tickets.acknowledge(secrets)
+        for secret in secrets:
+            socket_and_key = self._gate_tickets.pop(secret, None)
+            if socket_and_key is not None:
+                self.registrations.claims.eligible(*socket_and_key)
 
     def abandon(self, secrets: Sequence[bytes]) -> None:
         """See `door.Tickets`."""
@@ -153,12 +184,24 @@ class Broker:
 
     def may_present(self, key: str, peer: Peer, pidfd: int | None) -> None:
         """See `door.Tickets`."""
-        raise NotPermitted(f"can't take a gate of pid {peer.pid}: it has no claim {key}")
+        try:
+            who = self._identity(peer, pidfd)
+        except ProcessLookupError:
+            raise NotPermitted("can't take a gate: its process has died") from None
+        self.registrations.claims.may_present(key, who)
 
     def presented(self, key: str, fd: int) -> None:
         """See `door.Tickets`."""
-        os.close(fd)
-        raise NotPermitted(f"can't take a gate: there is no claim {key} any more")
+        self.registrations.claims.presented(key, fd)
+
+    def gate_ticket(self, known: Known, name: str, key: str) -> str:
+        """A ticket for the gate of the claim *key* on the socket *name*, for *known*."""
+        secret = os.urandom(SECRET_BYTES)
+        self._tickets.issue(secret, GATE + key, known.identity, time.monotonic())
+        self._gate_tickets[secret] = (name, key)
+        if len(self._gate_tickets) > _GATE_TICKETS:
+            del self._gate_tickets[next(iter(self._gate_tickets))]
+        return secret.hex()
 
     def issue(self, asking: Known, name: str | None, target: Known) -> dict[str, Any]:
         """A ticket for the socket *name*, which *asking* wants for *target*, as the answer has it.
@@ -166,15 +209,22 @@ class Broker:
         Raises:
             NotPermitted, UnknownSocket, ProtocolError: One of them may not have it, or there is no such socket.
         """
-        self._entitled(asking, name)
+        self.entitled(asking, name)
         if target is not asking:
-            self._entitled(target, name)
+            self.entitled(target, name)
         assert name is not None
         secret = os.urandom(SECRET_BYTES)
         self._tickets.issue(secret, name, target.identity, time.monotonic())
+        if self.sockets[name].registration != "shared":
+            self.registrations.handed_out(self.managed_of(target, target.identity.pid), [name])
         return {"ok": True, "socket": name, "ticket": secret.hex()}
 
-    def _entitled(self, known: Known, name: str | None) -> None:
+    def entitled(self, known: Known, name: str | None) -> None:
+        """Refuse *known* the socket *name* if it may not have it.
+
+        Raises:
+            NotPermitted, UnknownSocket, ProtocolError: It may not, or there is no such socket.
+        """
         managed = self.managed_of(known, known.identity.pid)
         if name is None:
             raise ProtocolError("can't hand out a socket: the request names none")
@@ -255,7 +305,9 @@ class Broker:
 
     def services(self) -> Services:
         """What a reload works with."""
-        return Services(self._link, self.roster, self.observer, self._addresses, self.endpoint.reply)
+        return Services(
+            self._link, self.roster, self.observer, self.registrations, self._addresses, self.endpoint.reply
+        )
 
     def _addresses(self, names: Iterable[str]) -> list[Address]:
         return [address for name in sorted(names) if (address := address_of(self.shared[name][1])) is not None]
@@ -279,6 +331,8 @@ class Broker:
         if managed is None or managed.pid != pid:
             return
         log.info("%s: died (pid=%d, generation=%d)", managed.name, pid, managed.generation)
+        spec = self.programs.get(managed.program)
+        self.registrations.process_died(managed, () if spec is None else spec.sockets)
         listening = self._notify.pop(pid, None)
         if listening is not None:
             listening[1].close()
@@ -319,10 +373,13 @@ class Broker:
                 self._link.journal(key, None)
         self.retirements.take_up(journal)
         claimed = {reload.suspends for reload in self.reloads.values()} | self.retirements.suspend
+        new = {reload.holds_back for reload in self.reloads.values()} | self.retirements.hold_back
         for spec in self.programs.values():
             for managed in self.roster.of_program(spec.name):
+                self.registrations.handed_out(managed, spec.sockets)
                 if managed.pid not in claimed:
-                    count = self.observer.resume(managed.pid, spec.sockets)
+                    held_back = managed.pid in new
+                    count = self.registrations.resume_unclaimed(managed.pid, spec.sockets, held_back=held_back)
                     if count:
                         log.warning(
                             "%s: %d suspended registrations that no reload claims were resumed", managed.name, count

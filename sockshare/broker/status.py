@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from sockshare.core.errors import ManagerError
+from sockshare.core.registration_steps import Means, Standing
 from sockshare.kernel import connections, listeners, processes
 from sockshare.kernel.connections import Connection
 
 from .hostlink import HostLink
+from .line import Line
 from .observer import NO_EPOLL
 from .roster import Managed
 
@@ -73,14 +76,28 @@ def _socket(broker: Broker, name: str, members: dict[str, list[Managed]]) -> dic
         if name in spec.sockets
         for managed in members.get(program, ())
     ]
+    line = broker.registrations.line(name)
     return {
         "name": name,
         "address": address,
         "registration": broker.sockets[name].registration,
+        **({} if line is None else _counted(line)),
         "inode": inode,
         "queue": None if queue is None else queue.length,
         "backlog": None if queue is None else queue.backlog,
         "holders": holders,
+    }
+
+
+def _counted(line: Line) -> dict[str, Any]:
+    if line.is_shared:
+        return {}
+    return {
+        "moves": line.moves,
+        "violations": line.violations,
+        "stalls": line.stalls,
+        "overlap_ms": round(line.overlap * 1000, 1),
+        "last_move": line.last_move,
     }
 
 
@@ -91,24 +108,50 @@ def _holder(broker: Broker, name: str, managed: Managed, established: list[Conne
     if established is not None:
         pids = processes.tree(managed.pid)
         count = len({one.inode for owned in connections.connections_of(pids, established).values() for one in owned})
+    kept_by: str | None
     if found and refusal is None:
         kept_by, why_not = "suspend", None
     else:
         kept_by, why_not = None, refusal or f"cannot be suspended: {NO_EPOLL}"
+    registered = any(not entry.suspended for entry in found)
+    suspended = all(entry.suspended for entry in found) if found else broker.observer.holds(managed.pid)
+    claims = list(broker.registrations.claims_of(managed.pid, name))
+    entries = [entry for _, entry in claims if entry is not None]
+    first = next(
+        (entry for entry in entries if entry.standing is not Standing.WAITING), entries[0] if entries else None
+    )
+    if claims:
+        kept_by, why_not = claims[0][0].means.value, None
+        if claims[0][0].means is not Means.SUSPEND:
+            registered = first is not None and first.standing is not Standing.WAITING
+            suspended = False
     return {
         "pid": managed.pid,
         "program": managed.program,
         "process": managed.name,
         "generation": managed.generation,
-        "ready": managed.ready is not None or bool(found) or bool(broker.observer.waited(managed.pid, [name])),
-        "registered": any(not entry.suspended for entry in found),
-        "suspended": all(entry.suspended for entry in found) if found else broker.observer.holds(managed.pid),
+        "ready": managed.ready is not None
+        or bool(found)
+        or bool(entries)
+        or bool(broker.observer.waited(managed.pid, [name])),
+        "registered": registered,
+        "suspended": suspended,
         "kept_by": kept_by,
         "not_kept": why_not,
+        "standing": None if first is None else first.standing.value,
+        "epoch": None if first is None or first.standing is Standing.WAITING else first.epoch,
+        "held_for": None
+        if first is None or first.standing is Standing.WAITING
+        else round(_boottime() - first.since / 1e9, 3),
+        "paused": bool(entries) and all(entry.paused for entry in entries),
         "connections": count,
         "status": managed.status,
         "warning": managed.warning,
     }
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _established(sock: socket.socket) -> list[Connection] | None:

@@ -92,6 +92,45 @@ def reload(
     return partial(run, endpoint or above, program, as_json=as_json, timeout=timeout, dry_run=dry_run)
 
 
+@commands.group(no_args_is_help=True)
+def registration() -> None:
+    """Who holds the event registration of a socket (`sockshare status` shows it)."""
+
+
+@registration.command()
+@click.argument("socket")
+@click.argument("process")
+@_endpoint
+@click.pass_obj
+def move(above: str | None, socket: str, process: str, endpoint: str | None) -> _Work:
+    """Hand the registration of SOCKET to PROCESS, as `sockshare status` names it: web:2."""
+    from .registration import move
+
+    return partial(move, endpoint or above, socket, process)
+
+
+@commands.command()
+@click.argument("process")
+@_endpoint
+@click.pass_obj
+def quiesce(above: str | None, process: str, endpoint: str | None) -> _Work:
+    """Have PROCESS get nothing new until `sockshare wake PROCESS`; what it has, it goes on with."""
+    from .registration import quiesce
+
+    return partial(quiesce, endpoint or above, process)
+
+
+@commands.command()
+@click.argument("process")
+@_endpoint
+@click.pass_obj
+def wake(above: str | None, process: str, endpoint: str | None) -> _Work:
+    """Have a quiesced PROCESS take part again."""
+    from .registration import wake
+
+    return partial(wake, endpoint or above, process)
+
+
 @commands.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> _Work:

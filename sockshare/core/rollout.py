@@ -131,6 +131,13 @@ class Rollout:
         return None
 
     @property
+    def holds_back(self) -> int | None:
+        """The pid of the new process that is not to have anything yet that only some may have."""
+        if self.newcomer is None or self._old_gone or self.state not in (State.WARM, State.HOLD):
+            return None
+        return self.newcomer.pid
+
+    @property
     def awaited(self) -> Process | None:
         """The process that has yet to become ready."""
         return self.newcomer if self.state in (State.WARM, State.RESPAWN) else None

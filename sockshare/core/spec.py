@@ -15,13 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from .registration_steps import Means, Policy, supports
 from .suggest import did_you_mean
-
-#: What the interface knows and this version does not do yet. By key: the values that it does, and what to write.
-#: Whoever makes it do them deletes the row.
-NOT_YET: Mapping[str, tuple[frozenset[str], str]] = {
-    "registration": (frozenset({"shared"}), "write 'shared', or leave it out"),
-}
 
 _LONGEST_TIME = 86400.0  # seconds: a longer one is in other units
 _MOST_HOLDERS = 4096
@@ -61,6 +56,9 @@ class SocketSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     registration: Literal["shared", "exclusive", "latest", "rotate"] | int = "shared"
+    stall_timeout: float = 1.0  # seconds that a queue may stand untaken before the registration moves; 0: for ever
+    enforce: Literal["warn", "suspend", "stop"] = "suspend"  # what is done to one that registers out of turn
+    rotate_ms: float = 0.0  # at least so many milliseconds with one holder; 0: moved on at each arrival
     blocking: bool = False  # handed out without O_NONBLOCK
     address: str = ""  # where its clients find it, if the socket itself is bound under another name
 
@@ -143,6 +141,12 @@ def _page(value: str) -> str:
     return value
 
 
+def _milliseconds(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value):
+        raise _Bad(f"{value!r} is not a number of milliseconds, at most 999999")
+    return float(value)
+
+
 _POLICIES = ("shared", "exclusive", "latest", "rotate")
 
 
@@ -190,14 +194,24 @@ _PROGRAM: Mapping[str, _Reader] = {
     "stop_signal": _signal,
     "verify": _page,
 }
-_SOCKET: Mapping[str, _Reader] = {"registration": _registration, "blocking": _boolean}
+_SOCKET: Mapping[str, _Reader] = {
+    "registration": _registration,
+    "stall_timeout": _seconds(),
+    "enforce": _choice("warn", "suspend", "stop"),
+    "rotate_ms": _milliseconds,
+    "blocking": _boolean,
+}
+#: Which registrations a socket's other keys are about.
+_ONLY_WITH: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "stall_timeout": (lambda policy: policy != "shared", "a registration other than 'shared'"),
+    "enforce": (lambda policy: policy != "shared", "a registration other than 'shared'"),
+    "rotate_ms": (lambda policy: policy == "rotate", "registration = rotate"),
+}
 _PLUGIN: Mapping[str, _Reader] = {"runtime_dir": _directory, "logfile": _path}
-
-_NotYet = Mapping[str, tuple[frozenset[str], str]]
 
 
 def _read(
-    section: str, options: Mapping[str, str], prefix: str, readers: Mapping[str, _Reader], not_yet: _NotYet
+    section: str, options: Mapping[str, str], prefix: str, readers: Mapping[str, _Reader]
 ) -> tuple[dict[str, Any], list[Mistake]]:
     fields: dict[str, Any] = {}
     mistakes: list[Mistake] = []
@@ -205,18 +219,10 @@ def _read(
         if key not in readers:
             mistakes.append(Mistake(section, prefix + key, f"no such key{did_you_mean(key, readers, prefix)}"))
             continue
-        supported, advice = not_yet.get(key, (None, ""))
         try:
-            value = readers[key](given.strip())
+            fields[key] = readers[key](given.strip())
         except _Bad as bad:
-            meant = [word for word in bad.candidates if supported is None or word in supported]
-            mistakes.append(Mistake(section, prefix + key, f"{bad}{did_you_mean(bad.word, meant)}"))
-            continue
-        if supported is not None and value not in supported:
-            message = f"{given.strip()!r} is not supported yet by this version; {advice}"
-            mistakes.append(Mistake(section, prefix + key, message))
-            continue
-        fields[key] = value
+            mistakes.append(Mistake(section, prefix + key, f"{bad}{did_you_mean(bad.word, bad.candidates)}"))
     return fields, mistakes
 
 
@@ -226,7 +232,6 @@ def parse_program(
     options: Mapping[str, str],
     prefix: str,
     sockets: Collection[str],
-    not_yet: _NotYet = NOT_YET,
 ) -> tuple[ProgramSpec | None, list[Mistake]]:
     """Read what a program's *section* says to sockshare.
 
@@ -237,7 +242,7 @@ def parse_program(
     Returns:
         The spec, or None when there are mistakes; and all of these.
     """
-    fields, mistakes = _read(section, options, prefix, _PROGRAM, not_yet)
+    fields, mistakes = _read(section, options, prefix, _PROGRAM)
     named: list[str] = fields.get("sockets", [])
     for socket in dict.fromkeys(named):
         if socket not in sockets:
@@ -256,10 +261,15 @@ def parse_program(
 
 
 def parse_socket(
-    name: str, section: str, options: Mapping[str, str], prefix: str, not_yet: _NotYet = NOT_YET
+    name: str, section: str, options: Mapping[str, str], prefix: str
 ) -> tuple[SocketSpec | None, list[Mistake]]:
     """Read what *section* says of the socket *name*; arguments and result as of `parse_program`."""
-    fields, mistakes = _read(section, options, prefix, _SOCKET, not_yet)
+    fields, mistakes = _read(section, options, prefix, _SOCKET)
+    if "registration" in fields or "registration" not in options:
+        policy = fields.get("registration", "shared")
+        for key, (fits, what) in _ONLY_WITH.items():
+            if key in fields and not fits(policy):
+                mistakes.append(Mistake(section, prefix + key, f"it means nothing without {what}"))
     return (None, mistakes) if mistakes else (SocketSpec(name, **fields), [])
 
 
@@ -268,7 +278,6 @@ def parse_plugin_options(
     options: Mapping[str, str],
     sockets: Collection[str],
     ignored: Collection[str],
-    not_yet: _NotYet = NOT_YET,
 ) -> tuple[PluginSpec | None, list[Mistake]]:
     """Read circus's ``[plugin:sockshare]`` section.
 
@@ -292,15 +301,50 @@ def parse_plugin_options(
             own[key] = value
         elif key not in ignored:
             mistakes.append(Mistake(section, key, f"no such key{did_you_mean(key, known)}"))
-    fields, more = _read(section, own, "", _PLUGIN, not_yet)
+    fields, more = _read(section, own, "", _PLUGIN)
     mistakes += more
     specs: list[SocketSpec] = []
     for socket, said in by_socket.items():
-        spec, more = parse_socket(socket, section, said, f"{socket}.", not_yet)
+        spec, more = parse_socket(socket, section, said, f"{socket}.")
         mistakes += more
         if spec is not None:
             specs.append(spec)
     return (None, mistakes) if mistakes else (PluginSpec(**fields, sockets=tuple(specs)), [])
+
+
+def check_command(
+    section: str, key: str, command: str, sockets: Iterable[str], specs: Mapping[str, SocketSpec]
+) -> list[Mistake]:
+    """Refuse a program whose *command* shows that its registration of a socket can't be kept as that one asks.
+
+    Args:
+        key: Where *command* stands in *section*.
+        sockets: What the program may have, of *specs*.
+    """
+    words = command.split()
+    ours = next(
+        (at for at, word in enumerate(words[:-1]) if word.endswith("sockshare") and words[at + 1] == "exec"), None
+    )
+    if ours is None:
+        return []
+    rest = words[ours + 2 :]
+    own = rest[: rest.index("--")] if "--" in rest else rest
+    chosen = [word for at, word in enumerate(own) if at and own[at - 1] == "--socket"]
+    chosen += [word[9:] for word in own if word.startswith("--socket=")]
+    means = Means.COOPERATE if "--registration" in own else Means.SUSPEND
+    return [
+        Mistake(section, key, f"{name!r} has registration = {specs[name].registration}, which {_WHY_NOT[means]}")
+        for name in sockets
+        if name in specs and (not chosen or name in chosen) and not supports(Policy.of(specs[name].registration), means)
+    ]
+
+
+_WHY_NOT = {
+    Means.SUSPEND: "only a program that uses the library can keep: start it without `sockshare exec`, and have it call"
+    " sockshare.attach() and registration()",
+    Means.COOPERATE: "a program behind `exec --registration` can't keep, as it lets go only by ending: leave"
+    " --registration out",
+}
 
 
 def check_timeouts(spec: ProgramSpec, graceful_timeout: float, has_before_signal: bool) -> list[Mistake]:

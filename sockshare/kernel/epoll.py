@@ -53,6 +53,8 @@ _SAVED = {
 }
 _ASKED = sum(_SAVED)
 
+#: Numbers for entries of our own in other processes' epolls.
+_REMINDER = (1000, 1001)
 _EVENTPOLL = "anon_inode:[eventpoll]"
 _ENTRY = re.compile(rb"tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)\s+pos:\S+ ino:([0-9a-f]+) ")
 #: How often `suspend_all` and `resume_all` look again for what came meanwhile.
@@ -201,6 +203,33 @@ def present(registration: Registration, sock_fd: int) -> bool:
         return False
 
 
+def remind(registration: Registration, sock_fd: int) -> bool:
+    """Have the program told once more of what waits on the shared socket, of which *sock_fd* is our duplicate.
+
+    A second entry, good for one event, is added beside its own, which is not touched: with the same data, so that it is
+    to the program an event of its own. Take it away again by `end_reminder` once it may have been delivered; left there
+    it does nothing.
+
+    Returns:
+        False when the entry is gone.
+
+    Raises:
+        NotPermitted, OSError: As `suspend`.
+    """
+    events = select.EPOLLIN | select.EPOLLONESHOT
+    return _remind("remind", registration, sock_fd, Change(syscalls.EPOLL_CTL_ADD, events, registration.data))
+
+
+def end_reminder(registration: Registration, sock_fd: int) -> bool:
+    """Take away what `remind` has added; results and errors as there."""
+    return _remind("end the reminder of", registration, sock_fd, Change(syscalls.EPOLL_CTL_DEL))
+
+
+def _remind(verb: str, entry: Registration, sock_fd: int, change: Change) -> bool:
+    # An entry is known by file and number: any other number makes another entry.
+    return _control(verb, entry._replace(tfd=_REMINDER[entry.tfd == _REMINDER[0]]), sock_fd, [change])
+
+
 def suspend_all(pid: int, sockets: Mapping[int, int]) -> int:
     """Suspend every registration of *sockets* (inode: our descriptor) in *pid* and its descendants.
 
@@ -245,6 +274,10 @@ def _change(verb: str, entry: Registration, sock_fd: int, events: int) -> bool:
         ]
     else:
         changes = [Change(syscalls.EPOLL_CTL_MOD, events, entry.data)]
+    return _control(verb, entry, sock_fd, changes)
+
+
+def _control(verb: str, entry: Registration, sock_fd: int, changes: list[Change]) -> bool:
     try:
         control(entry.pid, entry.epfd, entry.tfd, sock_fd, changes)
     except ControlError as error:

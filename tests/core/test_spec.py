@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockshare.core.spec import (
-    NOT_YET,
     Mistake,
     PluginSpec,
     ProgramSpec,
     SocketSpec,
+    check_command,
     check_timeouts,
     parse_plugin_options,
     parse_program,
@@ -27,15 +27,14 @@ from sockshare.core.suggest import did_you_mean
 SOCKETS = ("web", "chat", "web.api")
 
 
-def program(options: Mapping[str, str], *, all_done: bool = False) -> tuple[ProgramSpec | None, list[str]]:
-    not_yet = {} if all_done else NOT_YET
-    spec, mistakes = parse_program("web", "watcher:web", options, "sockshare.", SOCKETS, not_yet)
+def program(options: Mapping[str, str]) -> tuple[ProgramSpec | None, list[str]]:
+    spec, mistakes = parse_program("web", "watcher:web", options, "sockshare.", SOCKETS)
     assert (spec is None) == bool(mistakes)
     return spec, [str(mistake) for mistake in mistakes]
 
 
-def good(options: Mapping[str, str], *, all_done: bool = False) -> ProgramSpec:
-    spec, mistakes = program(options, all_done=all_done)
+def good(options: Mapping[str, str]) -> ProgramSpec:
+    spec, mistakes = program(options)
     assert spec is not None, mistakes
     return spec
 
@@ -202,32 +201,62 @@ def test_registration_as_readiness_is_no_second_mistake_when_the_sockets_are_one
     assert good({"ready": "registration", "sockets": "web"}).ready == "registration"
 
 
-def test_values_are_accepted_when_their_refusal_is_lifted() -> None:
-    """What this version refuses only because of the table needs no other change."""
-    spec = good({"drain": "observe", "verify": "http:/health?deep=1"}, all_done=True)
-    assert (spec.drain, spec.verify) == ("observe", "http:/health?deep=1")
+def test_every_registration_is_read() -> None:
+    """The four words, and a number of holders."""
     for value, expected in [("exclusive", "exclusive"), ("4", 4), ("rotate", "rotate"), ("latest", "latest")]:
-        assert parse_socket("web", "sockshare:web", {"registration": value}, "", {}) == (
+        assert parse_socket("web", "sockshare:web", {"registration": value}, "") == (
             SocketSpec("web", registration=expected),  # type: ignore[arg-type]
             [],
         )
 
 
+def test_keys_of_the_registration_are_read() -> None:
+    """Beside a registration that they are about."""
+    options = {"registration": "rotate", "stall_timeout": "0", "enforce": "stop", "rotate_ms": "12.5"}
+    spec, _ = parse_socket("web", "sockshare:web", options, "")
+    assert spec == SocketSpec("web", registration="rotate", stall_timeout=0.0, enforce="stop", rotate_ms=12.5)
+
+
+@pytest.mark.parametrize(
+    ("command", "policy", "refused"),
+    [
+        ("sockshare exec -- app", "rotate", True),
+        ("/opt/venv/bin/sockshare exec --socket web -- app", "rotate", True),
+        ("sockshare exec --socket=other -- app", "rotate", False),
+        ("python -m sockshare exec -- app", "rotate", True),
+        ("python server.py", "rotate", False),
+        ("sockshare status", "rotate", False),
+        ("sockshare exec -- app", "latest", False),
+        ("sockshare exec --registration -- app", "latest", True),
+        ("sockshare exec --registration -- app", "exclusive", False),
+        ("sockshare exec -- app --registration", "latest", False),
+    ],
+)
+def test_command_is_refused_where_its_registration_can_not_be_kept(command: str, policy: str, refused: bool) -> None:
+    """One table of policies and means: what is not in it is refused before anything runs."""
+    specs = {"web": SocketSpec("web", registration=policy)}  # type: ignore[arg-type]
+    found = check_command("watcher:web", "cmd", command, ["web"], specs)
+    assert bool(found) == refused
+    assert all(str(mistake).startswith(f"[watcher:web] cmd: 'web' has registration = {policy}") for mistake in found)
+
+
 @pytest.mark.parametrize("value", ["http://host/x", "http:x", "http:/a b", "https:/x", "http:", "http:/a\nb"])
 def test_verify_is_refused_when_it_is_not_a_path(value: str) -> None:
     """The page is of the socket's own address."""
-    spec, _ = program({"verify": value}, all_done=True)
+    spec, _ = program({"verify": value})
     assert spec is None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"stall_timeout": "2"}, "it means nothing without a registration other than 'shared'"),
+        ({"registration": "exclusive", "rotate_ms": "5"}, "it means nothing without registration = rotate"),
+        ({"registration": "rotate", "rotate_ms": "fast"}, "'fast' is not a number of milliseconds, at most 999999"),
         (
-            {"registration": "exclusive"},
-            "'exclusive' is not supported yet by this version; write 'shared', or leave it out",
+            {"registration": "exclusive", "enforce": "kill"},
+            "'kill' is not one of warn, suspend, stop",
         ),
-        ({"registration": "2"}, "'2' is not supported yet by this version; write 'shared', or leave it out"),
         ({"registration": "0"}, "0 is out of range: it must be at least 1 and at most 4096"),
         ({"registration": "4097"}, "4097 is out of range: it must be at least 1 and at most 4096"),
         # int() itself refuses so many digits.
@@ -364,7 +393,7 @@ def test_program_spec_survives_json(spec: ProgramSpec) -> None:
 @pytest.mark.parametrize("registration", ["exclusive", 3])
 def test_plugin_spec_survives_json(registration: str | int) -> None:
     """A number stays one."""
-    spec = PluginSpec("/run/x", None, (SocketSpec("web", registration, True),))  # type: ignore[arg-type]
+    spec = PluginSpec("/run/x", None, (SocketSpec("web", registration, blocking=True),))  # type: ignore[arg-type]
     assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(spec))), PluginSpec) == spec
 
 
@@ -378,7 +407,7 @@ def test_unknown_field_is_refused_between_host_and_broker() -> None:
 def test_any_text_is_read_without_an_error(options: dict[str, str]) -> None:
     """A mistake is a return value, whatever was typed."""
     keyed = {**options, **dict(zip(["sockets", "ready_hold", "stop_signal", "verify"], options.values(), strict=False))}
-    program(keyed, all_done=True)
+    program(keyed)
     parse_socket("web", "s", dict(zip(["registration", "blocking"], options.values(), strict=False)), "")
     parse_plugin_options("s", options, SOCKETS, ())
 

@@ -1,0 +1,132 @@
+"""What arrives at the shared sockets, and what stands there untaken although somebody holds the registration.
+
+Nothing is done while nothing arrives: an edge-triggered epoll of ours says when something does. From then on the
+queue is looked at now and then, until it is empty. So an idle broker sleeps, and a busy server costs it 20 looks a
+second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
+
+from sockshare.kernel import queues
+from sockshare.kernel.queues import Waiting
+
+log = logging.getLogger(__name__)
+
+#: Seconds from an arrival to the first look, and between two looks after it.
+_FIRST_LOOK, _LOOK_EVERY = 0.01, 0.05
+_EDGE = select.EPOLLIN | select.EPOLLET
+
+
+class _Standing:
+    """One socket on which something waits."""
+
+    __slots__ = ("closely", "last", "looked", "since")
+
+    def __init__(self, last: Waiting, now: float) -> None:
+        self.last = last
+        self.closely: Waiting | None = None
+        self.since = self.looked = now
+
+
+class _Watched:
+    __slots__ = ("each", "sock", "stall_timeout", "standing")
+
+    def __init__(self, sock: socket.socket, stall_timeout: float, each: bool) -> None:
+        self.sock = sock
+        self.stall_timeout = stall_timeout
+        self.each = each
+        self.standing: _Standing | None = None
+
+
+class Arrivals:
+    """Watches sockets; made in the running loop.
+
+    Args:
+        arrived: Called with the name of a socket that is watched for *each* arrival.
+        waits: Called at each look at which something still waits.
+        stalled: Called when what waits has stood untaken for the socket's stall time-out, and each time again.
+    """
+
+    def __init__(
+        self, *, arrived: Callable[[str], None], waits: Callable[[str], None], stalled: Callable[[str], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived = arrived
+        self._waits = waits
+        self._stalled = stalled
+        self._watched: dict[str, _Watched] = {}
+        self._names: dict[int, str] = {}
+        self._edges = select.epoll()
+        self._loop.add_reader(self._edges.fileno(), self._edge)
+
+    def watch(self, name: str, fd: int, *, stall_timeout: float, each: bool) -> None:
+        """Watch the socket *fd* under *name*.
+
+        Args:
+            stall_timeout: Seconds after which what stands untaken is said to be stalled; 0: never.
+            each: Whether every arrival is told.
+        """
+        sock = socket.socket(fileno=os.dup(fd))
+        self._watched[name] = _Watched(sock, stall_timeout, each)
+        self._names[sock.fileno()] = name
+        self._edges.register(sock.fileno(), _EDGE)  # reports at once what waits already
+
+    def begin_anew(self, name: str) -> None:
+        """Another one holds the registration: its time to take what waits begins now."""
+        watched = self._watched.get(name)
+        if watched is not None and watched.standing is not None:
+            watched.standing.since, watched.standing.closely = self._loop.time(), None
+
+    def _edge(self) -> None:
+        for fd, _ in self._edges.poll(0):
+            name = self._names[fd]
+            watched = self._watched[name]
+            if watched.each:
+                self._arrived(name)
+            if watched.standing is None:
+                if not watched.each:
+                    self._edges.modify(fd, 0)  # enough is known until the queue is empty again
+                watched.standing = _Standing(queues.NOTHING, self._loop.time())
+                self._loop.call_later(_FIRST_LOOK, self._look, name)
+
+    def _look(self, name: str) -> None:
+        watched = self._watched[name]
+        try:
+            if not self._still_waits(name, watched):
+                watched.standing = None
+                self._edges.modify(watched.sock.fileno(), _EDGE)
+                return
+        except OSError as error:
+            log.warning("%s: can't tell what waits: %s", name, error)
+        except Exception:
+            log.exception("%s: can't tell what waits", name)
+        self._loop.call_later(_LOOK_EVERY, self._look, name)
+
+    def _still_waits(self, name: str, watched: _Watched) -> bool:
+        standing, now, patience = watched.standing, self._loop.time(), watched.stall_timeout
+        assert standing is not None
+        waiting = queues.look(watched.sock)
+        before, standing.last = standing.last, waiting
+        late, standing.looked = now - standing.looked > max(patience / 2, 5 * _LOOK_EVERY), now
+        if not waiting.amount:
+            return False
+        self._waits(name)
+        # Late: this process was stopped itself, and has not seen what was taken meanwhile.
+        if late or waiting.was_taken_from(before):
+            standing.since, standing.closely = now, None
+        elif patience and standing.closely is None and now - standing.since >= patience / 2:
+            # A queue that is as long as before may be one that moves: only who is in it tells.
+            standing.closely = queues.look(watched.sock, closely=True)
+        elif patience and standing.closely is not None and now - standing.since >= patience:
+            untaken = not queues.look(watched.sock, closely=True).was_taken_from(standing.closely)
+            standing.since, standing.closely = now, None
+            if untaken:
+                self._stalled(name)
+        return True

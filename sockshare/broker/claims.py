@@ -1,0 +1,291 @@
+"""The claims of processes that use the library or ``exec --registration``: who made them, their gates, whom to tell.
+
+A gate is kept by the host as well, under ``gate:KEY``: the next broker finds it there, armed or not, whatever its
+process does. A claim is not eligible before its process has its gate.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sockshare.core import registration_steps as rules
+from sockshare.core.errors import NotPermitted, ProtocolError, UnknownSocket
+from sockshare.core.registration_steps import Means, Standing
+from sockshare.kernel.gate import Gate
+from sockshare.kernel.peers import Identity
+
+from .endpoint import Caller
+from .hostlink import HostLink
+from .roster import Managed
+
+if TYPE_CHECKING:
+    from .line import Line
+
+log = logging.getLogger(__name__)
+
+GATE = "gate:"
+
+_KEY = re.compile("[0-9a-f]{32}")
+#: Claims that one process may have on one socket.
+_CLAIMS_OF_ONE = 16
+
+
+class Claimant:
+    """One claim, as the broker needs it beside the rules."""
+
+    __slots__ = ("caller", "eligible", "gate", "identity", "key", "managed", "means", "process", "program", "socket")
+
+    def __init__(
+        self, key: str, socket: str, identity: Identity, managed: int, process: str, program: str, means: Means
+    ) -> None:
+        self.key = key
+        self.socket = socket
+        self.identity = identity
+        self.managed = managed  # the pid of the managed process that it is or descends from
+        self.process = process
+        self.program = program
+        self.means = means
+        self.gate: Gate | None = None
+        self.caller: Caller | None = None  # whom to tell, once it has asked this broker
+        self.eligible = False
+
+
+class Gates:
+    """The gates of one broker.
+
+    Args:
+        link: To the host, which keeps them.
+        kept: What the host kept from the broker before: key to descriptor, which becomes this object's.
+    """
+
+    def __init__(self, link: HostLink, kept: Mapping[str, int]) -> None:
+        self._link = link
+        self._kept: dict[str, Gate] = {}
+        for key, fd in kept.items():
+            try:
+                self._kept[key] = Gate(fd)
+            except OSError as error:
+                log.error("registration: what the host kept as %s is of no use: %s", key, error)
+                os.close(fd)
+
+    def make(self, key: str) -> Gate:
+        """A new gate for the claim *key*, which the host keeps too.
+
+        Raises:
+            OSError: No descriptor is left.
+        """
+        gate = Gate()
+        self._link.keep(GATE + key, gate.fileno())
+        return gate
+
+    def present(self, key: str, gate: Gate) -> None:
+        """*gate*, which a process has shown, is that of the claim *key*."""
+        self._link.keep(GATE + key, gate.fileno())
+
+    def take_up(self, key: str) -> Gate | None:
+        """The gate of the claim *key* that the host kept from the broker before."""
+        return self._kept.pop(GATE + key, None)
+
+    def sweep(self, sockets: Iterable[int]) -> None:
+        """Take *sockets* out of every gate that was kept: whoever put them there is not here any more."""
+        for key, gate in list(self._kept.items()):
+            for fd in sockets:
+                try:
+                    gate.sweep(fd)
+                except OSError as error:
+                    log.error("registration: %s: %s", key, error)
+
+    def forget_unclaimed(self) -> None:
+        """Drop what no claim has taken up: its process had not got it yet, and asks again."""
+        for key, gate in self._kept.items():
+            gate.close()
+            self._link.forget(key)
+        self._kept.clear()
+
+    def drop(self, key: str, gate: Gate) -> None:
+        """The claim *key* is over."""
+        try:
+            gate.disarm()
+        except OSError as error:
+            log.error("registration: can't disarm a gate: %s", error)
+        gate.close()
+        self._link.forget(GATE + key)
+
+
+def event(what: str, epoch: int, reason: str = "") -> dict[str, Any]:
+    """What a claimant is told (docs/protocol.md)."""
+    return {"event": {"registration": what, "epoch": epoch, "reason": reason}}
+
+
+class Claims:
+    """What processes claim over the dialogue.
+
+    Args:
+        watch: Has the death of a process watched; false if it is dead.
+        is_paused: Whether a managed process is not to have what only some may have.
+    """
+
+    def __init__(
+        self,
+        lines: Mapping[str, Line],
+        gates: Gates,
+        tell: Callable[[Caller, dict[str, Any]], object],
+        watch: Callable[[Identity], bool],
+        is_paused: Callable[[int], bool],
+    ) -> None:
+        self._lines = lines
+        self._gates = gates
+        self._tell = tell
+        self._watch = watch
+        self._is_paused = is_paused
+
+    def claim(
+        self, caller: Caller, who: Identity, managed: Managed, name: str, key: str, *, gate: bool, cooperate: bool
+    ) -> Claimant:
+        """*who*, of *managed*, claims the registration of the socket *name*, to which it was entitled.
+
+        Args:
+            gate: It has its gate already, from a claim of this key before.
+
+        Returns:
+            The claim, new or standing; `introduce` is to follow.
+
+        Raises:
+            ProtocolError, NotPermitted, UnknownSocket: It can't.
+        """
+        line = self._lines.get(name)
+        if line is None:
+            raise UnknownSocket(f"can't claim the registration of {name!r}: no such socket")
+        if not _KEY.fullmatch(key):
+            raise ProtocolError("can't claim a registration: its key must have 32 hexadecimal digits")
+        means = Means.COOPERATE if cooperate else Means.GATE
+        if not rules.supports(line.policy, means):
+            why = "its program could let go only by ending" if cooperate else "it can't be kept by a gate"
+            asked = f"registration = {line.spec.registration}"
+            raise NotPermitted(f"can't claim the registration of {name!r} for {managed.name}: {asked}, and {why}")
+        one = line.claimants.get(key)
+        if one is None:
+            one = self._new(line, key, who, managed, means, has_gate=gate)
+        elif one.identity != who or one.means is not means:
+            raise NotPermitted(f"can't claim the registration of {name!r}: that key is another claim's")
+        one.caller = caller
+        if means is Means.COOPERATE or (gate and one.gate is not None):
+            self.eligible(name, key)
+        return one
+
+    def _new(self, line: Line, key: str, who: Identity, managed: Managed, means: Means, *, has_gate: bool) -> Claimant:
+        whom = f"can't claim the registration of {line.name!r} for pid {who.pid}"
+        if sum(other.identity == who for other in line.claimants.values()) >= _CLAIMS_OF_ONE:
+            raise NotPermitted(f"{whom}: it has {_CLAIMS_OF_ONE} claims on it already")
+        if not self._watch(who):
+            raise NotPermitted(f"{whom}: it has died")
+        one = Claimant(key, line.name, who, managed.pid, managed.name, managed.program, means)
+        if means is Means.GATE and not has_gate:
+            one.gate = self._gates.make(key)
+        line.claimants[key] = one
+        return one
+
+    def introduce(self, one: Claimant) -> None:
+        """Tell a claimant that has asked where it stands."""
+        if one.caller is None:
+            return
+        if one.means is Means.GATE and one.gate is None:
+            self._tell(one.caller, {"event": {"present": True}})
+        entry = self._lines[one.socket].rules.find(one.key)
+        if entry is not None:
+            held = entry.standing is Standing.HELD
+            self._tell(one.caller, event("held" if held else "waiting", entry.epoch if held else 0))
+
+    def eligible(self, name: str, key: str) -> None:
+        """The claim may be granted from now on: its process has what it takes."""
+        line = self._lines.get(name)
+        one = None if line is None else line.claimants.get(key)
+        if line is None or one is None or one.eligible:
+            return
+        line.enter(one, paused=self._is_paused(one.managed) and not line.is_shared)
+        if line.standing(key) is Standing.WAITING:
+            self.introduce(one)
+
+    def release(self, who: Identity, name: str, key: str, epoch: int) -> bool:
+        """*who* gives its claim up; false when there is none, or it is held under another epoch.
+
+        Raises:
+            NotPermitted: The claim is another process's.
+        """
+        line = self._lines.get(name)
+        one = None if line is None else line.claimants.get(key)
+        if line is None or one is None:
+            return False
+        if one.identity != who:
+            raise NotPermitted(f"can't release the registration of {name!r}: the claim is another process's")
+        entry = line.rules.find(key)
+        if entry is not None:
+            holds = entry.standing is not Standing.WAITING
+            if holds and entry.epoch != epoch:
+                return False
+            if one.gate is not None:
+                one.gate.disarm()  # before anybody else may have it
+            line.feed(rules.Released(key, entry.epoch if holds else 0))
+        line.leave(one)
+        return True
+
+    def gate_of(self, key: str) -> int:
+        """The descriptor of the gate of the claim *key*.
+
+        Raises:
+            LookupError: There is none (any more).
+        """
+        found = self._find(key)
+        if found is None or found[1].gate is None:
+            raise LookupError(key)
+        return found[1].gate.fileno()
+
+    def may_present(self, key: str, who: Identity) -> None:
+        """Refuse *who*, if it may not bring back the gate of the claim *key*.
+
+        Raises:
+            NotPermitted: There is no such claim of it.
+        """
+        found = self._find(key)
+        if found is None or found[1].identity != who or found[1].means is not Means.GATE:
+            raise NotPermitted("can't take a gate: there is no such claim of this process")
+
+    def presented(self, key: str, fd: int) -> None:
+        """The gate of the claim *key* is *fd*, an epoll, which becomes ours.
+
+        Raises:
+            NotPermitted: There is no such claim any more.
+            OSError: It can't be swept, so it is of no use.
+        """
+        found = self._find(key)
+        if found is None:
+            os.close(fd)
+            raise NotPermitted("can't take a gate: its claim is over")
+        line, one = found
+        gate = Gate(fd)
+        try:
+            gate.sweep(line.fd)
+        except OSError:
+            gate.close()
+            raise
+        if one.gate is not None:
+            one.gate.close()
+        one.gate = gate
+        self._gates.present(key, gate)
+        entry = line.rules.find(key)
+        if entry is not None and entry.standing is Standing.HELD:
+            gate.arm(line.fd)
+        elif entry is not None and entry.standing is Standing.REVOKING:
+            line.feed(rules.Disarmed(key, entry.epoch))
+        self.eligible(line.name, key)
+
+    def _find(self, key: str) -> tuple[Line, Claimant] | None:
+        for line in self._lines.values():
+            one = line.claimants.get(key)
+            if one is not None:
+                return line, one
+        return None

@@ -1,0 +1,184 @@
+"""Keeps the registrations as the lines say, by what the kernel shows: who registers by himself, who does not take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from sockshare.core import registration_steps as rules
+from sockshare.core.errors import NotPermitted
+from sockshare.core.registration_steps import Means, Standing
+from sockshare.kernel import epoll, peers, processes
+
+from .claims import Claimant
+from .line import Line
+from .observer import Observer
+from .watching import Seen, Watching
+
+if TYPE_CHECKING:
+    from .registrations import Registrations
+
+log = logging.getLogger(__name__)
+
+_OUT_OF_TURN = "it has registered out of turn"
+
+
+class Keeping:
+    """Made in the running loop.
+
+    Args:
+        registrations: Whose these *lines* are.
+    """
+
+    def __init__(self, registrations: Registrations, lines: Mapping[str, Line], observer: Observer) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._registrations = registrations
+        self._lines = lines
+        self._observer = observer
+        self._watching = Watching(observer, self._is_gate, self._seen)
+        self._degraded: dict[int, str] = {}  # why the registrations of a process can't be kept
+
+    def watch(self, pid: int, start: int, process: str, program: str, names: Iterable[str]) -> None:
+        """The managed process *pid* may register the sockets *names*, which only some may have."""
+        names = list(names)
+        self._watching.add(pid, start, process, program, names)
+        refusal = self._observer.refusal(pid)
+        if refusal is not None and self._degraded.get(pid) != refusal:
+            self._degraded[pid] = refusal
+            log.warning(
+                "%s: degraded: what it registers of %s can't be suspended: %s; use the library, or exec --registration",
+                process,
+                ", ".join(names),
+                refusal,
+            )
+
+    def died(self, pid: int) -> None:
+        """The managed process *pid* has died."""
+        self._watching.remove(pid)
+        self._degraded.pop(pid, None)
+
+    def suspend_orphans(self, line: Line, pid: int) -> None:
+        """The managed process *pid* has died, and its workers may live on, registered as they were."""
+        for worker in {entry.pid for entry in self._watching.entries(pid, line.name)} - {pid}:
+            try:
+                if processes.alive(worker):
+                    for entry in epoll.registrations(worker, [line.inode], tree=False):
+                        epoll.suspend(entry, line.fd)
+            except (OSError, NotPermitted) as error:
+                log.warning("%s: pid %d lives on without its parent %d: %s", line.name, worker, pid, error)
+
+    # What is seen.
+
+    def _is_gate(self, entry: epoll.Registration) -> bool:
+        line = next((line for line in self._lines.values() if line.inode == entry.inode), None)
+        gates = [] if line is None else [one.gate for one in line.claimants.values() if one.gate is not None]
+        try:
+            return any(gate.same(entry.pid, entry.epfd) for gate in gates)
+        except (NotPermitted, OSError):
+            return False
+
+    def _seen(self, seen: Seen) -> None:
+        """A process has registered a socket by itself, with an epoll of its own."""
+        line = self._lines[seen.socket]
+        one = next((one for one in line.of_process(seen.pid) if one.means is not Means.GATE), None)
+        if one is None:
+            self._registered(line, seen)
+        elif seen.armed and line.standing(one.key) is Standing.WAITING:
+            self._violated(line, one)
+
+    def _registered(self, line: Line, seen: Seen) -> None:
+        refusal = self._observer.refusal(seen.pid)
+        if refusal is None and not rules.supports(line.policy, Means.SUSPEND):
+            refusal = f"registration = {line.spec.registration} takes the library"
+        if refusal is not None:
+            self._can_not_keep(line, seen, refusal)
+            return
+        try:
+            identity = peers.identity(seen.pid)
+        except ProcessLookupError:
+            return
+        if identity.start != seen.start or not self._registrations.watch_for_death(identity):
+            return
+        key = f"{seen.pid}:{seen.start}"
+        one = Claimant(key, line.name, identity, seen.pid, seen.process, seen.program, Means.SUSPEND)
+        line.claimants[key] = one
+        line.enter(one, paused=self._registrations.is_paused(seen.pid))
+        if seen.armed and line.standing(key) is Standing.WAITING:
+            line.overlap = max(line.overlap, seen.unnoticed)
+
+    def _can_not_keep(self, line: Line, seen: Seen, why: str) -> None:
+        holders = line.rules.holders
+        if not seen.armed or len(holders) < line.policy.limit:
+            return
+        line.violations += 1
+        log.warning(
+            "%s: violation: %s (pid=%d) has registered it beside %s (pid=%d), and can't be kept from it: %s",
+            line.name,
+            seen.process,
+            seen.pid,
+            holders[0].claim.process,
+            holders[0].claim.pid,
+            why,
+        )
+        if line.spec.enforce == "stop":
+            self._registrations.stop(line.name, seen.program, seen.pid, seen.start, _OUT_OF_TURN)
+
+    def _violated(self, line: Line, one: Claimant) -> None:
+        if line.spec.enforce == "suspend" or line.policy.kind == "latest":
+            line.feed(rules.Registered(one.key))
+            return
+        line.violations += 1
+        log.warning("%s: violation: %s (pid=%d): %s", line.name, one.process, one.managed, _OUT_OF_TURN)
+        if line.spec.enforce == "stop":
+            self._registrations.stop(line.name, one.program, one.managed, one.identity.start, _OUT_OF_TURN)
+
+    # What arrives.
+
+    def arrived(self, name: str) -> None:
+        """Something has arrived at a socket with ``registration = rotate``: who got it has had his turn."""
+        line, now = self._lines[name], self._loop.time()
+        if now - line.turned >= line.spec.rotate_ms / 1000:
+            line.turned = now
+            line.feed(rules.Advance())
+
+    def waits(self, name: str) -> None:
+        """Something waits on the socket: a holder that has taken its registration back is not to be waited for."""
+        line = self._lines[name]
+        for entry in line.rules.holders:
+            one = line.claimants.get(entry.claim.key)
+            if one is None or one.means is not Means.SUSPEND or entry.standing is not Standing.HELD:
+                continue
+            known = self._watching.entries(one.managed, name)
+            try:
+                if not known or any(epoll.present(found, line.fd) for found in known) or line.entries(one):
+                    continue
+            except (OSError, NotPermitted):
+                continue
+            log.info("%s: %s (pid=%d) has taken its registration back", name, one.process, one.managed)
+            self._watching.forget(one.managed, name)
+            line.feed(rules.Released(one.key, entry.epoch))
+            line.leave(one)
+
+    def stalled(self, name: str) -> None:
+        """What waits on the socket is not taken, though somebody holds the registration."""
+        line = self._lines[name]
+        for entry in line.rules.holders:
+            if entry.standing is not Standing.HELD:
+                continue
+            claim = entry.claim
+            try:
+                state = processes.state(claim.pid)
+            except ProcessLookupError:
+                continue  # its death is on its way
+            line.stalls += 1
+            log.warning(
+                "%s: %s (pid=%d, state=%s) has not taken what waits for %g s",
+                name,
+                claim.process,
+                claim.pid,
+                state,
+                line.spec.stall_timeout,
+            )
+            line.feed(rules.Stalled(claim.key, entry.epoch))

@@ -1,0 +1,271 @@
+"""The line for one socket's registration: feeds `core.registration` what happens, and performs what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from sockshare.core import registration_steps as rules
+from sockshare.core.errors import NotPermitted
+from sockshare.core.registration import Registration
+from sockshare.core.registration_steps import Claim, Means, Policy, Standing
+from sockshare.core.spec import SocketSpec
+from sockshare.kernel import epoll
+from sockshare.kernel.peers import Identity
+
+from .claims import Claimant, Gates, event
+from .endpoint import Caller
+from .hostlink import HostLink
+
+log = logging.getLogger(__name__)
+
+#: How often a process's registrations are read again for what came meanwhile.
+_ROUNDS = 8
+
+
+class Services(NamedTuple):
+    """What a line works with."""
+
+    link: HostLink
+    gates: Gates
+    #: Sends fields of an answer to a claimant.
+    tell: Callable[[Caller, dict[str, Any]], object]
+    #: Has the manager stop the process of a claim of this socket, for a reason.
+    stop: Callable[[str, Claimant, str], None]
+    #: Another one holds the registration of the socket of this name.
+    moved: Callable[[str], None]
+    #: The claim of this process is over.
+    left: Callable[[Identity], None]
+
+
+class Line:
+    """One socket: its rules, its claimants, and what has been counted; made in the running loop.
+
+    Args:
+        inode, fd: The socket's, and our descriptor of it.
+    """
+
+    def __init__(self, services: Services, spec: SocketSpec, inode: int, fd: int) -> None:
+        self._services = services
+        self._loop = asyncio.get_running_loop()
+        self.name = spec.name
+        self.spec = spec
+        self.inode = inode
+        self.fd = fd
+        self.policy = Policy.of(spec.registration)
+        self.rules = Registration(self.policy)
+        self.claimants: dict[str, Claimant] = {}
+        self.moves = self.violations = self.stalls = 0
+        self.overlap = 0.0  # seconds, the longest that a registration out of turn may have gone unnoticed
+        self.last_move: dict[str, Any] | None = None
+        self.turned = 0.0  # when `rotate` has moved it, in the loop's time
+        self._happened: deque[Any] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether everybody may have it."""
+        return self.policy.kind == "shared"
+
+    def of_process(self, pid: int) -> list[Claimant]:
+        """The claimants that are of the managed process *pid*."""
+        return [one for one in self.claimants.values() if one.managed == pid]
+
+    def standing(self, key: str) -> Standing | None:
+        """Where the claim *key* stands; None if it is not in the line."""
+        entry = self.rules.find(key)
+        return None if entry is None else entry.standing
+
+    def holds(self, key: str) -> bool:
+        """Whether the claim *key* has the registration, or has not let go of it yet."""
+        return self.standing(key) in (Standing.HELD, Standing.REVOKING)
+
+    def take_up(self, record: dict[str, Any]) -> list[Any]:
+        """Be as *record*, of the broker before, says; its claimants are there afterwards.
+
+        Returns:
+            The effects, for `go_on`.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is no record of a line.
+        """
+        self.rules, effects = Registration.recover(self.policy, record, _now())
+        for entry in self.rules.claims:
+            claim = entry.claim
+            identity = Identity(*claim.identity)
+            one = Claimant(claim.key, self.name, identity, claim.managed, claim.process, claim.program, claim.means)
+            one.eligible = True
+            one.gate = self._services.gates.take_up(claim.key) if claim.means is Means.GATE else None
+            self.claimants[claim.key] = one
+        return list(effects)
+
+    def go_on(self, effects: Iterable[Any]) -> None:
+        """Perform what `take_up` returned."""
+        self._busy = True
+        try:
+            self._perform(effects, record=True)
+        finally:
+            self._busy = False
+        self._work_off()
+
+    def enter(self, one: Claimant, *, paused: bool) -> None:
+        """*one* is in the line from now on."""
+        one.eligible = True
+        claim = Claim(one.key, one.identity.pid, one.identity, one.process, one.program, one.means, one.managed)
+        self.feed(rules.Claimed(claim, paused))
+
+    def feed(self, happened: Any) -> None:
+        """Let the rules know, and do what they say; what comes up meanwhile is fed after it."""
+        self._happened.append(happened)
+        if not self._busy:
+            self._work_off()
+
+    def leave(self, one: Claimant) -> None:
+        """The claim of *one*, which is out of the line, is over."""
+        self.claimants.pop(one.key, None)
+        if one.gate is not None:
+            self._services.gates.drop(one.key, one.gate)
+            one.gate = None
+        self._services.left(one.identity)
+
+    def suspend(self, one: Claimant) -> str | None:
+        """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""
+        try:
+            for _ in range(_ROUNDS):  # a worker may register meanwhile
+                armed = [entry for entry in self.entries(one) if entry.armed]
+                if not armed:
+                    return None
+                for entry in armed:
+                    epoll.suspend(entry, self.fd)
+        except ProcessLookupError:
+            return None
+        except (OSError, NotPermitted) as error:
+            return str(error)
+        return "it registers again and again"
+
+    def entries(self, one: Claimant) -> list[epoll.Registration]:
+        """What the process tree of *one* has registered by itself.
+
+        Raises:
+            NotPermitted, OSError: It may not be looked into.
+        """
+        found = epoll.registrations(one.managed, [self.inode])
+        gates = [other.gate for other in self.of_process(one.managed) if other.gate is not None]
+        return [entry for entry in found if not any(gate.same(entry.pid, entry.epfd) for gate in gates)]
+
+    def _work_off(self) -> None:
+        self._busy = True
+        try:
+            while self._happened:
+                one = self._happened.popleft()
+                # A turn of the wheel is in the gates, and a broker after this one sweeps those: nothing to write down.
+                self._perform(self.rules.feed(one, _now()), record=not isinstance(one, rules.Advance))
+        finally:
+            self._busy = False
+        self._schedule()
+
+    def _perform(self, effects: Iterable[Any], *, record: bool) -> None:
+        for effect in effects:
+            if isinstance(effect, rules.Record):
+                if record:
+                    self._services.link.journal(f"registration:{self.name}", self.rules.record())
+                continue
+            one = self.claimants.get(effect.key)
+            if one is None:
+                continue
+            if isinstance(effect, rules.Arm):
+                self._arm(one)
+            elif isinstance(effect, rules.Disarm):
+                failure = self._disarm(one, swept=effect.epoch == 0)
+                if failure is None:
+                    self._happened.append(rules.Disarmed(effect.key, effect.epoch))
+                else:
+                    self._happened.append(rules.NotDisarmed(effect.key, effect.epoch, failure))
+            elif isinstance(effect, rules.Tell):
+                self._tell(one, effect)
+            elif isinstance(effect, rules.Stop):
+                self._services.stop(self.name, one, effect.reason)
+            else:
+                self._note(one, effect)
+
+    def _arm(self, one: Claimant) -> None:
+        self._services.moved(self.name)
+        try:
+            if one.means is Means.GATE:
+                if one.gate is not None:  # else it has yet to show it again
+                    one.gate.arm(self.fd)
+            else:
+                for entry in self.entries(one):
+                    epoll.resume(entry, self.fd)
+        except ProcessLookupError:
+            return  # its death is on its way
+        except (OSError, NotPermitted) as error:
+            log.error("%s: can't give the registration to %s: %s", self.name, one.process, error)
+
+    def _disarm(self, one: Claimant, *, swept: bool) -> str | None:
+        """Take from *one* what it has; None once that is done, else why it can't be."""
+        if one.means is Means.SUSPEND:
+            return self.suspend(one)
+        if one.means is Means.COOPERATE:
+            if swept:
+                return None  # it waits, and does not run its program yet
+            try:
+                suspendable = self.entries(one)
+            except (OSError, NotPermitted):
+                suspendable = []
+            return self.suspend(one) if suspendable else "its program runs, and lets go only by ending"
+        if one.gate is None:
+            return "its gate was lost with the host, and it has not shown it again"
+        try:
+            one.gate.disarm()
+        except OSError as error:
+            return f"its gate can't be disarmed: {error}"
+        return None
+
+    def _tell(self, one: Claimant, effect: Any) -> None:
+        if one.caller is not None:
+            self._services.tell(one.caller, event(effect.what, effect.epoch, effect.reason))
+        if effect.what == "cancelled":
+            if one.caller is not None:
+                self._services.tell(one.caller, {"ok": True, "released": True})
+            self.leave(one)
+
+    def _note(self, one: Claimant, effect: Any) -> None:
+        if effect.what == "violation":
+            self.violations += 1
+        if effect.what == "granted":
+            self.moves += 1
+            if self.policy.kind == "rotate":
+                return
+            self.last_move = {"to": one.process, "pid": one.identity.pid, "reason": effect.reason, "at": time.time()}
+        if self.is_shared:
+            return
+        entry = self.rules.find(effect.key)
+        log.log(
+            logging.WARNING if effect.what in ("violation", "stalled") else logging.INFO,
+            "%s: registration %s: %s (pid=%d, epoch=%d)%s",
+            self.name,
+            effect.what,
+            one.process,
+            one.identity.pid,
+            0 if entry is None else entry.epoch,
+            f": {effect.reason}" if effect.reason else "",
+        )
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.rules.deadline
+        if due is not None:
+            self._timer = self._loop.call_later(max(0.0, (due - _now()) / 1e9), self.feed, rules.Tick())
+
+
+def _now() -> int:
+    # CLOCK_BOOTTIME rises over a restart of the broker and a suspend of the machine: so do the epochs made of it.
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

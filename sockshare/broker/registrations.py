@@ -1,0 +1,336 @@
+"""Who holds the event registration of each shared socket: a `Line` for each, and who asks for what of them.
+
+A claim is kept by one of three means. *gate*: a program of the library watches its gate, which is armed and disarmed
+here. *suspend*: an unmodified program's own registration is suspended and resumed. *cooperate*: a program behind ``exec
+--registration`` does not run before it holds, and lets go by ending, which its manager sees to.
+
+What is armed is in the kernel, and outlives a broker; the line of those who wait is in the host's journal, written
+before anything is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from sockshare.core import registration_steps as rules
+from sockshare.core.errors import ManagerError, NotPermitted, UnknownSocket
+from sockshare.core.readiness import Evidence
+from sockshare.core.registration_steps import Means, Standing
+from sockshare.core.spec import SocketSpec
+from sockshare.kernel import peers, processes
+from sockshare.kernel.peers import Identity
+
+from .arrivals import Arrivals
+from .claims import Claimant, Claims, Gates
+from .endpoint import Caller
+from .hostlink import HostLink
+from .keeping import Keeping
+from .line import Line, Services
+from .observer import Observer
+from .roster import Managed
+from .siblings import Siblings
+
+log = logging.getLogger(__name__)
+
+
+class Registrations:
+    """Those of all sockets; made in the running loop.
+
+    Attributes:
+        claims: Those of the library and of ``exec --registration``.
+
+    Args:
+        shared: Each socket's inode and our descriptor, by name.
+        journal: What the broker before had the host keep.
+        kept: The descriptors that it had the host keep, by key.
+        tell: Sends fields of an answer to a claimant.
+        live: The managed processes that may have the socket of a name.
+    """
+
+    def __init__(
+        self,
+        link: HostLink,
+        observer: Observer,
+        sockets: Mapping[str, SocketSpec],
+        shared: Mapping[str, tuple[int, int]],
+        journal: Mapping[str, Any],
+        kept: Mapping[str, int],
+        tell: Callable[[Caller, dict[str, Any]], object],
+        live: Callable[[str], Iterable[int]],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._observer = observer
+        self._pidfds: dict[Identity, int] = {}
+        self._held_back: set[int] = set()  # managed processes that are not to have anything yet
+        self._displaced: set[tuple[str, int]] = set()  # who held what, before it was suspended for a successor
+        self._quiesced = {int(key[9:]): record["start"] for key, record in journal.items() if key[:9] == "quiesced:"}
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._siblings = Siblings(observer, live)
+        gates = Gates(link, kept)
+        gates.sweep(fd for _, fd in shared.values())
+        services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
+        self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
+        self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused)
+        self._keeping = Keeping(self, self._lines, observer)
+        self._arrivals = Arrivals(
+            arrived=self._keeping.arrived, waits=self._keeping.waits, stalled=self._keeping.stalled
+        )
+        for line in self._lines.values():
+            self._take_up(line, journal.get(f"registration:{line.name}"))
+            if not line.is_shared:
+                each = line.policy.kind == "rotate"
+                self._arrivals.watch(line.name, line.fd, stall_timeout=line.spec.stall_timeout, each=each)
+        gates.forget_unclaimed()
+
+    def _take_up(self, line: Line, record: dict[str, Any] | None) -> None:
+        if not record:
+            return
+        try:
+            effects = line.take_up(record)
+        except (KeyError, TypeError, ValueError):
+            log.exception("%s: the record of its registration is not readable; it begins anew", line.name)
+            return
+        dead = [one.identity for one in line.claimants.values() if not self.watch_for_death(one.identity)]
+        for one in line.claimants.values():
+            if one.means is Means.SUSPEND and one.identity not in dead:
+                self._keeping.watch(one.managed, one.identity.start, one.process, one.program, [line.name])
+        log.info("%s: registration taken up again (%d claims, %d dead)", line.name, len(line.claimants), len(dead))
+        line.go_on(effects)
+        for identity in dict.fromkeys(dead):
+            self._gone(identity)
+
+    # Processes.
+
+    def handed_out(self, managed: Managed, names: Iterable[str]) -> None:
+        """*managed* gets duplicates of the sockets *names*: it may register them at any moment."""
+        names = [name for name in names if name in self._lines and not self._lines[name].is_shared]
+        if names:
+            self._keeping.watch(managed.pid, managed.start, managed.name, managed.program, names)
+
+    def process_died(self, managed: Managed, sockets: Iterable[str]) -> None:
+        """The managed process has died. What it held its pidfd has freed; here is what else hangs on it."""
+        self._held_back.discard(managed.pid)
+        self._displaced = {one for one in self._displaced if one[1] != managed.pid}
+        if self._quiesced.pop(managed.pid, None) is not None:
+            self._link.journal(f"quiesced:{managed.pid}", None)
+        self._keeping.died(managed.pid)
+        for name in sockets:
+            line = self._lines.get(name)
+            if line is not None and line.is_shared:
+                self._siblings.look_after(name, line.fd)
+
+    def is_paused(self, pid: int) -> bool:
+        """Whether the managed process *pid* is not to have what only some may have."""
+        return pid in self._held_back or pid in self._quiesced
+
+    # What a reload asks.
+
+    def hold_back(self, pid: int) -> None:
+        """The managed process *pid*, which has just been started, is not to have anything that only some may have."""
+        self._held_back.add(pid)
+        for line, one in self._claims_on_few(pid):
+            line.feed(rules.Paused(one.key, None))
+
+    def let_in(self, pid: int) -> None:
+        """`hold_back` is over."""
+        self._held_back.discard(pid)
+        for line, one in self._claims_on_few(pid):
+            line.feed(rules.Resumed(one.key, False))
+
+    def suspend(self, pid: int, sockets: Collection[str], successor: int | None = None) -> str:
+        """Have the managed process *pid* get nothing more from *sockets*; what came of it, in words.
+
+        Args:
+            successor: The managed process that is to have instead what only some may have.
+        """
+        words, rest = [], []
+        for name in sockets:
+            line = self._lines.get(name)
+            mine = [] if line is None else line.of_process(pid)
+            if line is None or line.is_shared or not mine:
+                rest.append(name)
+            if line is None or not mine:
+                continue
+            heirs = [] if successor is None else line.of_process(successor)
+            held = any(line.holds(one.key) for one in mine)
+            if held and successor is not None:
+                self._displaced.add((name, pid))
+            for one in mine:
+                line.feed(rules.Paused(one.key, heirs[0].key if heirs else None))
+            if any(line.holds(one.key) for one in mine):
+                words.append(f"{name}: pid {pid} keeps the registration until it ends")
+            else:
+                words.append(f"{name}: pid {pid} {'has let go of the registration' if held else 'stood by'}")
+        if rest or not words:
+            words.append(self._observer.suspend(pid, rest))
+        return "; ".join(words)
+
+    def resume(self, pid: int, sockets: Collection[str]) -> int:
+        """Undo `suspend`: what it took from the process for a successor it has again. How many were concerned."""
+        self._held_back.discard(pid)
+        count = self._observer.resume(
+            pid, [name for name in sockets if name not in self._lines or self._lines[name].is_shared]
+        )
+        for name in sockets:
+            line = self._lines.get(name)
+            first = (name, pid) in self._displaced
+            self._displaced.discard((name, pid))
+            for one in [] if line is None else line.of_process(pid):
+                count += 1
+                assert line is not None
+                line.feed(rules.Resumed(one.key, first))
+        return count
+
+    def resume_unclaimed(self, pid: int, sockets: Collection[str], *, held_back: bool) -> int:
+        """Resume what the broker before has left suspended, and no reload claims; how many of all there were."""
+        if pid in self._quiesced:
+            return 0
+        count = self._observer.resume(
+            pid, [name for name in sockets if name in self._lines and self._lines[name].is_shared]
+        )
+        if held_back:
+            self.hold_back(pid)
+        else:
+            self.let_in(pid)
+        return count
+
+    def evidence(self, managed: Managed, sockets: Collection[str], *, patient: bool = False) -> Evidence:
+        """See `Observer.evidence`; who has a claim is as good as registered."""
+        claimed = {name for name in sockets if name in self._lines and self._lines[name].of_process(managed.pid)}
+        seen = self._observer.evidence(managed, [name for name in sockets if name not in claimed], patient=patient)
+        return Evidence(seen.said, frozenset(seen.registered) | claimed)
+
+    def stands_by(self, pid: int, sockets: Collection[str]) -> bool:
+        """Whether the managed process *pid* has claims on some of *sockets* and holds none of them."""
+        mine = [(line, one) for line, one in self._claims_on_few(pid) if line.name in sockets]
+        return bool(mine) and not any(line.holds(one.key) for line, one in mine)
+
+    def _claims_on_few(self, pid: int) -> list[tuple[Line, Claimant]]:
+        """The claims of the managed process *pid* on what only some may have."""
+        return [(line, one) for line in self._lines.values() if not line.is_shared for one in line.of_process(pid)]
+
+    # What people ask.
+
+    def move(self, name: str, managed: Managed) -> str:
+        """Hand the registration of the socket *name* to *managed*; what came of it, in words.
+
+        Raises:
+            NotPermitted: It has no claim, or can't have it now.
+            UnknownSocket: There is no such socket.
+        """
+        line = self._lines.get(name)
+        if line is None:
+            raise UnknownSocket(f"can't move the registration of {name!r}: no such socket")
+        if line.is_shared:
+            raise NotPermitted(f"can't move the registration of {name!r}: it is shared, every process has it")
+        mine = line.of_process(managed.pid)
+        to = f"can't move the registration of {name!r} to {managed.name} (pid {managed.pid})"
+        if not mine:
+            raise NotPermitted(f"{to}: it has not registered the socket")
+        if any(line.standing(one.key) is Standing.HELD for one in mine):
+            return "it holds the registration already"
+        if self.is_paused(managed.pid):
+            raise NotPermitted(f"{to}: it is quiesced; run `sockshare wake {managed.name}` first")
+        line.feed(rules.MoveTo(mine[0].key))
+        if line.standing(mine[0].key) is Standing.HELD:
+            return "it holds the registration now"
+        holders = ", ".join(entry.claim.process for entry in line.rules.holders)
+        return f"it has the registration as soon as {holders} lets go"
+
+    def quiesce(self, managed: Managed, sockets: Collection[str]) -> str:
+        """Have *managed* get nothing more, until `wake`; what came of it, in words."""
+        self._quiesced[managed.pid] = managed.start
+        self._link.journal(f"quiesced:{managed.pid}", {"start": managed.start})
+        return self.suspend(managed.pid, sockets)
+
+    def wake(self, managed: Managed, sockets: Collection[str]) -> str:
+        """End `quiesce`; what came of it, in words."""
+        if self._quiesced.pop(managed.pid, None) is None:
+            return "it was not quiesced"
+        self._link.journal(f"quiesced:{managed.pid}", None)
+        self.resume(managed.pid, sockets)
+        return "it takes part again"
+
+    def line(self, name: str) -> Line | None:
+        """The line of the socket *name*."""
+        return self._lines.get(name)
+
+    def claims_of(self, pid: int, name: str) -> Iterator[tuple[Claimant, Any]]:
+        """The claims of the managed process *pid* on the socket *name*, with where they stand (None: nowhere yet)."""
+        line = self._lines.get(name)
+        for one in [] if line is None else line.of_process(pid):
+            yield one, line and line.rules.find(one.key)
+
+    # What a line asks.
+
+    def _moved(self, name: str) -> None:
+        self._arrivals.begin_anew(name)
+
+    def _stop(self, name: str, one: Claimant, reason: str) -> None:
+        self.stop(name, one.program, one.managed, one.identity.start, reason)
+
+    def stop(self, name: str, program: str, pid: int, start: int, reason: str) -> None:
+        """Have the manager stop that very process of *program*; whether it starts another one is its own rule."""
+        task = self._loop.create_task(self._have_stopped(name, program, pid, start, reason))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    async def _have_stopped(self, name: str, program: str, pid: int, start: int, reason: str) -> None:
+        try:
+            facts = (await self._link.ask("processes"))["programs"].get(program)
+            listed = [] if facts is None else [one["pid"] for one in facts["processes"]]
+            if pid not in listed or peers.start_time(pid) != start:
+                return
+            log.warning("%s: the manager is to stop pid %d of %s: %s", name, pid, program, reason)
+            known = [other for other in listed if other != pid]
+            count = facts["numprocesses"]
+            await self._link.ask("settle", program=program, retire=[pid], known=known, count=count, kill=False)
+        except ProcessLookupError:
+            return
+        except ManagerError as error:
+            log.error("%s: can't have pid %d stopped: %s", name, pid, error)
+
+    # Deaths.
+
+    def watch_for_death(self, identity: Identity) -> bool:
+        """Watch a claimant's process; false if it is dead."""
+        if identity in self._pidfds:
+            return True
+        try:
+            pidfd = peers.pidfd_open(identity.pid)
+        except OSError:
+            return False
+        try:
+            same = peers.identity(identity.pid, pidfd) == identity
+        except ProcessLookupError:
+            same = False
+        if not same or not processes.alive(identity.pid):
+            os.close(pidfd)
+            return False
+        self._pidfds[identity] = pidfd
+        self._loop.add_reader(pidfd, self._gone, identity)
+        return True
+
+    def _forget_pidfd(self, identity: Identity) -> None:
+        if any(one.identity == identity for line in self._lines.values() for one in line.claimants.values()):
+            return
+        pidfd = self._pidfds.pop(identity, None)
+        if pidfd is not None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+    def _gone(self, identity: Identity) -> None:
+        for line in self._lines.values():
+            mine = [one for one in line.claimants.values() if one.identity == identity]
+            if any(one.means is not Means.GATE for one in mine):
+                self._keeping.suspend_orphans(line, identity.pid)
+            if mine:
+                line.feed(rules.Gone(identity))
+                for one in mine:
+                    line.leave(one)
+        self._forget_pidfd(identity)
