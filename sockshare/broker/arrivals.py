@@ -36,13 +36,14 @@ class _Standing:
 
 
 class _Watched:
-    __slots__ = ("each", "sock", "stall_timeout", "standing")
+    __slots__ = ("each", "sock", "stall_timeout", "standing", "timer")
 
     def __init__(self, sock: socket.socket, stall_timeout: float, each: bool) -> None:
         self.sock = sock
         self.stall_timeout = stall_timeout
         self.each = each
         self.standing: _Standing | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Arrivals:
@@ -84,6 +85,17 @@ class Arrivals:
         if watched is not None and watched.standing is not None:
             watched.standing.since, watched.standing.closely = self._loop.time(), None
 
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._loop.remove_reader(self._edges.fileno())
+        for watched in self._watched.values():
+            self._edges.unregister(watched.sock)  # before it is closed: others keep the socket (epoll(7), Q6)
+            watched.sock.close()
+            if watched.timer is not None:
+                watched.timer.cancel()
+        self._watched.clear()
+        self._edges.close()
+
     def _edge(self) -> None:
         for fd, _ in self._edges.poll(0):
             name = self._names[fd]
@@ -94,7 +106,7 @@ class Arrivals:
                 if not watched.each:
                     self._edges.modify(fd, 0)  # enough is known until the queue is empty again
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
-                self._loop.call_later(_FIRST_LOOK, self._look, name)
+                watched.timer = self._loop.call_later(_FIRST_LOOK, self._look, name)
 
     def _look(self, name: str) -> None:
         watched = self._watched[name]
@@ -107,7 +119,7 @@ class Arrivals:
             log.warning("%s: can't tell what waits: %s", name, error)
         except Exception:
             log.exception("%s: can't tell what waits", name)
-        self._loop.call_later(_LOOK_EVERY, self._look, name)
+        watched.timer = self._loop.call_later(_LOOK_EVERY, self._look, name)
 
     def _still_waits(self, name: str, watched: _Watched) -> bool:
         standing, now, patience = watched.standing, self._loop.time(), watched.stall_timeout

@@ -1,0 +1,141 @@
+"""What arrives and is not taken, on real sockets; the times are the test's own choice, so only their order counts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from sockshare.broker.arrivals import Arrivals
+
+STALL = 0.3
+DEADLINE = 20.0
+
+
+class Told:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def of(self, what: str) -> Callable[[str], None]:
+        return lambda name: self.counts.update([what])
+
+    async def until(self, what: str, count: int = 1) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DEADLINE
+        while self.counts[what] < count:
+            assert loop.time() < deadline, f"not within {DEADLINE} s: {what} x {count}"
+            await asyncio.sleep(0.005)
+
+
+Body = Callable[[Told, Arrivals, socket.socket], Awaitable[None]]
+
+
+def run(body: Body, *, each: bool = False, stall: float = STALL) -> None:
+    async def main() -> None:
+        told = Told()
+        arrivals = Arrivals(arrived=told.of("arrived"), waits=told.of("waits"), stalled=told.of("stalled"))
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+            listener.setblocking(False)
+            arrivals.watch("web", listener.fileno(), stall_timeout=stall, each=each)
+            await body(told, arrivals, listener)
+        arrivals.close()
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def client(listener: socket.socket) -> socket.socket:
+    return socket.create_connection(listener.getsockname())
+
+
+def test_what_stands_untaken_is_stalled() -> None:
+    """Once a stall time-out, for as long as it stands."""
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        with client(listener):
+            await told.until("stalled", 2)
+            assert told.counts["waits"] > 2
+
+    run(body)
+
+
+def test_what_arrived_before_is_seen_too() -> None:
+    """A broker that is started anew has missed the arrival."""
+
+    async def main() -> None:
+        told = Told()
+        with socket.create_server(("127.0.0.1", 0)) as listener, client(listener):
+            arrivals = Arrivals(arrived=told.of("arrived"), waits=told.of("waits"), stalled=told.of("stalled"))
+            arrivals.watch("web", listener.fileno(), stall_timeout=STALL, each=False)
+            await told.until("stalled")
+            arrivals.close()
+
+    asyncio.run(main())
+
+
+def test_a_queue_that_moves_is_not_stalled_however_long_it_is() -> None:
+    """A busy server has a queue at every look: only that it is always the same one tells."""
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        clients = [client(listener) for _ in range(8)]
+        try:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + 6 * STALL
+            while loop.time() < until:  # one taken, one more: the queue is always eight long
+                listener.accept()[0].close()
+                clients.append(client(listener))
+                await asyncio.sleep(STALL / 5)
+            assert told.counts["waits"] > 3
+            assert told.counts["stalled"] == 0
+        finally:
+            for one in clients:
+                one.close()
+
+    run(body)
+
+
+def test_the_time_begins_anew_when_another_one_has_it() -> None:
+    """Who has just got the registration has a whole stall time-out to take what waits."""
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        with client(listener):
+            loop = asyncio.get_running_loop()
+            until = loop.time() + 4 * STALL
+            while loop.time() < until:
+                arrivals.begin_anew("web")
+                await asyncio.sleep(STALL / 10)
+            assert told.counts["stalled"] == 0
+            await told.until("stalled")
+
+    run(body)
+
+
+def test_every_arrival_is_told_where_that_was_asked_for() -> None:
+    """And none is made up: nothing is told while nothing arrives."""
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        for number in range(1, 6):
+            with client(listener):
+                await told.until("arrived", number)
+                listener.accept()[0].close()
+        await asyncio.sleep(3 * STALL)
+        assert told.counts == {"arrived": 5, "waits": told.counts["waits"]}
+
+    run(body, each=True)
+
+
+@pytest.mark.parametrize("stall", [0.0])
+def test_nothing_is_stalled_without_a_time_out(stall: float) -> None:
+    """``stall_timeout = 0``: a program may leave what waits as long as it likes."""
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        with client(listener):
+            await told.until("waits", 12)
+            assert told.counts["stalled"] == 0
+
+    run(body, stall=stall)
