@@ -201,6 +201,11 @@ def test_registration_as_readiness_is_no_second_mistake_when_the_sockets_are_one
     assert good({"ready": "registration", "sockets": "web"}).ready == "registration"
 
 
+def test_page_to_verify_is_read() -> None:
+    """A path, with a query if need be."""
+    assert good({"verify": "http:/health?deep=1"}).verify == "http:/health?deep=1"
+
+
 def test_every_registration_is_read() -> None:
     """The four words, and a number of holders."""
     for value, expected in [("exclusive", "exclusive"), ("4", 4), ("rotate", "rotate"), ("latest", "latest")]:
