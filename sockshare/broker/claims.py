@@ -127,6 +127,7 @@ class Claims:
     Args:
         watch: Has the death of a process watched; false if it is dead.
         is_paused: Whether a managed process is not to have what only some may have.
+        uses_library: Called when a managed process is known to claim a socket, so that it need not be looked at for it.
     """
 
     def __init__(
@@ -136,12 +137,14 @@ class Claims:
         tell: Callable[[Caller, dict[str, Any]], object],
         watch: Callable[[Identity], bool],
         is_paused: Callable[[int], bool],
+        uses_library: Callable[[int, str], None],
     ) -> None:
         self._lines = lines
         self._gates = gates
         self._tell = tell
         self._watch = watch
         self._is_paused = is_paused
+        self._uses_library = uses_library
 
     def claim(
         self, caller: Caller, who: Identity, managed: Managed, name: str, key: str, *, gate: bool, cooperate: bool
@@ -187,6 +190,7 @@ class Claims:
         if means is Means.GATE and not has_gate:
             one.gate = self._gates.make(key)
         line.claimants[key] = one
+        self._uses_library(managed.pid, line.name)
         return one
 
     def introduce(self, one: Claimant) -> None:
@@ -227,8 +231,6 @@ class Claims:
             holds = entry.standing is not Standing.WAITING
             if holds and entry.epoch != epoch:
                 return False
-            if one.gate is not None:
-                one.gate.disarm()  # before anybody else may have it
             line.feed(rules.Released(key, entry.epoch if holds else 0))
         line.leave(one)
         return True

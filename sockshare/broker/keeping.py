@@ -54,6 +54,10 @@ class Keeping:
                 refusal,
             )
 
+    def uses_library(self, pid: int, name: str) -> None:
+        """The managed process *pid* claims the socket *name* itself: that it registers it too is not waited for."""
+        self._watching.settle(pid, name)
+
     def died(self, pid: int) -> None:
         """The managed process *pid* has died."""
         self._watching.remove(pid)

@@ -75,8 +75,8 @@ class Registrations:
         gates.sweep(fd for _, fd in shared.values())
         services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
-        self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused)
         self._keeping = Keeping(self, self._lines, observer)
+        self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
         self._arrivals = Arrivals(
             arrived=self._keeping.arrived, waits=self._keeping.waits, stalled=self._keeping.stalled
         )

@@ -98,6 +98,12 @@ class Watching:
         watched = self._watched.pop(pid, None)
         return [] if watched is None else watched.entries
 
+    def settle(self, pid: int, name: str) -> None:
+        """*pid* need not be looked at any more for its registration of the socket *name*, but now and then."""
+        watched = self._watched.get(pid)
+        if watched is not None and name in watched.names:
+            watched.names[name] = True
+
     def forget(self, pid: int, name: str) -> None:
         """*pid* has taken its registration of the socket *name* back."""
         watched = self._watched.get(pid)
