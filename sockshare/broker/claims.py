@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sockshare.core import registration_steps as rules
@@ -90,7 +90,7 @@ class Gates:
         """The gate of the claim *key* that the host kept from the broker before."""
         return self._kept.pop(GATE + key, None)
 
-    def sweep(self, sockets: Iterable[int]) -> None:
+    def sweep(self, sockets: Collection[int]) -> None:
         """Take *sockets* out of every gate that was kept: whoever put them there is not here any more."""
         for key, gate in list(self._kept.items()):
             for fd in sockets:

@@ -40,6 +40,10 @@ class Keeping:
         self._watching = Watching(observer, self._is_gate, self._seen)
         self._degraded: dict[int, str] = {}  # why the registrations of a process can't be kept
 
+    def close(self) -> None:
+        """Look at nobody any more."""
+        self._watching.close()
+
     def watch(self, pid: int, start: int, process: str, program: str, names: Iterable[str]) -> None:
         """The managed process *pid* may register the sockets *names*, which only some may have."""
         names = list(names)

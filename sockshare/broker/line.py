@@ -133,6 +133,14 @@ class Line:
             one.gate = None
         self._services.left(one.identity)
 
+    def close(self) -> None:
+        """End, and leave what is armed as it is."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for one in self.claimants.values():
+            if one.gate is not None:
+                one.gate.close()
+
     def suspend(self, one: Claimant) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""
         try:

@@ -72,7 +72,7 @@ class Registrations:
         self._stopping: set[asyncio.Task[None]] = set()
         self._siblings = Siblings(observer, live)
         gates = Gates(link, kept)
-        gates.sweep(fd for _, fd in shared.values())
+        gates.sweep([fd for _, fd in shared.values()])
         services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
         self._keeping = Keeping(self, self._lines, observer)
@@ -103,6 +103,17 @@ class Registrations:
         line.go_on(effects)
         for identity in dict.fromkeys(dead):
             self._gone(identity)
+
+    def close(self) -> None:
+        """End, and leave everything as it is, as a death would."""
+        for pidfd in self._pidfds.values():
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+        self._pidfds.clear()
+        self._arrivals.close()
+        self._keeping.close()
+        for line in self._lines.values():
+            line.close()
 
     # Processes.
 
