@@ -228,12 +228,8 @@ def test_a_broker_killed_at_any_line_of_the_journal_is_followed_by_one_that_agre
     its line says."""
 
     async def body(world: World) -> None:
-        moments: list[tuple[dict[str, Any], dict[str, int]]] = []
-
-        def snapshot() -> None:
-            moments.append((dict(world.host.records), dict(world.host.kept)))
-
-        world.host.at_each_line = snapshot
+        moments: list[dict[str, Any]] = []
+        world.host.at_each_line = lambda: moments.append(dict(world.host.records))
         for key in (A, B, C):
             world.claim(key)
         line = world.broker.line("web")
@@ -244,14 +240,17 @@ def test_a_broker_killed_at_any_line_of_the_journal_is_followed_by_one_that_agre
         assert world.armed() == [B]
         assert len(moments) >= 4
         world.broker.close()
-        for records, kept in moments:
+        kept = world.host.kept
+        for records in moments:
             world.host.records = records
-            world.host.kept = {key: fd for key, fd in kept.items() if key in world.host.kept}
+            world.host.kept = {key: os.dup(fd) for key, fd in kept.items()}
             world.broker = world.start_broker()
             holders = [key for key in (A, B, C) if world.standing(key) is Standing.HELD]
             assert len(holders) <= 1
             assert world.armed() == holders
             world.broker.close()
+            close_all(world.host.kept.values())
+        world.host.kept = kept
 
     play("exclusive", body)
 
