@@ -251,6 +251,7 @@ def test_a_broker_killed_at_any_line_of_the_journal_is_followed_by_one_that_agre
             world.broker.close()
             close_all(world.host.kept.values())
         world.host.kept = kept
+        world.broker = world.start_broker()
 
     play("exclusive", body)
 
