@@ -9,14 +9,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from supervisor import events
-from supervisor.options import make_namespec
 
 from sockshare.core.errors import BadConfiguration
 from sockshare.core.spec import ProgramSpec
@@ -29,12 +26,14 @@ from sockshare.kernel.meeting import name as meeting_name
 from sockshare.kernel.meeting import points
 from sockshare.kernel.peers import pidfd_open
 
-from . import sections
-from .life import LINK, SPARE, Life, with_spare
+from . import program, sections
+from .daemonlog import DaemonLog
+from .life import Life
+from .places import program_of
 from .polling import PollLoop
 from .registry import Registry
 from .sections import BROKER, Declaration
-from .twins import Twins, program_of
+from .twins import Twins
 from .verbs import SupervisorVerbs
 
 log = logging.getLogger(__name__)
@@ -43,34 +42,6 @@ _NO_SERVER = (
     "sockshare: there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord;"
     " `sockshare status` and `sockshare reload` can"
 )
-_BROKER_SECTION = {
-    "priority": "-100",  # the first to start, the last to stop
-    "autorestart": "true",
-    "startsecs": "0",
-    "startretries": "1000000",
-    "stopwaitsecs": "5",
-    "redirect_stderr": "true",
-}
-
-
-class _SupervisordLog(logging.Handler):
-    """Our log is supervisord's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.options: Any = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logger = getattr(self.options, "logger", None)
-        if logger is None:
-            return
-        try:
-            text = "sockshare: " + self.format(record).replace("%", "%%")
-            level = record.levelno
-            write = logger.error if level >= logging.ERROR else logger.warn if level >= logging.WARNING else logger.info
-            write(text)
-        except Exception:
-            self.handleError(record)
 
 
 class Plugin:
@@ -90,12 +61,8 @@ class Plugin:
         self.host: Host | None = None
         self._life: Life | None = None
         self._pidfds: dict[int, int] = {}
-        self._log = _SupervisordLog()
-        for package in ("sockshare", "supervisor_sockshare"):
-            logger = logging.getLogger(package)
-            logger.setLevel(logging.INFO)
-            logger.propagate = False
-            logger.addHandler(self._log)
+        self._log = DaemonLog()
+        self._log.take("sockshare", "supervisor_sockshare")
 
     def supervisord(self) -> Any:
         """The Supervisor object there is now; each `reload` makes another."""
@@ -130,31 +97,17 @@ class Plugin:
             self._declared, self._reread = declaration, None
             self._specs = declaration.programs
         self._warn(options, parser, declaration)
-        self._inject(parser, declaration)
+        program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
 
     def _is_reread(self, options: Any) -> bool:
         return self._supervisord is not None and self._supervisord.options is options
 
-    def _inject(self, parser: Any, declaration: Declaration) -> None:
-        section = f"program:{BROKER}"
-        parser.add_section(section)
-        for key, value in _BROKER_SECTION.items():
-            parser.set(section, key, value)
-        parser.set(section, "command", self._command(declaration.runtime_dir).replace("%", "%%"))
-        # With it the group is another one when the sockets are, so that `update` comes to it.
-        parser.set(section, "environment", f'SOCKSHARE_DIGEST="{declaration.digest()}"')
-
-    def _command(self, runtime_dir: str | None) -> str:
-        # The meeting point has the pid for a name, which is not known before supervisord has become a daemon.
-        directory = self._directory or runtime_dir or "."
-        return f"{shlex.quote(sys.executable)} -m sockshare.broker --link {shlex.quote(os.path.join(directory, LINK))}"
-
     def _warn(self, options: Any, parser: Any, declaration: Declaration) -> None:
         if not any(name.startswith(("unix_http_server", "inet_http_server")) for name in parser.sections()):
             options.parse_criticals.append(_NO_SERVER)
         for name, one in declaration.sockets.items():
-            users = [program for program, spec in declaration.programs.items() if name in spec.sockets]
+            users = [user for user, spec in declaration.programs.items() if name in spec.sockets]
             if one.spec.blocking and len(users) > 1:
                 options.parse_warnings.append(
                     f"sockshare: {name}: it is blocking and shared: of the processes that wait for one connection, all"
@@ -163,9 +116,7 @@ class Plugin:
 
     def parsed(self, options: Any, declaration: Declaration, groups: Any) -> None:
         """Take what supervisord has made of it."""
-        for group in groups:
-            if group.name == BROKER:
-                group.process_configs.append(with_spare(group.process_configs[0]))
+        program.add_spare(groups)
         if self._is_reread(options):
             self._reread = declaration
             self._learn(declaration.programs)
@@ -219,7 +170,7 @@ class Plugin:
             self._close_host()
         if self.host is None:
             self._open_host()
-        self._fit_command()
+        self._fit_program()
         self._configure()
         self.loop.hurry()  # the first processes need not wait for the first second to pass
 
@@ -234,7 +185,7 @@ class Plugin:
             life.open()
         except (OSError, ValueError) as error:
             log.critical("can't serve: %s", error)
-            self._give_up_broker()
+            program.give_up(self._supervisord)
             return
         self._directory, self.host, self._life = directory, host, life
         atexit.register(self._end, os.getpid())
@@ -246,16 +197,9 @@ class Plugin:
             meeting.clear(self._directory)
         self.host = self._life = self._directory = None
 
-    def _fit_command(self) -> None:
-        group = self._supervisord.process_groups.get(BROKER)
-        if group is not None and self._directory is not None:
-            for config in [*group.config.process_configs, *(one.config for one in group.processes.values())]:
-                config.command = self._command(None)
-
-    def _give_up_broker(self) -> None:
-        group = self._supervisord.process_groups.get(BROKER)
-        for process in group.processes.values() if group is not None else ():
-            process.config.autostart = process.config.autorestart = False
+    def _fit_program(self) -> None:
+        if self._directory is not None:
+            program.fit(self._supervisord, self._directory)
 
     @guarded(log)
     def _restart_broker(self) -> None:
@@ -268,17 +212,17 @@ class Plugin:
         if self._life is not None and self._life.is_ours(process):
             self._life.changed(process)
             return
-        program = program_of(process)
-        if program is None:
+        name = program_of(process)
+        if name is None:
             return
         self._twins.changed(process)
-        if isinstance(event, events.ProcessStateStartingEvent) and self._is_served(program):
+        if isinstance(event, events.ProcessStateStartingEvent) and self._is_served(name):
             self.loop.call_later(0.0, lambda: self._watch(process))
         elif isinstance(event, events.ProcessStateExitedEvent):
             self.loop.hurry()
 
-    def _is_served(self, program: str) -> bool:
-        spec = self._specs.get(program)
+    def _is_served(self, name: str) -> bool:
+        spec = self._specs.get(name)
         return spec is not None and bool(spec.sockets)
 
     @guarded(log)
@@ -302,7 +246,7 @@ class Plugin:
         if event.group != BROKER or self._reread is None:
             return
         declaration, self._reread = self._reread, None
-        self._fit_command()
+        self._fit_program()
         try:
             self.registry.apply(declaration.sockets)
         except BadConfiguration as error:
@@ -331,11 +275,3 @@ class Plugin:
         self._close_host()
         for point in points(pid):
             meeting.remove(point)
-
-
-def broker_hint() -> str:
-    """What to do when there is no broker."""
-    return f"supervisorctl start {make_namespec(BROKER, BROKER)}"
-
-
-__all__ = ["SPARE", "Plugin", "broker_hint"]
