@@ -16,7 +16,7 @@ import msgspec
 from supervisor import events
 
 from sockshare.core.errors import BadConfiguration
-from sockshare.core.spec import ProgramSpec
+from sockshare.core.spec import Mistake, ProgramSpec
 from sockshare.host import meeting
 from sockshare.host.host import Host
 from sockshare.host.loop import guarded
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 _NO_SERVER = (
     "sockshare: there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord;"
     " `sockshare status` and `sockshare reload` can"
+)
+_TOO_LATE = (
+    "supervisord runs without it, and can't be given it by reread or update; `supervisorctl reload` brings it in"
 )
 
 
@@ -84,13 +87,16 @@ class Plugin:
         Raises:
             BadConfiguration: It is wrong, or a socket can't be bound.
         """
-        if not sections.enabled(parser):
+        section = sections.interface(parser)
+        if section is None:
             return None
         wrong = unsupported()
         if wrong is not None:
             raise BadConfiguration(wrong)
         declaration = sections.read(parser, options.here)
-        if self._is_reread(options):
+        if _runs_already(options) and not self._is_of(options):
+            raise BadConfiguration(str(Mistake(section, sections.FACTORY, _TOO_LATE)))
+        if self._is_of(options):
             self.registry.check(declaration.sockets)
         else:
             self.registry.apply(declaration.sockets)
@@ -100,7 +106,8 @@ class Plugin:
         program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
 
-    def _is_reread(self, options: Any) -> bool:
+    def _is_of(self, options: Any) -> bool:
+        """Whether these are the options of the supervisord that we belong to: then this is a `reread`."""
         return self._supervisord is not None and self._supervisord.options is options
 
     def _warn(self, options: Any, parser: Any, declaration: Declaration) -> None:
@@ -117,7 +124,7 @@ class Plugin:
     def parsed(self, options: Any, declaration: Declaration, groups: Any) -> None:
         """Take what supervisord has made of it."""
         program.add_spare(groups)
-        if self._is_reread(options):
+        if self._is_of(options):
             self._reread = declaration
             self._learn(declaration.programs)
 
@@ -155,7 +162,8 @@ class Plugin:
         if self._supervisord is supervisord:
             return
         if not any(group.name == BROKER for group in supervisord.options.process_group_configs):
-            return  # our section was taken out before a `reload`
+            self._leave()  # our section was taken out before a `reload`
+            return
         self._supervisord = supervisord
         self._log.options = supervisord.options
         self.loop.attach(supervisord.options.poller)
@@ -191,11 +199,17 @@ class Plugin:
         atexit.register(self._end, os.getpid())
 
     def _close_host(self) -> None:
-        if self.host is not None and self._life is not None and self._directory is not None:
-            self._life.close()
-            self.host.close()
-            meeting.clear(self._directory)
+        host, life, directory = self.host, self._life, self._directory
         self.host = self._life = self._directory = None
+        if host is not None and life is not None and directory is not None:
+            life.close()
+            host.close()
+            meeting.clear(directory)
+
+    def _leave(self) -> None:
+        self._supervisord = None
+        self.registry.close()
+        self._close_host()
 
     def _fit_program(self) -> None:
         if self._directory is not None:
@@ -275,3 +289,8 @@ class Plugin:
         self._close_host()
         for point in points(pid):
             meeting.remove(point)
+
+
+def _runs_already(options: Any) -> bool:
+    """Whether the supervisord of *options* has read its configuration before."""
+    return hasattr(options.configroot.supervisord, "process_group_configs")

@@ -21,7 +21,8 @@ from sockshare.kernel.binding import Address, Binding
 BROKER = "sockshare-broker"
 
 PREFIX = "sockshare_"
-_FACTORY = "supervisor.rpcinterface_factory"
+#: The key that loads us.
+FACTORY = "supervisor.rpcinterface_factory"
 _OURS = "supervisor_sockshare"
 _MOST_BACKLOG = 65535  # supervisord's own bound
 
@@ -56,16 +57,16 @@ class Declaration(NamedTuple):
         return hashlib.sha256(json.dumps([sockets, programs], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def enabled(parser: Any) -> bool:
-    """Whether the configuration has an ``[rpcinterface:...]`` of ours: the hooks stay when one is taken out."""
-    return any(
-        section.startswith("rpcinterface:") and parser.get(section, _FACTORY, fallback="").startswith(_OURS)
-        for section in parser.sections()
-    )
+def interface(parser: Any) -> str | None:
+    """The ``[rpcinterface:...]`` section that loads us, if there is one: the hooks stay when it is taken out."""
+    for section in parser.sections():
+        if section.startswith("rpcinterface:") and parser.get(section, FACTORY, fallback="").startswith(_OURS):
+            return str(section)
+    return None
 
 
 def read(parser: Any, here: str | None) -> Declaration:
-    """Read everything that *parser* has; *here* is what ``%(here)s`` means.
+    """Read everything that *parser*, which loads us, has; *here* is what ``%(here)s`` means.
 
     Raises:
         BadConfiguration: There are mistakes; the message has each on a line of its own.
@@ -85,18 +86,16 @@ def read(parser: Any, here: str | None) -> Declaration:
 
 
 def _read_interface(parser: Any, get: _Get, mistakes: list[Mistake]) -> str | None:
-    for section in parser.sections():
-        if not (section.startswith("rpcinterface:") and get(section, _FACTORY).startswith(_OURS)):
-            continue
-        options = _values(parser, section, get, mistakes)
-        if "logfile" in options:
-            message = "supervisord's own log has what this would; leave it out"
-            mistakes.append(Mistake(section, "logfile", message))
-            del options["logfile"]
-        spec, more = parse_plugin_options(section, options, (), {_FACTORY})
-        mistakes += more
-        return None if spec is None else spec.runtime_dir
-    return None
+    section = interface(parser)
+    assert section is not None
+    options = _values(parser, section, get, mistakes)
+    if "logfile" in options:
+        message = "supervisord's own log has what this would; leave it out"
+        mistakes.append(Mistake(section, "logfile", message))
+        del options["logfile"]
+    spec, more = parse_plugin_options(section, options, (), {FACTORY})
+    mistakes += more
+    return None if spec is None else spec.runtime_dir
 
 
 def _values(parser: Any, section: str, get: _Get, mistakes: list[Mistake]) -> dict[str, str]:

@@ -19,7 +19,7 @@ import pytest
 from sockshare.cli.stage import free_port
 from tests.e2e.rehearsal import all_ready, assert_replaced, loaded, measure
 from tests.support.load import assert_none_failed
-from tests.support.supervisord import Supervisord, wait_until
+from tests.support.supervisord import Supervisord, listens, wait_until
 
 Supervisords = Callable[..., Supervisord]
 
@@ -135,12 +135,6 @@ def test_new_settings_take_effect_by_the_reload(supervisord: Supervisords) -> No
     done = stage.ctl("update")
     assert done.stdout.strip() == "", done.stdout
     assert stage.pids() == [pid]
-
-
-def listens(port: int) -> bool:
-    """Whether something listens on the port."""
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 LISTENER = """
