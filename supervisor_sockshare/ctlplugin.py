@@ -21,6 +21,7 @@ from sockshare.core.suggest import did_you_mean
 _COMMANDS = {
     "status": "status [--json]\t\tShow the sockets, who holds them, and the last reloads",
     "reload": "reload <program> [--json] [--timeout S] [--dry-run]\tReplace its processes by new ones that serve",
+    "doctor": "doctor [--json]\t\t\tSay what is wrong, and what to do",
     "help": "help\t\t\tShow this",
 }
 

@@ -38,10 +38,6 @@ from .verbs import SupervisorVerbs
 
 log = logging.getLogger(__name__)
 
-_NO_SERVER = (
-    "sockshare: there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord;"
-    " `sockshare status` and `sockshare reload` can"
-)
 _TOO_LATE = (
     "supervisord runs without it, and can't be given it by reread or update; `supervisorctl reload` brings it in"
 )
@@ -102,7 +98,7 @@ class Plugin:
             self.registry.apply(declaration.sockets)
             self._declared, self._reread = declaration, None
             self._specs = declaration.programs
-        self._warn(options, parser, declaration)
+        self._warn(options, declaration)
         program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
 
@@ -110,16 +106,11 @@ class Plugin:
         """Whether these are the options of the supervisord that we belong to: then this is a `reread`."""
         return self._supervisord is not None and self._supervisord.options is options
 
-    def _warn(self, options: Any, parser: Any, declaration: Declaration) -> None:
-        if not any(name.startswith(("unix_http_server", "inet_http_server")) for name in parser.sections()):
-            options.parse_criticals.append(_NO_SERVER)
-        for name, one in declaration.sockets.items():
-            users = [user for user, spec in declaration.programs.items() if name in spec.sockets]
-            if one.spec.blocking and len(users) > 1:
-                options.parse_warnings.append(
-                    f"sockshare: {name}: it is blocking and shared: of the processes that wait for one connection, all"
-                    f" but one hang in accept until the next ({', '.join(users)})"
-                )
+    def _warn(self, options: Any, declaration: Declaration) -> None:
+        # Of a supervisord that starts: there is no log yet.
+        for warning in declaration.warnings:
+            level = options.parse_criticals if warning == sections.UNREACHABLE else options.parse_warnings
+            level.append(f"sockshare: {warning}")
 
     def parsed(self, options: Any, declaration: Declaration, groups: Any) -> None:
         """Take what supervisord has made of it."""
@@ -144,6 +135,7 @@ class Plugin:
                 mistakes=[],
                 sockets=[(msgspec.to_builtins(declared.spec), sock) for declared, sock in self.registry.sockets],
                 uids=self._uids(),
+                warnings=self._declared.warnings,
             )
         )
 

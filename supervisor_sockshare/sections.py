@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +24,13 @@ PREFIX = "sockshare_"
 #: The key that loads us.
 FACTORY = "supervisor.rpcinterface_factory"
 _OURS = "supervisor_sockshare"
+#: supervisord has its HTTP servers from sections whose names begin so.
+_SERVERS = ("unix_http_server", "inet_http_server")
+#: What is said of a supervisord that has none; loudly, for it looks as if it had no commands at all.
+UNREACHABLE = (
+    "there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord; add one"
+    " (`sockshare status` and `sockshare reload` work without)"
+)
 _MOST_BACKLOG = 65535  # supervisord's own bound
 
 _BINDING_KEYS = ("socket", "socket_backlog", "socket_owner", "socket_mode", "socket_ipv6_only")
@@ -47,6 +54,7 @@ class Declaration(NamedTuple):
     sockets: Mapping[str, Socket]
     programs: Mapping[str, ProgramSpec]
     runtime_dir: str | None
+    warnings: Sequence[str] = ()  # what works, but not as its author may think
 
     def digest(self) -> str:
         """A word that is another one when sockets, or what programs may have of them, are."""
@@ -82,7 +90,19 @@ def read(parser: Any, here: str | None) -> Declaration:
     programs = _read_programs(parser, get, [*_names(parser)], mistakes)
     if mistakes:
         raise BadConfiguration("\n".join(str(mistake) for mistake in mistakes))
-    return Declaration(sockets, programs, runtime_dir)
+    return Declaration(sockets, programs, runtime_dir, _warnings(parser, sockets, programs))
+
+
+def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str, ProgramSpec]) -> list[str]:
+    found = [] if any(section.startswith(_SERVERS) for section in parser.sections()) else [UNREACHABLE]
+    for name, one in sockets.items():
+        users = [program for program, spec in programs.items() if name in spec.sockets]
+        if one.spec.blocking and len(users) > 1:
+            found.append(
+                f"{name}: it is blocking and shared: of the processes that wait for one connection, all but one hang in"
+                f" accept until the next ({', '.join(users)})"
+            )
+    return found
 
 
 def _read_interface(parser: Any, get: _Get, mistakes: list[Mistake]) -> str | None:
