@@ -62,6 +62,7 @@ class Broker:
         self._end = end
         self.manager: dict[str, Any] = hello["manager"]
         self.mistakes: list[str] = list(hello["mistakes"])
+        self.warnings: list[str] = list(hello.get("warnings", []))
         self.programs = {spec.name: spec for spec in msgspec.convert(hello["programs"], list[ProgramSpec])}
         self.sockets = {spec.name: spec for spec in msgspec.convert(hello["sockets"], list[SocketSpec])}
         names, pids = hello["listeners"], hello["notify"]
@@ -119,6 +120,7 @@ class Broker:
             log.warning("link: a message of type %r was passed over", message.get("type"))
             return
         self.mistakes = list(message.get("mistakes", []))
+        self.warnings = list(message.get("warnings", []))
         self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
         uids = set(message.get("uids", []))
         if self._filters and not uids <= self._uids:

@@ -38,6 +38,7 @@ async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
         "version": VERSION,
         "state": "refused" if broker.mistakes else "serving",
         "mistakes": broker.mistakes,
+        "warnings": broker.warnings,
         "manager": {"kind": broker.manager["kind"], "pid": broker.manager["pid"]},
         "broker": {"pid": os.getpid(), "refusals": broker.refusals},
         "sockets": [_socket(broker, name, members) for name in broker.sockets],

@@ -27,7 +27,7 @@ def run(endpoint: str | None, *, as_json: bool) -> int:
     """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
     found = finding.find(endpoint, command=True)
     if found.greeting.state == "refused":
-        return _refused(found.greeting, as_json=as_json)
+        return refused(found.greeting, as_json=as_json)
     finding.check(found)
     dialogue = Dialogue(found.directory)
     try:
@@ -44,7 +44,8 @@ def run(endpoint: str | None, *, as_json: bool) -> int:
     return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
 
 
-def _refused(greeting: Greeting, *, as_json: bool) -> int:
+def refused(greeting: Greeting, *, as_json: bool) -> int:
+    """Show the mistakes of a broker that only has those to tell."""
     if as_json:
         document = {"version": 1, "broker": {"pid": greeting.pid}, "state": "refused", "mistakes": greeting.mistakes}
         print(json.dumps(document, indent=1))
@@ -109,6 +110,7 @@ def _show(document: _Document) -> None:
     manager, broker = document.get("manager") or {}, document.get("broker") or {}
     name = {"circus": "circusd", "supervisor": "supervisord"}.get(manager.get("kind", ""), "manager")
     title = f"{name} (pid {_text(manager.get('pid'))}), broker (pid {_text(broker.get('pid'))})"
+    title = "\n".join([title, *(f"WARNING: {warning}" for warning in document.get("warnings", ()))])
     shown = [table for table in tables(document) if table.rows]
     if not sys.stdout.isatty():
         print("\n\n".join([title, *(plain(table) for table in shown)]))
