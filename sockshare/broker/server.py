@@ -31,6 +31,7 @@ from .claims import GATE
 from .door import Door
 from .drain import Address, address_of
 from .endpoint import Caller, Endpoint
+from .holders import Holders
 from .hostlink import HostLink
 from .notify import NotifySocket
 from .observer import Observer
@@ -70,6 +71,7 @@ class Broker:
         rest = list(fds[len(names) :])
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, rest, strict=False)}
         self.observer = Observer(self.shared)
+        self.holders = Holders(self.shared)
         self._tickets = Tickets()
         self._gate_tickets: dict[bytes, tuple[str, str]] = {}  # secret: socket and key of the claim
         journal: dict[str, Any] = hello["journal"]

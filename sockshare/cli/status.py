@@ -16,6 +16,10 @@ from sockshare.core.errors import ExitStatus
 _Document = dict[str, Any]
 
 
+#: So many process ids of one command are shown in one line.
+_PIDS_SHOWN = 8
+
+
 class Table(NamedTuple):
     """Rows to show under headings."""
 
@@ -75,6 +79,7 @@ def tables(document: _Document) -> list[Table]:
     """What is shown of *document*."""
     sockets: list[tuple[str, ...]] = []
     holders: list[tuple[str, ...]] = []
+    others: list[tuple[str, ...]] = []
     programs: list[tuple[str, ...]] = []
     for entry in document.get("sockets", ()):
         registration = entry.get("registration", "shared")
@@ -85,6 +90,10 @@ def tables(document: _Document) -> list[Table]:
             cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
             cells += [holder.get("ready"), registered, holder.get("kept_by"), holder.get("connections")]
             holders.append(tuple(_text(cell) for cell in cells))
+        alike: dict[tuple[str, str], list[int]] = {}
+        for other in entry.get("others", ()):
+            alike.setdefault((_text(other.get("process")), _text(other.get("command"))), []).append(other["pid"])
+        others += [(entry["name"], _pids(pids), below, command) for (below, command), pids in alike.items()]
     for program in document.get("programs", ()):
         reload = program.get("reload") or {}
         last = reload.get("last") or {}
@@ -93,8 +102,28 @@ def tables(document: _Document) -> list[Table]:
     return [
         Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
         Table(("PROCESS", "PID", "SOCKET", "GENERATION", "READY", "REGISTERED", "KEPT BY", "CONNECTIONS"), holders),
+        Table(("SOCKET", "ALSO OPEN IN PID", "BELOW", "COMMAND"), others),
         Table(("PROGRAM", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
     ]
+
+
+def remarks(document: _Document) -> list[str]:
+    """What the tables would have one believe wrongly."""
+    scan = document.get("scan") or {}
+    said = []
+    if scan.get("refused"):
+        said.append(f"{scan['refused']} processes may not be looked into by the broker")
+    if scan.get("unfinished"):
+        said.append(f"for {scan['unfinished']} processes the time did not suffice")
+    remarks = [f"a socket may be open in more processes: {' and '.join(said)}"] if said else []
+    if scan.get("left_out"):
+        remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
+    return remarks
+
+
+def _pids(pids: Sequence[int]) -> str:
+    shown = " ".join(map(str, pids[:_PIDS_SHOWN]))
+    return shown if len(pids) <= _PIDS_SHOWN else f"{shown} and {len(pids) - _PIDS_SHOWN} more"
 
 
 def plain(table: Table) -> str:
@@ -113,7 +142,8 @@ def _show(document: _Document) -> None:
     title = "\n".join([title, *(f"WARNING: {warning}" for warning in document.get("warnings", ()))])
     shown = [table for table in tables(document) if table.rows]
     if not sys.stdout.isatty():
-        print("\n\n".join([title, *(plain(table) for table in shown)]))
+        said = ["\n".join(remarks(document))] if remarks(document) else []
+        print("\n\n".join([title, *(plain(table) for table in shown), *said]))
         return
     from rich.console import Console
     from rich.table import Table as Drawn
@@ -130,6 +160,8 @@ def _show(document: _Document) -> None:
             drawn.add_row(*(Text(cell) for cell in row))
         console.print()
         console.print(drawn)
+    for remark in remarks(document):
+        console.print(Text(remark))
 
 
 def _text(value: object) -> str:
