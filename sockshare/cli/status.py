@@ -82,11 +82,11 @@ def tables(document: _Document) -> list[Table]:
     others: list[tuple[str, ...]] = []
     programs: list[tuple[str, ...]] = []
     for entry in document.get("sockets", ()):
-        registration = entry.get("registration", "shared")
+        registration = _registration(entry)
         queue = f"{_text(entry.get('queue'))}/{_text(entry.get('backlog'))}"
         sockets.append((_text(entry["name"]), _text(entry.get("address")), _text(registration), queue))
         for holder in entry.get("holders", ()):
-            registered = "suspended" if holder.get("suspended") else _text(holder.get("registered"))
+            registered = _registered(holder)
             cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
             cells += [holder.get("ready"), registered, holder.get("kept_by"), holder.get("connections")]
             holders.append(tuple(_text(cell) for cell in cells))
@@ -119,6 +119,29 @@ def remarks(document: _Document) -> list[str]:
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks
+
+
+def _registration(entry: _Document) -> str:
+    """Its policy, and what has come of it."""
+    counted = [
+        f"{entry[what]} {what if entry[what] != 1 else what[:-1]}"
+        for what in ("moves", "stalls", "violations")
+        if entry.get(what)
+    ]
+    return ", ".join([_text(entry.get("registration", "shared")), *counted])
+
+
+def _registered(holder: _Document) -> str:
+    """Whether it has the registration, and if not why."""
+    if holder.get("paused"):
+        return "quiesced"
+    if holder.get("standing") == "held" and holder.get("held_for") is not None:
+        return f"held for {holder['held_for']:.0f} s"
+    if holder.get("standing") == "revoking":
+        return "to let go"
+    if holder.get("suspended"):
+        return "suspended"
+    return "stands by" if holder.get("standing") == "waiting" else _text(holder.get("registered"))
 
 
 def _pids(pids: Sequence[int]) -> str:
