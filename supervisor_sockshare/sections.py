@@ -17,6 +17,7 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_givers,
     parse_plugin_options,
     parse_program,
     parse_socket,
@@ -237,6 +238,7 @@ def _read_backlog(values: Mapping[str, str], wrong: Callable[[str, str], None]) 
 
 def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mistake]) -> dict[str, ProgramSpec]:
     programs: dict[str, ProgramSpec] = {}
+    every = {section.partition(":")[2].strip() for section in parser.sections() if _is_program(section)} - {BROKER}
     for section in parser.sections():
         kind, _, name = section.partition(":")
         name = name.strip()
@@ -248,7 +250,7 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
             ]
         if kind == "group" and BROKER in re.split(r"[,\s]+", get(section, "programs")):
             mistakes.append(Mistake(section, "programs", f"{BROKER} is sockshare's own and in a group of its own"))
-        if kind not in ("program", "fcgi-program"):
+        if not _is_program(section):
             continue
         if name == BROKER:
             mistakes.append(Mistake(section, "[]", f"{BROKER} is sockshare's own; give the program another name"))
@@ -265,8 +267,13 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
         spec, more = parse_program(name, section, ours, PREFIX, names)
         mistakes += more
         if spec is not None:
+            mistakes += check_givers(section, PREFIX, spec, every)
             programs[name] = spec if kind == "program" else _of_fcgi(spec, get(section, "startsecs"))
     return programs
+
+
+def _is_program(section: str) -> bool:
+    return section.partition(":")[0] in ("program", "fcgi-program")
 
 
 def _check_commands(

@@ -47,7 +47,12 @@ class Operations:
         self._taken_up = taken_up
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        introductions = broker.introductions
         self._operations: dict[str, _Operation] = {
+            "receive": introductions.receive,
+            "introduce": introductions.introduce,
+            "retiring": introductions.retiring,
+            "retired": introductions.retired,
             "attach": self._attach,
             "ticket": self._ticket,
             "inherit": self._inherit,

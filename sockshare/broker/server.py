@@ -33,6 +33,7 @@ from .drain import Address, address_of
 from .endpoint import Caller, Endpoint
 from .holders import Holders
 from .hostlink import HostLink
+from .introductions import LANE, Introductions
 from .notify import NotifySocket
 from .observer import Observer
 from .operations import Operations
@@ -80,6 +81,7 @@ class Broker:
             link, self.observer, self.sockets, self.shared, journal, kept, self._tell, self._may_have
         )
         self.roster = Roster(link, journal, on_death=self._died)
+        self.introductions = Introductions(self, self._secret_for)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
         self.reloads: dict[str, Reload] = {}
         self.retirements = Retirements(self, link)
@@ -172,11 +174,14 @@ class Broker:
     def _descriptor(self, name: str) -> int:
         if name.startswith(GATE):
             return self.registrations.claims.gate_of(name[len(GATE) :])
+        if name.startswith(LANE):
+            return self.introductions.descriptor(name)
         return self.shared[name][1]
 
     def acknowledge(self, secrets: Sequence[bytes]) -> None:
         """See `door.Tickets`."""
         self._tickets.acknowledge(secrets)
+        self.introductions.acknowledged(secrets)
         for secret in secrets:
             socket_and_key = self._gate_tickets.pop(secret, None)
             if socket_and_key is not None:
@@ -206,6 +211,11 @@ class Broker:
         if len(self._gate_tickets) > _GATE_TICKETS:
             del self._gate_tickets[next(iter(self._gate_tickets))]
         return secret.hex()
+
+    def _secret_for(self, known: Known, name: str) -> bytes:
+        secret = os.urandom(SECRET_BYTES)
+        self._tickets.issue(secret, name, known.identity, time.monotonic())
+        return secret
 
     def issue(self, asking: Known, name: str | None, target: Known) -> dict[str, Any]:
         """A ticket for the socket *name*, which *asking* wants for *target*, as the answer has it.
@@ -330,6 +340,7 @@ class Broker:
 
     def _died(self, known: Known) -> None:
         self._tickets.forget(known.identity)
+        self.introductions.died(known)
         pid = known.identity.pid
         managed = known.managed
         if managed is None or managed.pid != pid:
