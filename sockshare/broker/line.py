@@ -17,8 +17,8 @@ from sockshare.core.spec import SocketSpec
 from sockshare.kernel import epoll
 from sockshare.kernel.peers import Identity
 
-from .claims import Claimant, Gates, event
 from .endpoint import Caller
+from .gates import Claimant, Gates, event
 from .hostlink import HostLink
 
 log = logging.getLogger(__name__)

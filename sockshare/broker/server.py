@@ -27,10 +27,10 @@ from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.peers import Identity, Peer, identity
 
-from .claims import GATE
 from .door import Door
 from .drain import Address, address_of
 from .endpoint import Caller, Endpoint
+from .gates import GATE
 from .holders import Holders
 from .hostlink import HostLink
 from .introductions import LANE, Introductions
