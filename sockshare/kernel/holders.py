@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from sockshare.kernel import processes
+
 #: After so many descriptors the clock is looked at.
 _BETWEEN_LOOKS = 256
 
@@ -51,7 +53,8 @@ def scan(inodes: Collection[int], seconds: float, *, clock: Callable[[], float] 
         try:
             found, finished = _look(pid, wanted, lambda: clock() - began < seconds)
         except PermissionError:
-            refused.add(pid)
+            if processes.alive(pid):  # a zombie's directory is root's
+                refused.add(pid)
             continue
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
