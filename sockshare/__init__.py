@@ -23,6 +23,7 @@ from .core.errors import (
 
 if TYPE_CHECKING:
     from . import aio
+    from .client.registration import Registration
     from .client.sync import Share, attach
 
 #: The one place of the version; setup.cfg reads this literal without importing anything.
@@ -35,6 +36,7 @@ __all__ = [
     "NoBroker",
     "NotPermitted",
     "ProtocolError",
+    "Registration",
     "RegistrationLost",
     "Share",
     "SockshareError",
@@ -53,6 +55,8 @@ def __getattr__(name: str) -> object:
 
     if name in ("attach", "Share"):
         return getattr(import_module("sockshare.client.sync"), name)
+    if name == "Registration":
+        return import_module("sockshare.client.registration").Registration
     if name == "aio":
         return import_module("sockshare.aio")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from .client.aio import Share, attach
+from .client.aio_registration import Registration
+from .client.serving import Server, start_server
 
-__all__ = ["Share", "attach"]
+__all__ = ["Registration", "Server", "Share", "attach", "start_server"]

@@ -14,6 +14,7 @@ from typing import TypeVar
 from sockshare.core.errors import SockshareError
 
 from . import finding, sync
+from .aio_registration import Claiming, Registration
 
 _T = TypeVar("_T")
 
@@ -55,6 +56,14 @@ class Share:
         """As `sockshare.Share.socket`."""
         return await self._run(functools.partial(self._share.socket, name))
 
+    def registration(self, name: str, timeout: float | None = None) -> Claiming:
+        """As `sockshare.Share.registration`, for ``async with``; one for all tasks of this process."""
+        return Claiming(functools.partial(self.claim, name), timeout)
+
+    async def claim(self, name: str) -> Registration:
+        """Get in line for the registration of *name*, without waiting until it is held; `Registration.release` it."""
+        return Registration(await self._run(functools.partial(self._share.claim, name)))
+
     async def ready(self, status: str = "") -> None:
         """As `sockshare.Share.ready`."""
         await self._run(functools.partial(self._share.ready, status))
@@ -69,7 +78,7 @@ class Share:
 
     async def close(self) -> None:
         """As `sockshare.Share.close`; may be called again."""
-        # Not by the thread: it may wait for a broker, and after a fork it is not there.
+        # Not by our thread: it may wait for a broker, and after a fork it is not there.
         await asyncio.get_running_loop().run_in_executor(None, self._share.close)
         self._thread.shutdown(wait=False)
 

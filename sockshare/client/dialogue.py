@@ -100,7 +100,7 @@ class Dialogue:
                 self.repeat(question)
                 wait = min(wait * 2, RESEND_LAST)
             elif "ok" in answer:
-                return _checked(answer)
+                return checked(answer)
         raise NoBroker(f"can't ask the broker at {self.directory} for {op!r}: no answer in time; see its log")
 
     def begin(self, op: str, **fields: object) -> Question:
@@ -110,7 +110,11 @@ class Dialogue:
                 f"can't ask the broker: pid {self._pid} attached, not its fork {os.getpid()}; attach again"
             )
         self._last_id += 1
-        question = Question(self._last_id, _encode({"v": 1, "id": self._last_id, "op": op, **fields}).encode())
+        return self.begin_as(self._last_id, op, **fields)
+
+    def begin_as(self, number: int, op: str, **fields: object) -> Question:
+        """Send a question whose id is *number*, which an earlier one had that said the same in other words."""
+        question = Question(number, _encode({"v": 1, "id": number, "op": op, **fields}).encode())
         self.repeat(question)
         return question
 
@@ -133,17 +137,44 @@ class Dialogue:
             data = self._receive(max(1, round(wait * 1000)))
             if data is None:
                 return None
-            try:
-                answer = _decode(data.decode())
-            except ValueError:
-                answer = None
-            if not isinstance(answer, dict):
-                raise ProtocolError(f"can't understand the broker at {self.directory}: it says {data[:60]!r}")
+            answer = self._understood(data)
             # What is left over from a question that was given up, or asked twice, is dropped.
             if answer.get("id") == question.id:
                 return answer
             wait = deadline - time.monotonic()
         return None
+
+    def heard(self) -> Answer | None:
+        """The next event of, or the answer to, any question, if one has come.
+
+        Raises:
+            ProtocolError: What came is no answer.
+        """
+        try:
+            return self._understood(self._socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return None
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """The DEALER, for a poller."""
+        return self._socket
+
+    def handshakes(self) -> zmq.Socket[bytes]:
+        """A socket that has a message for each broker that has begun to answer (zmq_socket_monitor(3)).
+
+        It is the caller's to close, before this.
+        """
+        return self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+
+    def _understood(self, data: bytes) -> Answer:
+        try:
+            answer = _decode(data.decode())
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise ProtocolError(f"can't understand the broker at {self.directory}: it says {data[:60]!r}")
+        return answer
 
     def _receive(self, milliseconds: int) -> bytes | None:
         if milliseconds != self._receive_timeout:
@@ -165,7 +196,8 @@ class Question:
         self.data = data
 
 
-def _checked(answer: Answer) -> Answer:
+def checked(answer: Answer) -> Answer:
+    """The *answer*, unless it is a refusal, which is raised as the error that it names."""
     if answer["ok"] is not True:
         raise error_of(answer)
     return answer

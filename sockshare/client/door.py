@@ -23,7 +23,7 @@ from sockshare.core.errors import (
     ProtocolError,
     SockshareError,
 )
-from sockshare.kernel.descriptors import close_all, receive
+from sockshare.kernel.descriptors import close_all, receive, send
 
 #: Tickets a packet may carry, and bytes in one.
 MOST_TICKETS = 16
@@ -130,6 +130,36 @@ def _redeem(directory: str, tickets: Sequence[bytes], deadline: float) -> list[t
         except OSError:
             pass  # a broker that died just now: the descriptors are here, and its tickets died with it
     return list(zip(names, fds, strict=True))
+
+
+def present(directory: str, key: str, gate: int, deadline: float) -> None:
+    """Bring back to the broker, which has lost it, the *gate* of our claim *key*.
+
+    Raises:
+        NotPermitted: This process has no such claim.
+        NoBroker: No answer by the deadline.
+        ProtocolError: What answered is no broker.
+    """
+    while True:
+        sock, data, _ = _exchange(directory, b"P" + key.encode(), 0, 16384, deadline)
+        with sock:
+            if data[:1] == b"+":
+                try:
+                    send(sock, b"F", [gate])
+                    data = sock.recv(16384)
+                except OSError as error:
+                    if error.errno not in _LATER:
+                        raise Unreachable(
+                            f"can't bring a gate to the broker at {directory}: {error.strerror}"
+                        ) from None
+                    data = b""
+        if data[:1] == b"-":
+            raise error_of(_object(directory, data[1:]))
+        if data == b"+":
+            return
+        if data:
+            raise ProtocolError(f"can't understand the broker at {directory}: it says {data[:60]!r}")
+        # It was killed in between, or took too long.
 
 
 def accepts(directory: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket as sockets_of_python
 import threading
@@ -14,6 +15,7 @@ from sockshare.kernel.descriptors import close_all
 
 from . import door, finding
 from .dialogue import Answer, Dialogue
+from .registration import Claiming, Registrar, Registration
 
 # A broker that is killed takes its tickets with it: one that we asked for ourselves is asked for again this often.
 _TICKETS = 3
@@ -72,6 +74,7 @@ class Share:
         self._turn = threading.Lock()
         self._held: dict[str, sockets_of_python.socket] = {}
         self._others: list[sockets_of_python.socket] = []
+        self._registrar: Registrar | None = None
         self._closed = False
         _shares.add(self)
 
@@ -107,6 +110,37 @@ class Share:
             if held is None or held.fileno() < 0:
                 held = self._held[name] = _adopt(self._redeem_own(name))
             return held
+
+    def registration(self, name: str, timeout: float | None = None) -> Claiming:
+        """Hold the registration of the socket *name* for a ``with`` block, which begins once it is held.
+
+        It is one for all threads of this process, which may each enter a block of their own, and released at the end of
+        the last one; see `Registration`.
+
+        Args:
+            timeout: How long to wait in line, seconds; then the claim is withdrawn. None: for ever.
+
+        Raises:
+            TimeoutError: By the block, as are those below: it was not held in time.
+            RegistrationLost: Another process's registration has cancelled it (registration = latest).
+            UnknownSocket: No socket of that name is shared.
+            NotPermitted: This process's program does not name it in its section.
+        """
+        return Claiming(functools.partial(self.claim, name), timeout)
+
+    def claim(self, name: str) -> Registration:
+        """Get in line for the registration of *name*, without waiting; `Registration.leave` leaves it.
+
+        For the library for asyncio: it is not part of what a program may use.
+        """
+        with self._turn:
+            self._open()
+            if self._registrar is not None and self._registrar.ended:
+                self._registrar.close()
+                self._registrar = None
+            if self._registrar is None:
+                self._registrar = Registrar(self._directory, self._timeout)
+            return self._registrar.claim(name)
 
     def ready(self, status: str = "") -> None:
         """Tell the broker that this process serves; *status* is shown to people.
@@ -151,8 +185,9 @@ class Share:
             return sock
 
     def close(self) -> None:
-        """Close the sockets and the connection to the broker. Nothing happens to the socket itself: its manager keeps
-        it.
+        """Release the registrations, close the sockets and the connection to the broker.
+
+        Nothing happens to the sockets themselves: their manager keeps them.
 
         Before this, take the sockets out of every selector, poll or epoll of yours. epoll keys on the open file
         description, which other processes keep: a registered duplicate that was closed reports events for ever, and
@@ -161,6 +196,10 @@ class Share:
         with self._turn:
             self._closed = True
             _shares.discard(self)
+            if self._registrar is not None:
+                # First: who has it next is told while the sockets are still here.
+                self._registrar.close()
+                self._registrar = None
             for sock in (*self._held.values(), *self._others):
                 sock.close()
             self._held.clear()
@@ -203,6 +242,10 @@ class Share:
         if self._dialogue is not None:
             _parents.append(self._dialogue)
             self._dialogue = None
+        if self._registrar is not None:
+            self._registrar.after_fork()
+            _parents.append(self._registrar)
+            self._registrar = None
 
 
 def _adopt(fd: int) -> sockets_of_python.socket:
@@ -235,7 +278,7 @@ def _adopt(fd: int) -> sockets_of_python.socket:
 
 
 _shares: weakref.WeakSet[Share] = weakref.WeakSet()
-_parents: list[Dialogue] = []
+_parents: list[Dialogue | Registrar] = []
 
 
 def _in_forked_child() -> None:

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class Host:
     """Holds `sockets`, the door and the ZeroMQ listener in *directory*; `start` gives a broker, `kill` ends it."""
 
+    module = "tests.client.pretender"
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir()
@@ -53,8 +55,15 @@ class Host:
             "path": str(self.directory / "broker"),
             "sockets": {name: sock.fileno() for name, sock in self.sockets.items()},
         }
-        command = [sys.executable, str(Path(__file__).with_name("pretender.py")), json.dumps(behaviour)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=fds)
+        command = [sys.executable, "-m", self.module, json.dumps(behaviour)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[*fds, *behaviour.get("gates", ())],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         self.processes.append(process)
         assert process.stdout is not None
         reader = threading.Thread(target=self._read, args=(process.stdout,))
@@ -85,6 +94,8 @@ class Host:
         for process in self.processes:
             process.kill()
             process.wait(TIMEOUT)
+            assert process.stdin is not None
+            process.stdin.close()
         self.processes.clear()
         for reader in self._readers:
             reader.join(TIMEOUT)

@@ -59,6 +59,7 @@ class Pretender:
         """Serve until killed."""
         poll = select.poll()
         poll.register(self.door, select.POLLIN)
+        self.watch(poll)
         poll.register(int(self.router.getsockopt(zmq.FD)), select.POLLIN)
         self.say("up")
         while True:
@@ -69,10 +70,25 @@ class Pretender:
                     peer, _ = self.door.accept()
                     self.peers[peer.fileno()] = peer
                     poll.register(peer, select.POLLIN)
-                elif fd in self.peers and not self.visit(self.peers[fd]):
+                elif fd == 0:
+                    self.obey(sys.stdin.readline())
+                elif fd in self.peers and not self.stays(self.peers[fd]):
                     poll.unregister(fd)
                     self.shown.pop(fd, None)
                     self.peers.pop(fd).close()
+
+    def watch(self, poll: select.poll) -> None:
+        """What else a broker of another kind waits for."""
+
+    def obey(self, line: str) -> None:
+        """An order of the test."""
+
+    def descriptor(self, name: str) -> int:
+        """What a ticket for *name* is good for."""
+        return int(self.behaviour["sockets"][name])
+
+    def acknowledged(self, names: list[str]) -> None:
+        """Somebody has it."""
 
     def hear(self, frames: list[bytes]) -> None:
         """One question."""
@@ -133,12 +149,16 @@ class Pretender:
         self.tickets[ticket] = (name, pid)
         return ticket
 
+    def stays(self, peer: socket.socket) -> bool:
+        """Whether a visitor of the door is still there after what it has said."""
+        try:
+            return self.visit(peer)
+        except ConnectionError:  # it was out of patience
+            return False
+
     def visit(self, peer: socket.socket) -> bool:
         """What a visitor of the door says; whether it stays."""
-        try:
-            packet = peer.recv(4096)
-        except ConnectionError:
-            return False
+        packet = peer.recv(4096)
         if not packet:
             return False
         kind, tickets = packet[:1], [packet[at : at + 16] for at in range(1, len(packet), 16)]
@@ -148,8 +168,8 @@ class Pretender:
             peer.send(b"+" + json.dumps(self.hello()).encode())
         elif kind == b"A":
             self.say("acknowledged", len(self.shown.get(peer.fileno(), ())))
-            for ticket in self.shown.pop(peer.fileno(), ()):
-                self.tickets.pop(ticket, None)
+            spent = [self.tickets.pop(ticket)[0] for ticket in self.shown.pop(peer.fileno(), ())]
+            self.acknowledged(spent)
         else:
             self.exit_at("redeem")
             pid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
@@ -160,7 +180,7 @@ class Pretender:
                 peer.send(b"-" + json.dumps(refusal).encode())
                 return True
             names = [name for name, _ in known][: self.behaviour.get("most", 16)]
-            fds = array.array("i", [self.behaviour["sockets"][name] for name in names])
+            fds = array.array("i", [self.descriptor(name) for name in names])
             rights = [] if self.behaviour.get("no_descriptor") else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
             self.shown[peer.fileno()] = tickets
             self.say("redeemed", *names)
