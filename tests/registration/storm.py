@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tests.support import ledger
 from tests.support.circusd import Circusd, circusd, is_running, wait_until
 from tests.support.numbered import Outcome, Pelting, Piece
-from tests.support.oracle import Oracle, Watch
+from tests.support.oracle import Oracle, Watch, children, has_socket, is_broker
 from tests.support.supervisord import supervisord
 
 PROCESSES = 4
@@ -107,6 +107,7 @@ class Storm:
         mishaps = [Mishap.KILL] * (kills - both) + [Mishap.STOP] * stops
         mishaps += [Mishap.BROKER] * (brokers - both) + [Mishap.BOTH] * both
         self._random.shuffle(mishaps)
+        mishaps = _spread(mishaps)
         for mishap in mishaps:
             self._doing[mishap](self.calm())
         self.calm()
@@ -159,13 +160,13 @@ class Storm:
             os.close(pidfd)
 
     def _kill_broker(self, pid: int) -> None:
-        broker = self.stage.broker()
+        broker = self.broker()
         self._note(Mishap.BROKER, broker)
         self.stage.kill(broker)
         self._replaced(broker)
 
     def _kill_both(self, pid: int) -> None:
-        broker = self.stage.broker()
+        broker = self.broker()
         self._note(Mishap.BOTH, pid)
         self.stage.kill(broker)
         if self._signal(pid, signal.SIGKILL):
@@ -176,7 +177,26 @@ class Storm:
         wait_until(lambda: set(self.oracle.armed()) - {pid}, 20, f"somebody holds it after {pid}", 0.005)
 
     def _replaced(self, broker: int) -> None:
-        wait_until(lambda: self.stage.broker() not in (0, broker), 10, "a broker comes after it", 0.01)
+        wait_until(lambda: self._find_broker() not in (0, broker), 10, "a broker comes after it", 0.01)
+
+    def broker(self) -> int:
+        """The broker that serves: the one beside it, which stands by, does not have the socket."""
+        return int(wait_until(self._find_broker, 10, "a broker serves", 0.01))
+
+    def _find_broker(self) -> int:
+        found = children(self.stage.host())
+        return next((pid for pid in found if is_broker(pid) and has_socket(pid, self.oracle.inode)), 0)
+
+
+def _spread(mishaps: list[Mishap]) -> list[Mishap]:
+    """*mishaps* with the deaths of brokers apart: the next one has its own successor started a quarter of a second
+    after its start, and what two deaths at once cost is another question."""
+    brokers = [one for one in mishaps if one in (Mishap.BROKER, Mishap.BOTH)]
+    others = [one for one in mishaps if one not in brokers]
+    every = max(1, len(others) // max(1, len(brokers)))
+    for place, one in enumerate(brokers):
+        others.insert(place * (every + 1) + every // 2, one)
+    return others
 
 
 class Verdict(NamedTuple):

@@ -57,6 +57,23 @@ def roots(manager: int) -> list[int]:
     return found
 
 
+def is_broker(pid: int) -> bool:
+    """Whether *pid* is a broker, or stands by to be one."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"sockshare.broker" in file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def has_socket(pid: int, inode: int) -> bool:
+    """Whether *pid* has a duplicate of the socket."""
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{inode}]" for fd in os.listdir(f"/proc/{pid}/fd"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def entries(pid: int, inode: int) -> list[int]:
     """The events of every entry of the socket *inode* in every epoll of *pid*; none of a process that is dead."""
     found = []
