@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import select
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tests.registration.scenes import in_line, inode_of, record
 from tests.support import ledger
-from tests.support.circusd import Circusd, circusd, is_running, wait_until
+from tests.support.circusd import Circusd, wait_until
 from tests.support.numbered import Outcome, Pelting, Piece
 from tests.support.oracle import Oracle, Watch, children, has_socket, is_broker
-from tests.support.supervisord import supervisord
 
-PROCESSES = 4
 RATE = {"tcp": 200.0, "udp": 400.0}
-STALL_TIMEOUT = 0.3
 
 
 class Mishap(Enum):
@@ -40,48 +35,6 @@ class Happened(NamedTuple):
     at: float  # monotonic seconds
     mishap: Mishap
     pid: int
-
-
-@contextmanager
-def staged(manager: str, program: str, registration: str = "exclusive", **keys: str) -> Iterator[Circusd]:
-    """A manager with `PROCESSES` processes of *program*, which respawns at once; *keys* are the socket's."""
-    keys = {"registration": registration, "stall_timeout": str(STALL_TIMEOUT), **keys}
-    with ExitStack() as stack:
-        stage: Circusd
-        if manager == "circus":
-            plugin = {f"web.{key}": value for key, value in keys.items()}
-            stage = stack.enter_context(circusd(program, leave=True, numprocesses=PROCESSES, plugin=plugin))
-            ini = stage.directory / "circus.ini"
-            ini.write_text(ini.read_text().replace("check_delay = 1\n", "check_delay = 0.1\n"))
-        else:
-            watcher = {"startsecs": "0", "autorestart": "true"}
-            stage = stack.enter_context(
-                supervisord(program, leave=True, numprocesses=PROCESSES, sock=keys, watcher=watcher)
-            )
-        stage.start()
-        wait_until(lambda: len(in_line(stage)) == PROCESSES, 30, "every process is in line", 0.05)
-        yield stage
-
-
-def record(stage: Circusd, name: str = "web") -> dict[str, Any]:
-    """What the broker has had the host keep of the registration of a socket."""
-    try:
-        records = json.loads((stage.runtime / "journal.json").read_text())["records"]
-    except (OSError, ValueError):
-        return {"claims": [], "last_epoch": 0}
-    found: dict[str, Any] = records.get(f"registration:{name}", {"claims": [], "last_epoch": 0})
-    return found
-
-
-def in_line(stage: Circusd, name: str = "web") -> list[int]:
-    """The live processes that have a claim which is not paused."""
-    pids = [int(one["claim"][6]) for one in record(stage, name)["claims"] if not one["paused"]]
-    return [pid for pid in pids if is_running(pid)]
-
-
-def inode_of(stage: Circusd) -> int:
-    """The inode of the shared socket."""
-    return int(stage.status()["sockets"][0]["inode"])
 
 
 class Storm:
@@ -234,8 +187,8 @@ class Verdict(NamedTuple):
         return (
             f"{kinds}; {self.watch.looks} looks, longest pause {self.watch.longest_pause * 1000:.0f} ms; "
             f"two at once: {len(several) - len(new)}, and {len(new)} in a start window (p50 {_quantile(new, 0.5)} "
-            f"p99 {_quantile(new, 0.99)} max {_quantile(new, 1)} ms); none: {ends}; load {dict(self.outcome.outcomes)}, "
-            f"refused {self.refused}, lost {len(self.lost)} ({self.doubtful} died taking), twice {self.twice}, "
+            f"p99 {_quantile(new, 0.99)} max {_quantile(new, 1)} ms); none: {ends}; "
+            f"load {dict(self.outcome.outcomes)}, refused {self.refused}, lost {len(self.lost)} ({self.doubtful} died taking), twice {self.twice}, "
             f"dropped {self.dropped}, died with their taker {self.died_with}"
         )
 
@@ -289,10 +242,3 @@ def _judge(stage: Circusd, kind: str, storm: Storm, watch: Watch, outcome: Outco
     twice = len(taken) - len(known)
     doubtful = sum(book.taking for book in dead)
     return Verdict(storm.happened, watch, outcome, refused, lost, doubtful, 0, twice, _socket(stage)[0])
-
-
-def readable(fd: int, timeout: float) -> bool:
-    """Whether *fd* is readable within *timeout* seconds."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.registration.storm import Mishap, run, staged
+from tests.registration.scenes import staged
+from tests.registration.storm import Mishap, run
 
 SOAK = (pytest.mark.soak, pytest.mark.timeout(600))
 #: Seconds for which a process that registers by itself may go unnoticed; where the broker died meanwhile, until the

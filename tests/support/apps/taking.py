@@ -1,5 +1,7 @@
 """Takes connections or datagrams and writes each down: ``taking.py HOW``.
 
+A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by SIGSTOP, just before it takes something.
+
 HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``: the same, edge-triggered;
 ``gate``: one that uses the library. The socket is ``web``; a datagram begins with its number, 4 bytes, and a
 connection gets this process's pid as an HTTP answer.
@@ -33,6 +35,7 @@ class Taker:
     def take(self) -> None:
         """Take everything that is there."""
         while self.may():
+            self._halt()
             self.ledger.taking(True)
             try:
                 if not self._one():
@@ -40,6 +43,12 @@ class Taker:
             except BlockingIOError:
                 self.ledger.taking(False)
                 return
+
+    def _halt(self) -> None:
+        path = Path(os.environ["APP_DIRECTORY"], f"halt-{os.getpid()}")
+        if path.exists():
+            path.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _one(self) -> bool:
         if not self.is_stream:
