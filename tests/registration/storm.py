@@ -188,8 +188,9 @@ class Verdict(NamedTuple):
             f"{kinds}; {self.watch.looks} looks, longest pause {self.watch.longest_pause * 1000:.0f} ms; "
             f"two at once: {len(several) - len(new)}, and {len(new)} in a start window (p50 {_quantile(new, 0.5)} "
             f"p99 {_quantile(new, 0.99)} max {_quantile(new, 1)} ms); none: {ends}; "
-            f"load {dict(self.outcome.outcomes)}, refused {self.refused}, lost {len(self.lost)} ({self.doubtful} died taking), twice {self.twice}, "
-            f"dropped {self.dropped}, died with their taker {self.died_with}"
+            f"load {dict(self.outcome.outcomes)}, refused {self.refused}, lost {len(self.lost)} "
+            f"({self.doubtful} died taking), twice {self.twice}, dropped {self.dropped}, "
+            f"died with their taker {self.died_with}"
         )
 
 
