@@ -7,7 +7,6 @@ supervisord starts anew is the spare. A broker connects to a socket of ours, whi
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import signal
@@ -24,12 +23,10 @@ from sockshare.kernel import listeners, meeting
 from sockshare.kernel.peers import credentials, pidfd_open
 
 from .polling import PollLoop
+from .program import LINK, SPARE
 from .sections import BROKER
 
 log = logging.getLogger(__name__)
-
-SPARE = "spare"
-LINK = "link"
 
 #: Seconds after a broker's start that its spare is started: not while the first one has work to do.
 _SPARE_AFTER = 0.25
@@ -40,15 +37,6 @@ _QUICK = 1.0
 _QUICK_ENDS_FREE = 5
 
 _LIVE = (ProcessStates.STARTING, ProcessStates.RUNNING)
-
-
-def with_spare(config: Any) -> Any:
-    """The configuration of the spare, made of the broker's; the timers here start it, never supervisord."""
-    spare = copy.copy(config)
-    spare.name = SPARE
-    spare.autostart = spare.autorestart = False
-    spare.startretries = 0
-    return spare
 
 
 class Life:

@@ -133,8 +133,8 @@ def test_no_breach_is_found_where_the_import_is_allowed(tmp_path: Path) -> None:
 
 
 HEAVY = frozenset(
-    """asyncio circus click concurrent.futures dataclasses email http inspect logging.config msgspec multiprocessing
-    pathlib prometheus_client psutil rich ssl subprocess supervisor tempfile urllib.request""".split()
+    """asyncio circus click concurrent.futures ctypes dataclasses email http inspect logging.config msgspec
+    multiprocessing pathlib prometheus_client psutil rich ssl subprocess supervisor tempfile urllib.request""".split()
 )
 
 
@@ -168,6 +168,7 @@ def with_zmq() -> set[str]:
         pytest.param(["-c", "import sockshare"], id="import sockshare"),
         pytest.param(["-c", "import sockshare.client, sockshare.core.errors"], id="client"),
         pytest.param(["-m", "sockshare", "exec", "--", "true"], id="exec"),
+        pytest.param(["-c", "import sockshare.cli.exec, sockshare.client.claims"], id="exec --registration"),
     ],
 )
 def test_little_is_imported_by_what_starts_often(program: list[str], with_zmq: set[str]) -> None:

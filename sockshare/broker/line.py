@@ -17,8 +17,8 @@ from sockshare.core.spec import SocketSpec
 from sockshare.kernel import epoll
 from sockshare.kernel.peers import Identity
 
-from .claims import Claimant, Gates, event
 from .endpoint import Caller
+from .gates import Claimant, Gates, event
 from .hostlink import HostLink
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,14 @@ class Line:
             self._services.gates.drop(one.key, one.gate)
             one.gate = None
         self._services.left(one.identity)
+
+    def close(self) -> None:
+        """End, and leave what is armed as it is."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for one in self.claimants.values():
+            if one.gate is not None:
+                one.gate.close()
 
     def suspend(self, one: Claimant) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""

@@ -25,8 +25,9 @@ from sockshare.kernel import peers, processes
 from sockshare.kernel.peers import Identity
 
 from .arrivals import Arrivals
-from .claims import Claimant, Claims, Gates
+from .claims import Claims
 from .endpoint import Caller
+from .gates import Claimant, Gates
 from .hostlink import HostLink
 from .keeping import Keeping
 from .line import Line, Services
@@ -72,11 +73,11 @@ class Registrations:
         self._stopping: set[asyncio.Task[None]] = set()
         self._siblings = Siblings(observer, live)
         gates = Gates(link, kept)
-        gates.sweep(fd for _, fd in shared.values())
+        gates.sweep([fd for _, fd in shared.values()])
         services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
-        self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused)
-        self._keeping = Keeping(self, self._lines, observer)
+        self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop)
+        self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
         self._arrivals = Arrivals(
             arrived=self._keeping.arrived, waits=self._keeping.waits, stalled=self._keeping.stalled
         )
@@ -103,6 +104,17 @@ class Registrations:
         line.go_on(effects)
         for identity in dict.fromkeys(dead):
             self._gone(identity)
+
+    def close(self) -> None:
+        """End, and leave everything as it is, as a death would."""
+        for pidfd in self._pidfds.values():
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+        self._pidfds.clear()
+        self._arrivals.close()
+        self._keeping.close()
+        for line in self._lines.values():
+            line.close()
 
     # Processes.
 

@@ -76,7 +76,7 @@ class Watching:
         self._seen = seen
         self._watched: dict[int, _Watched] = {}
         self._turn = 0
-        self._starting: asyncio.TimerHandle | None = None
+        self._starting: asyncio.Handle | None = None
         self._checking: asyncio.TimerHandle | None = None
 
     def add(self, pid: int, start: int, process: str, program: str, names: Iterable[str]) -> None:
@@ -89,14 +89,27 @@ class Watching:
         if new:
             watched.since = self._loop.time()
         if self._starting is None:
-            self._starting = self._loop.call_soon(self._look_at_starting)  # type: ignore[assignment]
+            self._starting = self._loop.call_soon(self._look_at_starting)
         if self._checking is None:
             self._checking = self._loop.call_later(_CHECK_EVERY, self._check)
+
+    def close(self) -> None:
+        """Look at nobody any more."""
+        for timer in (self._starting, self._checking):
+            if timer is not None:
+                timer.cancel()
+        self._watched.clear()
 
     def remove(self, pid: int) -> list[epoll.Registration]:
         """*pid* has died; what its process tree had registered when it was seen last."""
         watched = self._watched.pop(pid, None)
         return [] if watched is None else watched.entries
+
+    def settle(self, pid: int, name: str) -> None:
+        """*pid* need not be looked at any more for its registration of the socket *name*, but now and then."""
+        watched = self._watched.get(pid)
+        if watched is not None and name in watched.names:
+            watched.names[name] = True
 
     def forget(self, pid: int, name: str) -> None:
         """*pid* has taken its registration of the socket *name* back."""

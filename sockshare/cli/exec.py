@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sockshare.client import door, finding
 from sockshare.client.dialogue import Answer, Dialogue
@@ -20,12 +20,16 @@ from sockshare.core import wrappers
 from sockshare.core.errors import ExitStatus, NoBroker, SockshareError, TicketRefused
 from sockshare.kernel.descriptors import close_all
 
-USAGE = "sockshare exec [--socket NAME]... [--endpoint DIR] -- COMMAND [ARGUMENT]..."
+if TYPE_CHECKING:
+    from sockshare.client.claims import Claim, Claims
+
+USAGE = "sockshare exec [--socket NAME]... [--registration] [--endpoint DIR] -- COMMAND [ARGUMENT]..."
 HELP = f"""Usage: {USAGE}
 
 Become COMMAND (same pid), with the sockets of this process's program at descriptors 3, 4, ...
 
   --socket NAME   only this socket; may be repeated, and gives the order
+  --registration  wait until this process holds the registration of each of its sockets, then become COMMAND
   --endpoint DIR  the broker's runtime directory (found by itself below circusd and supervisord)
 
 In COMMAND and its arguments {{fd:NAME}} becomes the descriptor of socket NAME. The environment has LISTEN_FDS,
@@ -58,10 +62,19 @@ class _Failure(SockshareError):
 class Options:
     """The command line."""
 
-    __slots__ = ("command", "endpoint", "help", "sockets")
+    __slots__ = ("command", "endpoint", "help", "registration", "sockets")
 
-    def __init__(self, sockets: list[str], endpoint: str | None, command: list[str], *, help: bool = False) -> None:
+    def __init__(
+        self,
+        sockets: list[str],
+        endpoint: str | None,
+        command: list[str],
+        *,
+        registration: bool = False,
+        help: bool = False,
+    ) -> None:
         self.sockets = sockets
+        self.registration = registration
         self.endpoint = endpoint
         self.command = command
         self.help = help
@@ -99,6 +112,7 @@ def parse(arguments: Sequence[str], endpoint: str | None = None) -> Options:
         Usage: It is wrong.
     """
     sockets: list[str] = []
+    registration = False
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         option, _, value = rest.pop(0).partition("=")
@@ -116,15 +130,14 @@ def parse(arguments: Sequence[str], endpoint: str | None = None) -> Options:
                 sockets.append(value.lower())
             else:
                 endpoint = value
-        elif option == "--registration":
-            raise Usage(
-                "can't wait for the registration: this version of sockshare has no --registration yet; leave it out"
-            )
+        elif option == "--registration" and not value:
+            registration = True
         else:
-            raise Usage(f"can't read the command line: no such option: {option}; usage: {USAGE}")
+            said = option + (f"={value}" if value else "")
+            raise Usage(f"can't read the command line: no such option: {said}; usage: {USAGE}")
     if not rest:
         raise Usage(f"can't read the command line: no COMMAND; usage: {USAGE}")
-    return Options(sockets, endpoint, rest)
+    return Options(sockets, endpoint, rest, registration=registration)
 
 
 def _say(error: Exception, status: int) -> int:
@@ -214,6 +227,8 @@ def _inherit(options: Options, warning: str | None) -> Inherited:
     deadline = time.monotonic() + finding.PATIENCE
     found = finding.find(options.endpoint)
     finding.check(found)
+    if options.registration:
+        _stand_by(found.directory, options.sockets)
     fields: dict[str, object] = {}
     if options.sockets:
         fields["sockets"] = options.sockets
@@ -236,6 +251,69 @@ def _inherit(options: Options, warning: str | None) -> Inherited:
     finally:
         # Before the descriptors are put in their places: libzmq's thread still uses its own, which may be there.
         dialogue.close()
+
+
+def _stand_by(directory: str, names: list[str]) -> None:
+    """Wait until this process holds the registrations of *names* (all of its program's). Only its end releases them."""
+    from sockshare.client.claims import Claims
+
+    if not names:
+        dialogue = Dialogue(directory)
+        try:
+            attached = dialogue.ask("attach", deadline=time.monotonic() + finding.PATIENCE)
+        finally:
+            dialogue.close()
+        names = [str(name) for name in attached.get("sockets") or ()]
+    claims = Claims(directory)
+    notice = _Notice()
+    try:
+        while not _hold_all(claims, sorted(set(names)), notice):
+            pass
+    finally:
+        claims.close()
+
+
+class _Notice:
+    """Says once, after a while, what we wait for."""
+
+    def __init__(self) -> None:
+        self._due: float | None = time.monotonic() + finding.SAID_AFTER
+
+    def left(self) -> float | None:
+        """Seconds until it is due; None when it was said."""
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
+
+    def tick(self, name: str) -> None:
+        if self._due is not None and time.monotonic() >= self._due:
+            self._due = None
+            print(f"sockshare exec: waiting for the registration of {name!r} ...", file=sys.stderr, flush=True)
+
+
+def _hold_all(claims: Claims, names: list[str], notice: _Notice) -> bool:
+    """Hold them all; False if one was revoked before we had the last: then none is held any more.
+
+    Who has the first waits for the second, in one order in all processes: no two wait for each other.
+    """
+    from sockshare.client.claims import Claim
+
+    held: list[Claim] = []
+    for name in names:
+        claim = Claim(name, cooperate=True)
+        claims.add(claim)
+        held.append(claim)
+        while claim.standing != "held" and not any(one.standing == "revoked" for one in held):
+            claims.step(notice.left())
+            if claim.error is not None:
+                raise claim.error
+            notice.tick(name)
+    claims.step(0)  # what came meanwhile
+    if all(one.standing == "held" for one in held):
+        return True
+    for claim in held:
+        claims.release(claim)
+    while claims.standing:
+        claims.step()
+    return False
 
 
 def _tickets(answer: Answer) -> list[bytes]:

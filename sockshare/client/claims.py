@@ -11,16 +11,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from sockshare.core.errors import NoBroker, ProtocolError, RegistrationLost, SockshareError
 from sockshare.kernel.descriptors import close_all
-from sockshare.kernel.gate import Gate
 
 from . import door
 from .dialogue import RESEND_FIRST, RESEND_LAST, Answer, Dialogue, checked
+
+if TYPE_CHECKING:
+    from sockshare.kernel.gate import Gate
 
 #: A claim that stands is said again this often, seconds.
 AGAIN = 10.0
@@ -57,7 +59,9 @@ class Claim:
     @property
     def quoted(self) -> int:
         """The epoch that releases it; 0: it only waits."""
-        return self.epoch if self.standing == "held" else 0
+        # A gate is shut when we hear of it, and the claim waits again. Where there is none, the broker waits for us.
+        holds = self.standing == "held" or (self.cooperate and self.standing == "revoked")
+        return self.epoch if holds else 0
 
 
 class Claims:
@@ -205,6 +209,8 @@ class Claims:
 
     def _fetch(self, claim: Claim, ticket: bytes) -> None:
         """Redeem a gate's ticket; when that fails for now, the claim is said again and another one comes."""
+        from sockshare.kernel.gate import Gate  # not for `exec`, which has none
+
         if claim.gate is not None or claim.leaves:
             claim.due = 0.0  # say that we have it: who watches it could not be given another
             return

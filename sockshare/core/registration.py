@@ -17,13 +17,13 @@ Next is who was chosen (by a move, a pause or a turn), then who has not stalled,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from .registration_line import Line, Seat
 from .registration_steps import (
     Advance,
     Arm,
-    Claim,
     Claimed,
     Disarm,
     Disarmed,
@@ -31,6 +31,7 @@ from .registration_steps import (
     Entry,
     Event,
     Gone,
+    Identity,
     Means,
     MoveTo,
     NotDisarmed,
@@ -46,35 +47,10 @@ from .registration_steps import (
     Stop,
     Tell,
     Tick,
-    words,
 )
 
 #: Nanoseconds from asking a holder to let go to having it stopped.
 ACK_TIMEOUT = 2_000_000_000
-
-_WAITING, _HELD, _REVOKING = Standing
-
-
-class _Seat:
-    """A claim in the line."""
-
-    __slots__ = ("cancelled", "claim", "deadline", "epoch", "paused", "reason", "since", "stalled", "standing", "told")
-
-    def __init__(self, claim: Claim, since: int, *, paused: bool = False) -> None:
-        self.claim = claim
-        self.standing = _WAITING
-        self.epoch = 0
-        self.since = since
-        self.paused = paused
-        self.stalled = False
-        self.cancelled = False  # it leaves as soon as it has let go
-        self.reason = ""  # why it is to let go
-        self.told = ""  # whether it knows
-        self.deadline: int | None = None  # when it is to be stopped
-
-    def may(self) -> bool:
-        """Whether it can be granted, once it waits."""
-        return self.standing is not _HELD and not self.paused and not self.cancelled
 
 
 class Registration:
@@ -82,15 +58,18 @@ class Registration:
 
     Args:
         ack_timeout: Nanoseconds after which a holder that was told to let go, and has not, is stopped.
+
+    Attributes:
+        last_epoch: The largest that was given.
+        counters: How often each of `NOTES` was noted since this broker began.
     """
 
     def __init__(self, policy: Policy, *, ack_timeout: int = ACK_TIMEOUT) -> None:
         self.policy = policy
         self.last_epoch = 0
-        self.counters: Counter[str] = Counter()  # of `NOTES`, since this broker began
+        self.counters: Counter[str] = Counter()
         self._ack_timeout = ack_timeout
-        self._line: dict[str, _Seat] = {}
-        self._chosen: list[str] = []  # who comes next, before anybody else; the latest choice first
+        self._line = Line(policy.limit)
         self._unswept: set[str] = set()  # whose sweep is not answered yet
 
     # What the broker asks of it.
@@ -98,22 +77,22 @@ class Registration:
     @property
     def claims(self) -> list[Entry]:
         """All claims, in line order."""
-        return [_entry(seat) for seat in self._line.values()]
+        return [seat.entry for seat in self._line]
 
     @property
     def holders(self) -> list[Entry]:
         """Those that are HELD or REVOKING, in line order."""
-        return [_entry(seat) for seat in self._line.values() if seat.standing is not _WAITING]
+        return [seat.entry for seat in self._line if seat.standing is not Standing.WAITING]
 
     @property
     def deadline(self) -> int | None:
         """When `Tick` is next due, or None."""
-        return min((seat.deadline for seat in self._line.values() if seat.deadline is not None), default=None)
+        return min((seat.deadline for seat in self._line if seat.deadline is not None), default=None)
 
     def find(self, key: str) -> Entry | None:
         """The claim *key*, or None if there is none (any more)."""
         seat = self._line.get(key)
-        return None if seat is None else _entry(seat)
+        return None if seat is None else seat.entry
 
     def feed(self, event: Event, now: int) -> list[Effect]:
         """Take *event* at *now*; one that means nothing changes nothing."""
@@ -125,29 +104,8 @@ class Registration:
 
     def record(self) -> dict[str, Any]:
         """What a later broker needs to `recover` this: JSON values only."""
-        return {
-            "last_epoch": self.last_epoch,
-            "chosen": list(self._chosen),
-            "claims": [
-                {
-                    "claim": [
-                        *seat.claim[:2],
-                        list(seat.claim.identity),
-                        *seat.claim[3:5],
-                        seat.claim.means.value,
-                        seat.claim.managed,
-                    ],
-                    "standing": seat.standing.value,
-                    "epoch": seat.epoch,
-                    "since": seat.since,
-                    "paused": seat.paused,
-                    "stalled": seat.stalled,
-                    "cancelled": seat.cancelled,
-                    "reason": seat.reason,
-                }
-                for seat in self._line.values()
-            ],
-        }
+        claims = [seat.record() for seat in self._line]
+        return {"last_epoch": self.last_epoch, "chosen": self._line.chosen, "claims": claims}
 
     @classmethod
     def recover(
@@ -163,45 +121,35 @@ class Registration:
         """
         registration = cls(policy, ack_timeout=ack_timeout)
         registration.last_epoch = int(record["last_epoch"])
-        for entry in record["claims"]:
-            seat = _Seat(words(entry["claim"]), int(entry["since"]), paused=bool(entry["paused"]))
-            seat.standing = Standing(entry["standing"])
-            seat.epoch = int(entry["epoch"])
-            seat.stalled, seat.cancelled = bool(entry["stalled"]), bool(entry["cancelled"])
-            seat.reason = str(entry["reason"])
-            registration._line[seat.claim.key] = seat
-        registration._chosen = [key for key in record["chosen"] if key in registration._line]
+        registration._line = Line(policy.limit, map(Seat.recorded, record["claims"]), record["chosen"])
         return registration, registration._in_order(registration._enter_again(now))
 
     # Transitions.
 
     def _enter_again(self, now: int) -> list[Effect]:
         effects: list[Effect] = []
-        for seat in sorted(self._held(), key=_by_epoch)[self.policy.limit :]:
-            effects += self._revoke(seat, "fewer may hold it now", now)
-        for key, seat in self._line.items():
-            if seat.standing is _HELD:
+        for seat in self._line.held()[self.policy.limit :]:
+            seat.revoke("fewer may hold it now", now, now)
+        for seat in self._line:
+            key = seat.claim.key
+            if seat.standing is Standing.HELD:
                 effects.append(Arm(key, seat.epoch))
-            elif seat.standing is _REVOKING:
-                seat.deadline = now + self._ack_timeout
-                effects.append(Disarm(key, seat.epoch))
-            elif seat.claim.means is not Means.COOPERATE:  # that one starts its program when it is told, and was not
+            elif seat.standing is Standing.REVOKING:
+                effects += self._revoke(seat, seat.reason, now)
+            elif seat.claim.means is not Means.COOPERATE:  # that one starts its program when told to, and was not
                 self._unswept.add(key)
                 effects.append(Disarm(key, 0))
         return effects + self._fill(now)
 
     def _claimed(self, _: None, event: Claimed, now: int) -> list[Effect]:
-        seat = _Seat(event.claim, now, paused=event.paused)
-        self._line[event.key] = seat
+        seat = Seat(event.claim, now, paused=event.paused)
+        self._line.join(seat)
         effects: list[Effect] = [Record(), self._note("claimed", seat, event.claim.means.value)]
-        if self.policy.kind == "latest":
-            effects += self._registered_latest(seat, now)
-        else:
-            effects += self._fill(now)
+        effects += self._registered_latest(seat, now) if self.policy.kind == "latest" else self._fill(now)
         # An unmodified program claims by registering.
         return effects + ([Disarm(event.key, 0)] if seat.claim.means is Means.SUSPEND and not seat.epoch else [])
 
-    def _registered_itself(self, seat: _Seat, event: Registered, now: int) -> list[Effect]:
+    def _registered_itself(self, seat: Seat, event: Registered, now: int) -> list[Effect]:
         if self.policy.kind == "latest" and not seat.paused:
             seat.stalled = False
             effects: list[Effect] = [Record(), *self._registered_latest(seat, now)]
@@ -209,211 +157,176 @@ class Registration:
             effects = [self._note("violation", seat, "it registered, and does not hold it")]
         return effects if seat.epoch else [*effects, Disarm(event.key, 0)]
 
-    def _registered_latest(self, newest: _Seat, now: int) -> list[Effect]:
-        self._to_front(newest)
+    def _registered_latest(self, newest: Seat, now: int) -> list[Effect]:
+        self._line.to_front(newest)
         if newest.paused:
             return []
         effects: list[Effect] = []
-        self._chosen.clear()
-        for seat in [seat for seat in self._line.values() if seat is not newest and not seat.paused]:
+        self._line.unchoose(*self._line)
+        for seat in self._line:
+            if seat is newest or seat.paused:
+                continue
             reason = f"cancelled by the registration of {newest.claim.process}"
             # A claim of the library is told, and is over. Other programs can't be told: they wait, suspended.
             seat.cancelled |= seat.claim.means is Means.GATE
-            if seat.standing is _HELD:
+            if seat.standing is Standing.HELD:
                 effects += self._revoke(seat, reason, now)
-            elif seat.cancelled and seat.standing is _WAITING:
+            elif seat.cancelled and seat.standing is Standing.WAITING:
                 seat.reason = reason
                 effects += [*self._leave(seat), *self._tell(seat)]
         return effects + self._fill(now)
 
-    def _released(self, seat: _Seat, event: Released, now: int) -> list[Effect]:
+    def _released(self, seat: Seat, event: Released, now: int) -> list[Effect]:
         return [*self._leave(seat), self._note("released", seat, f"it was {seat.standing.value}"), *self._fill(now)]
 
     def _gone(self, _: None, event: Gone, now: int) -> list[Effect]:
-        dead = [seat for seat in self._line.values() if self._same(seat.claim.identity, event.identity)]
         effects: list[Effect] = []
-        for seat in dead:
-            self._drop(seat)
-            effects += [Record(), self._note("gone", seat, f"it was {seat.standing.value}")]
+        for seat in self._line:
+            if self._same(seat.claim.identity, event.identity):
+                self._drop(seat)
+                effects += [Record(), self._note("gone", seat, f"it was {seat.standing.value}")]
         return effects + self._fill(now)
 
-    def _swept(self, seat: _Seat, event: Disarmed, now: int) -> list[Effect]:
+    def _swept(self, seat: Seat, event: Disarmed, now: int) -> list[Effect]:
         self._unswept.discard(event.key)
         return self._fill(now)
 
-    def _not_swept(self, seat: _Seat, event: NotDisarmed, now: int) -> list[Effect]:
+    def _not_swept(self, seat: Seat, event: NotDisarmed, now: int) -> list[Effect]:
         self._unswept.discard(event.key)
-        seat.standing, seat.since, seat.deadline = _REVOKING, now, now + self._ack_timeout
-        seat.reason, seat.told = f"it can't be kept from it: {event.reason}", ""
+        seat.revoke(f"it can't be kept from it: {event.reason}", now, now + self._ack_timeout)
         return [Record(), self._note("violation", seat, seat.reason), *self._fill(now)]
 
-    def _disarmed(self, seat: _Seat, event: Disarmed, now: int) -> list[Effect]:
+    def _disarmed(self, seat: Seat, event: Disarmed, now: int) -> list[Effect]:
         effects: list[Effect] = [Record(), *self._tell(seat)]
-        seat.standing, seat.epoch, seat.since, seat.deadline = _WAITING, 0, now, None
+        seat.wait(now)
         if seat.cancelled:
             self._drop(seat)
         return effects + self._fill(now)
 
-    def _not_disarmed(self, seat: _Seat, event: NotDisarmed, now: int) -> list[Effect]:
+    def _not_disarmed(self, seat: Seat, event: NotDisarmed, now: int) -> list[Effect]:
         told = self._tell(seat)
         return [Record(), *told] if told else []
 
-    def _disarm_again(self, seat: _Seat, event: Registered, now: int) -> list[Effect]:
+    def _disarm_again(self, seat: Seat, event: Registered, now: int) -> list[Effect]:
         return [Disarm(event.key, seat.epoch)]
 
-    def _stalled(self, seat: _Seat, event: Stalled, now: int) -> list[Effect]:
-        if not any(other.may() and not other.stalled for other in self._waiting()):
+    def _stalled(self, seat: Seat, event: Stalled, now: int) -> list[Effect]:
+        if not any(other.fresh for other in self._line.waiting()):
             return []
         seat.stalled = True
         return [self._note("stalled", seat, event.reason), *self._revoke(seat, event.reason, now)]
 
-    def _move_to(self, seat: _Seat, event: MoveTo, now: int) -> list[Effect]:
-        if not seat.may():
+    def _move_to(self, seat: Seat, event: MoveTo, now: int) -> list[Effect]:
+        if not seat.eligible:
             return []
         seat.stalled = False
-        self._choose(event.key)
-        room = self._make_room(f"moved to {seat.claim.process}", now, youngest=False)
-        return [self._note("moved", seat, "it was asked for"), *room, *self._fill(now)]
+        self._line.choose(seat)
+        effects: list[Effect] = [self._note("moved", seat, "it was asked for")]
+        if self._line.crowded() and self._line.held():
+            effects += self._revoke(self._line.held()[0], f"moved to {seat.claim.process}", now)
+        return effects
 
-    def _paused(self, seat: _Seat, event: Paused, now: int) -> list[Effect]:
+    def _paused(self, seat: Seat, event: Paused, now: int) -> list[Effect]:
         if seat.paused:
             return []
         seat.paused = True
-        self._unchoose(event.key)
+        self._line.unchoose(seat)
         effects: list[Effect] = [Record(), self._note("paused", seat, f"it was {seat.standing.value}")]
-        if seat.standing is _HELD:
+        if seat.standing is Standing.HELD:
             successor = self._line.get(event.successor or "")
-            if successor is not None and successor.may():
-                self._choose(successor.claim.key)
+            if successor is not None and successor.eligible:
+                self._line.choose(successor)
             effects += self._revoke(seat, "paused", now)
         return effects
 
-    def _resumed(self, seat: _Seat, event: Resumed, now: int) -> list[Effect]:
+    def _resumed(self, seat: Seat, event: Resumed, now: int) -> list[Effect]:
         if seat.cancelled or not (seat.paused or seat.stalled or event.first):
             return []
         seat.paused = seat.stalled = False
         effects: list[Effect] = [Record(), self._note("resumed", seat, "to be the next" if event.first else "")]
         if event.first:
-            self._to_front(seat)
-            self._choose(event.key)
-            effects += self._make_room(f"{seat.claim.process} takes over again", now, youngest=True)
+            self._line.to_front(seat)
+            self._line.choose(seat)
+            if self._line.crowded() and self._line.held():
+                effects += self._revoke(self._line.held()[-1], f"{seat.claim.process} takes over again", now)
         return effects + self._fill(now)
 
     def _advance(self, _: None, event: Advance, now: int) -> list[Effect]:
-        holder = next(self._held(), None)
-        following = next((seat for seat in self._waiting() if seat.may() and not seat.stalled), None)
-        if self.policy.kind != "rotate" or holder is None or following is None:
+        held = self._line.held()
+        following = next((seat for seat in self._line.waiting() if seat.fresh), None)
+        if self.policy.kind != "rotate" or not held or following is None:
             return []
-        self._choose(following.claim.key)
-        return self._revoke(holder, "its turn is over", now)
+        self._line.choose(following)
+        return self._revoke(held[0], "its turn is over", now)
 
     def _tick(self, _: None, event: Tick, now: int) -> list[Effect]:
         effects: list[Effect] = []
-        for key, seat in self._line.items():
+        for seat in self._line:
             if seat.deadline is not None and now >= seat.deadline:
                 seat.deadline = None
-                reason = f"it has not let go of the registration ({seat.reason})"
-                effects += [self._note("stopped", seat, reason), Stop(key, reason, seat.claim.identity)]
+                effects += self._late(seat, now)
         return effects
 
     # Parts of the above.
 
-    def _stale(self, seat: _Seat, event: Event) -> bool:
+    def _stale(self, seat: Seat, event: Event) -> bool:
         return bool(getattr(event, "epoch", seat.epoch) != seat.epoch)
 
-    def _same(self, one: Any, other: Any) -> bool:
-        return bool(one == other)
+    def _same(self, one: Identity, other: Identity) -> bool:
+        return one == other
+
+    def _late(self, seat: Seat, now: int) -> list[Effect]:
+        reason = f"it has not let go of the registration ({seat.reason})"
+        return [self._note("stopped", seat, reason), Stop(seat.claim.key, reason, seat.claim.identity)]
 
     def _in_order(self, effects: list[Effect]) -> list[Effect]:
         """Disarm, record (once), and then what is to be done in the knowledge of both."""
-        first = [effect for effect in effects if isinstance(effect, Disarm)]
+        disarm = [effect for effect in effects if isinstance(effect, Disarm)]
         record: list[Effect] = [Record()] if any(isinstance(effect, Record) for effect in effects) else []
-        return [*first, *record, *(effect for effect in effects if not isinstance(effect, Disarm | Record))]
+        return [*disarm, *record, *(effect for effect in effects if not isinstance(effect, Disarm | Record))]
 
     def _fill(self, now: int) -> list[Effect]:
-        if self._unswept:
-            return []
-        room = self.policy.limit - sum(seat.standing is not _WAITING for seat in self._line.values())
         effects: list[Effect] = []
-        for seat in sorted(filter(_Seat.may, self._waiting()), key=self._preference)[: max(room, 0)]:
+        for seat in [] if self._unswept else self._line.following():
             effects += self._grant(seat, now)
         return effects
 
-    def _grant(self, seat: _Seat, now: int) -> list[Effect]:
+    def _grant(self, seat: Seat, now: int) -> list[Effect]:
         key = seat.claim.key
-        seat.epoch = self.last_epoch = self._next_epoch(now)
-        seat.standing, seat.since, seat.stalled, seat.told = _HELD, now, False, ""
-        self._unchoose(key)
+        self.last_epoch = epoch = self._next_epoch(now)
+        seat.hold(epoch, now)
+        self._line.unchoose(seat)
         if self.policy.kind == "rotate":
-            line = list(self._line.items())
-            turn = list(self._line).index(key)
-            self._line = dict(line[turn:] + line[:turn])
-        return [Record(), Arm(key, seat.epoch), Tell(key, "held", seat.epoch, ""), self._note("granted", seat, "")]
+            self._line.turn_to(seat)
+        return [Record(), Arm(key, epoch), Tell(key, "held", epoch, ""), self._note("granted", seat, "")]
 
     def _next_epoch(self, now: int) -> int:
         return max(self.last_epoch + 1, now)
 
-    def _revoke(self, seat: _Seat, reason: str, now: int) -> list[Effect]:
-        seat.standing, seat.since, seat.deadline = _REVOKING, now, now + self._ack_timeout
-        seat.reason, seat.told = reason, ""
+    def _revoke(self, seat: Seat, reason: str, now: int) -> list[Effect]:
+        seat.revoke(reason, now, now + self._ack_timeout)
         return [Disarm(seat.claim.key, seat.epoch)]
 
-    def _make_room(self, reason: str, now: int, *, youngest: bool) -> list[Effect]:
-        """Revoke one holder, unless as many places as there are chosen ones are, or become, free."""
-        held = sorted(self._held(), key=_by_epoch, reverse=youngest)
-        if not held or len(held) + len(self._chosen) <= self.policy.limit:
-            return []
-        return self._revoke(held[0], reason, now)
-
-    def _tell(self, seat: _Seat) -> list[Effect]:
+    def _tell(self, seat: Seat) -> list[Effect]:
         what = "cancelled" if seat.cancelled else "revoked"
         if seat.told == what or not (seat.epoch or seat.cancelled):  # there was no grant to revoke
             return []
         seat.told = what
         return [Tell(seat.claim.key, what, seat.epoch, seat.reason), self._note(what, seat, seat.reason)]
 
-    def _leave(self, seat: _Seat) -> list[Effect]:
+    def _leave(self, seat: Seat) -> list[Effect]:
         self._drop(seat)
         # So that nobody who keeps a duplicate of what it watched is woken by it.
         disarm: list[Effect] = [] if seat.claim.means is Means.COOPERATE else [Disarm(seat.claim.key, seat.epoch)]
         return [*disarm, Record()]
 
-    def _drop(self, seat: _Seat) -> None:
-        del self._line[seat.claim.key]
-        self._unchoose(seat.claim.key)
+    def _drop(self, seat: Seat) -> None:
+        self._line.leave(seat)
         self._unswept.discard(seat.claim.key)
 
-    def _to_front(self, seat: _Seat) -> None:
-        self._line = {seat.claim.key: seat, **self._line}
-
-    def _choose(self, key: str) -> None:
-        self._unchoose(key)
-        self._chosen = [key, *self._chosen][: self.policy.limit]
-
-    def _unchoose(self, key: str) -> None:
-        self._chosen = [other for other in self._chosen if other != key]
-
-    def _preference(self, seat: _Seat) -> tuple[int, bool]:
-        key, chosen = seat.claim.key, self._chosen
-        return chosen.index(key) if key in chosen else len(chosen), seat.stalled
-
-    def _held(self) -> Iterator[_Seat]:
-        return (seat for seat in self._line.values() if seat.standing is _HELD)
-
-    def _waiting(self) -> Iterator[_Seat]:
-        return (seat for seat in self._line.values() if seat.standing is _WAITING)
-
-    def _note(self, what: str, seat: _Seat, reason: str) -> Note:
+    def _note(self, what: str, seat: Seat, reason: str) -> Note:
         self.counters[what] += 1
         return Note(what, seat.claim.key, reason)
-
-
-def _entry(seat: _Seat) -> Entry:
-    return Entry(seat.claim, seat.standing, seat.epoch, seat.since, seat.paused, seat.stalled)
-
-
-def _by_epoch(seat: _Seat) -> int:
-    return seat.epoch
 
 
 _Transition = Callable[[Registration, Any, Any, int], "list[Effect]"]
@@ -425,21 +338,21 @@ _TRANSITIONS: dict[tuple[Standing | None, type], _Transition] = {
     (None, Gone): Registration._gone,
     (None, Advance): Registration._advance,
     (None, Tick): Registration._tick,
-    (_WAITING, Released): Registration._released,
-    (_WAITING, Disarmed): Registration._swept,
-    (_WAITING, NotDisarmed): Registration._not_swept,
-    (_WAITING, Registered): Registration._registered_itself,
-    (_WAITING, MoveTo): Registration._move_to,
-    (_WAITING, Paused): Registration._paused,
-    (_WAITING, Resumed): Registration._resumed,
-    (_HELD, Released): Registration._released,
-    (_HELD, Stalled): Registration._stalled,
-    (_HELD, Paused): Registration._paused,
-    (_REVOKING, Released): Registration._released,
-    (_REVOKING, Disarmed): Registration._disarmed,
-    (_REVOKING, NotDisarmed): Registration._not_disarmed,
-    (_REVOKING, Registered): Registration._disarm_again,
-    (_REVOKING, MoveTo): Registration._move_to,
-    (_REVOKING, Paused): Registration._paused,
-    (_REVOKING, Resumed): Registration._resumed,
+    (Standing.WAITING, Released): Registration._released,
+    (Standing.WAITING, Disarmed): Registration._swept,
+    (Standing.WAITING, NotDisarmed): Registration._not_swept,
+    (Standing.WAITING, Registered): Registration._registered_itself,
+    (Standing.WAITING, MoveTo): Registration._move_to,
+    (Standing.WAITING, Paused): Registration._paused,
+    (Standing.WAITING, Resumed): Registration._resumed,
+    (Standing.HELD, Released): Registration._released,
+    (Standing.HELD, Stalled): Registration._stalled,
+    (Standing.HELD, Paused): Registration._paused,
+    (Standing.REVOKING, Released): Registration._released,
+    (Standing.REVOKING, Disarmed): Registration._disarmed,
+    (Standing.REVOKING, NotDisarmed): Registration._not_disarmed,
+    (Standing.REVOKING, Registered): Registration._disarm_again,
+    (Standing.REVOKING, MoveTo): Registration._move_to,
+    (Standing.REVOKING, Paused): Registration._paused,
+    (Standing.REVOKING, Resumed): Registration._resumed,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 Identity = tuple[int, int, int]  # pid, start time, pidfd inode: the kernel's word; only ever compared as a whole
 
@@ -255,12 +255,3 @@ NOTES = (
 )
 
 Effect = Record | Arm | Disarm | Tell | Stop | Note
-
-
-def words(values: Any) -> Claim:
-    """The claim that `Claim` made these JSON values of."""
-    key, pid, identity, process, program, means, managed = values
-    made, start, inode = identity
-    return Claim(
-        str(key), int(pid), (int(made), int(start), int(inode)), str(process), str(program), Means(means), int(managed)
-    )

@@ -177,7 +177,7 @@ def test_launcher_that_forks_is_named(host: Host) -> None:
         (["--"], 2, ("no COMMAND",)),
         (["--sokcet", "web", "--", "true"], 2, ("--sokcet",)),
         (["--socket"], 2, ("needs a value",)),
-        (["--registration", "--", "true"], 2, ("--registration",)),
+        (["--registration=web", "--", "true"], 2, ("--registration=web",)),
         (["--help"], 0, ()),
     ],
 )

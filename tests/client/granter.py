@@ -81,6 +81,9 @@ class Granter(Pretender):
         word, _, name = line.strip().partition(" ")
         self.paused = word in ("hold", "revoke")
         for standing in [one for one in self.line if one.epoch and one.name == name]:
+            if standing.gate is None:  # it has to obey first
+                self.tell(standing, "revoked")
+                continue
             self.disarm(standing)
             if word == "cancel":
                 self.line.remove(standing)

@@ -591,6 +591,21 @@ def test_undo_of_a_dead_old_process_resumes_nothing() -> None:
     assert drive.finish.reason == "interrupted; and web:1 (pid 11) has died meanwhile"
 
 
+def test_new_process_is_held_back_from_what_only_some_may_have_until_the_switch() -> None:
+    """From the moment that it is known, and not when there is nobody else."""
+    drive = Drive(plan())
+    assert drive.rollout.holds_back is None
+    drive.to_warm()
+    assert drive.rollout.holds_back == 21
+    drive.feed(Ready(21, "registration"))
+    assert drive.rollout.holds_back == 21
+    drive.after(1.0)
+    assert drive.rollout.holds_back is None
+    alone = Drive(plan()).to_warm()
+    alone.feed(Gone(11))
+    assert alone.rollout.holds_back is None
+
+
 def test_claim_of_suspension_lasts_from_switch_to_stop() -> None:
     """`suspends` names the process whose registrations nobody else may resume, and nobody at other times."""
     drive = Drive(plan())

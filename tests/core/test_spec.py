@@ -159,7 +159,7 @@ def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
         (
             "drain",
             "obsrve",
-            "[watcher:web] sockshare.drain: 'obsrve' is not one of auto, signal, observe; did you mean 'observe'?",
+            "[watcher:web] sockshare.drain: 'obsrve' is not one of auto, signal, observe, hand_over; did you mean 'observe'?",
         ),
         (
             "verify",
@@ -199,6 +199,11 @@ def test_registration_as_readiness_is_no_second_mistake_when_the_sockets_are_one
         _, mistakes = program({"ready": "registration", "sockets": sockets})
         assert len(mistakes) == 1
     assert good({"ready": "registration", "sockets": "web"}).ready == "registration"
+
+
+def test_page_to_verify_is_read() -> None:
+    """A path, with a query if need be."""
+    assert good({"verify": "http:/health?deep=1"}).verify == "http:/health?deep=1"
 
 
 def test_every_registration_is_read() -> None:

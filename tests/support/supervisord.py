@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import sys
 import xmlrpc.client
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
 from tests.support.circusd import APPS, DATAGRAMS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
 
-__all__ = ["Supervisord", "supervisord", "wait_until"]
+__all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
 
 BROKER = "sockshare-broker"
 FACTORIES = """\
@@ -26,6 +27,12 @@ OURS = """\
 [ctlplugin:sockshare]
 supervisor.ctl_factory = supervisor_sockshare:make_ctlplugin
 """
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on the port."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Supervisord(SupervisorStage, Circusd):
