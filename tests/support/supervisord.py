@@ -12,7 +12,7 @@ from typing import Any
 
 from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
-from tests.support.circusd import APPS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
+from tests.support.circusd import APPS, DATAGRAMS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
 
 __all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
 
@@ -68,7 +68,7 @@ class Supervisord(SupervisorStage, Circusd):
         command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
         if not stock and program not in USES_THE_LIBRARY:
             command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
-        scheme = "udp" if program == "udp" else "tcp"
+        scheme = "udp" if program in DATAGRAMS else "tcp"
         stderr = f"{self.stderr_log}.%(process_num)s" if numprocesses > 1 else str(self.stderr_log)
         self.sections: dict[str, dict[str, str]] = {
             "program:web": {
