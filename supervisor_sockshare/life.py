@@ -167,6 +167,8 @@ class Life:
             sock.close()
             return
         self._watch(pid)
+        # Whoever may connect to the listener can send it none; a broker has us keep its gates.
+        listeners.accept_descriptors(sock)
         if self._serving is None:
             self._serve(process, sock)
         else:
