@@ -165,6 +165,13 @@ def test_rollback_ends_only_when_the_new_process_is_gone() -> None:
     assert drive.finish.reason == "web:3 (pid 21) was not ready within 30 s: no sign of its event registration of web"
 
 
+def test_effects_are_equal_only_if_they_are_of_one_kind() -> None:
+    """A test that compares effects must see what is to be done, not only to whom."""
+    kinds = (HoldBack(11), Suspend(11), Resume(11), Verify(11), Drain(11))
+    assert len(set(kinds)) == len(kinds)
+    assert Suspend(11) == Suspend(11)
+
+
 def test_readiness_is_not_believed_before_the_hold_has_passed() -> None:
     """READY alone switches nothing."""
     drive = Drive(plan()).to_hold()
