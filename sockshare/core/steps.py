@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     verify: str = ""  # what must answer from the new process, for the broker to understand; empty: nothing
     drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
     drain_timeout: float = 0.0
+    stop_signal: int = 15  # by which the manager stops a process of the program
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
     alone: bool = False  # the one old process goes, and nothing comes in its place
@@ -195,12 +196,16 @@ class Settle:
     """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
 
     Any beyond *size* that are not *known* go too: a newcomer that crashed may have been respawned.
+
+    With *kill* what goes is given up: it is killed, at the latest *patience* seconds after it was told to stop, and at
+    once if it has nothing in hand. Otherwise it is stopped as the manager stops any process.
     """
 
     retire: tuple[int, ...]
     known: tuple[int, ...]
     size: int
     kill: bool
+    patience: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

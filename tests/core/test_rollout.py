@@ -149,10 +149,27 @@ def test_old_process_is_resumed_when_the_new_one_dies_before_drain(stage: str) -
     drive = Drive(plan())
     getattr(drive, stage)()
     drive.feed(Gone(21, "exited with status 1"))
-    assert drive.effects[-2:] == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    assert drive.effects[-2:] == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True, patience=10.0)]
     drive.feed(Settled())
     assert drive.steps[-2:] == ["failed", "rolled_back"]
     assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "web:3 (pid 21) exited with status 1")
+
+
+def test_new_process_that_is_given_up_may_finish_what_it_has_accepted() -> None:
+    """The old one is resumed before anything, the new one takes no more, and its stop signal comes before SIGKILL."""
+    for stage, state in (("to_warm", "warm"), ("to_hold", "hold"), ("to_verify", "verify")):
+        drive = Drive(careful()._replace(stop_timeout=4.0))
+        getattr(drive, stage)()
+        assert drive.state.value == state
+        given_up = [Resume(11), HoldBack(21), Settle(retire=(21,), known=(11,), size=1, kill=True, patience=4.0)]
+        assert drive.feed(Cancelled("interrupted"))[1:] == given_up
+        assert drive.rollout.suspends == 21
+        assert drive.restart() == given_up
+        assert drive.feed(Settled()) == []
+        assert drive.after(13.9) == []
+        drive.feed(Gone(21))
+        assert drive.finish.exit is ExitStatus.ROLLED_BACK
+        assert drive.rollout.suspends is None
 
 
 def test_rollback_ends_only_when_the_new_process_is_gone() -> None:
@@ -401,7 +418,7 @@ def test_silent_manager_is_asked_again_and_the_command_is_told_of_it() -> None:
 def test_silent_manager_does_not_keep_what_it_may_have_started() -> None:
     """A start without an answer may have happened."""
     drive = Drive(plan())
-    undo = Settle(retire=(), known=(11,), size=1, kill=True)
+    undo = Settle(retire=(), known=(11,), size=1, kill=True, patience=10.0)
     silent = SettleRefused("no answer", silent=True)
     assert drive.feed(StartRefused("no answer", silent=True))[-1] == undo
     assert drive.feed(silent) == [undo]
@@ -450,7 +467,7 @@ def test_failed_rollback_is_reported_as_such() -> None:
     assert drive.finish.reason == "web:3 (pid 21) it died; and can't roll back: no answer"
     drive = Drive(plan()).to_warm()
     drive.feed(Cancelled("interrupted"), Settled())
-    assert drive.after(9.9) == []
+    assert drive.after(19.9) == []
     drive.after(0.2)
     assert drive.finish.reason == "interrupted; and can't roll back: the new process has not ended"
 
@@ -564,7 +581,7 @@ def test_broker_killed_in_a_later_turn_goes_on() -> None:
     drive = Drive(plan(OLD)).to_drain()
     drive.feed(Settled(), Gone(11))
     effects = drive.restart()
-    assert effects == [Settle(retire=(), known=(12, 21), size=2, kill=True)]
+    assert effects == [Settle(retire=(), known=(12, 21), size=2, kill=True, patience=10.0)]
     assert drive.feed(Settled()) == [Start()]
     assert drive.feed(Settled()) == []
     drive.to_hold(NEW[1])
@@ -582,7 +599,7 @@ def test_broker_killed_while_undoing_goes_on_undoing() -> None:
     """Undoing may be done twice."""
     drive = Drive(plan()).to_warm()
     drive.feed(Gone(21))
-    assert drive.restart() == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    assert drive.restart() == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True, patience=10.0)]
     drive.feed(Gone(21), Settled())
     assert drive.finish.exit is ExitStatus.ROLLED_BACK
 
@@ -591,7 +608,9 @@ def test_undo_of_a_dead_old_process_resumes_nothing() -> None:
     """There is nobody to resume."""
     drive = Drive(plan())
     drive.feed(Gone(11))
-    assert drive.feed(Cancelled("interrupted"))[1:] == [Settle(retire=(), known=(11,), size=1, kill=True)]
+    assert drive.feed(Cancelled("interrupted"))[1:] == [
+        Settle(retire=(), known=(11,), size=1, kill=True, patience=10.0)
+    ]
     drive = Drive(plan()).to_warm()
     drive.feed(Cancelled("interrupted"), Gone(11), Gone(99), Settled(), Gone(21))
     assert drive.finish.exit is ExitStatus.NOT_SERVING
