@@ -82,6 +82,7 @@ class Reload:
         self._stderr = StderrTail(stderr)
         self._drainer: Drainer | None = None
         self._verifying: asyncio.Task[None] | None = None
+        self._noticed: set[object] = set()  # how the new process was seen to wait for connections
         self._patience: float | None = None  # what the one that is given up needs of it, once that is known
 
     @property
@@ -289,13 +290,24 @@ class Reload:
         newcomer = self._rollout.awaited
         if newcomer is None or newcomer.pid != managed.pid:
             return
-        how = self._expectation.shown_by(self._services.observer.evidence(managed, self._expectation.sockets))
+        evidence = self._services.observer.evidence(managed, self._expectation.sockets)
+        how = self._expectation.shown_by(evidence)
         if how is None:
+            self._hold_back(managed.pid, evidence)
             return
         if managed.ready is None:
             managed.ready = how
             self._services.roster.note(managed)
         self._feed(steps.Ready(managed.pid, how))
+
+    def _hold_back(self, pid: int, evidence: Evidence) -> None:
+        """Have *pid* held back, which waits for connections and is not ready: each time that there is more of it."""
+        if evidence.registered:
+            found = self._services.observer.registrations(pid, self._expectation.sockets)
+            seen: set[object] = {pid, *(entry[:3] for entry in found if entry.armed)}
+            if not seen <= self._noticed:
+                self._noticed |= seen
+                self._feed(steps.Registered(pid))
 
     async def _settle(self, effect: steps.Settle) -> None:
         if effect.kill:

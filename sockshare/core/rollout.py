@@ -3,9 +3,9 @@
 Theory of operation. A reload replaces a program's processes one by one; each replacement is a *turn*:
 
     START  a process is started beside the old one
-    WARM   it becomes ready, or `ready_timeout` passes
-    HOLD   it stays alive for `ready_hold` seconds, its own registration held back: a claim to be ready is not
-           believed alone, and until it is, no client sees the new version
+    WARM   it becomes ready, or `ready_timeout` passes; its own registration is held back as soon as it is noticed, so
+           that next to no client sees a version that has yet to prove itself
+    HOLD   it stays alive for `ready_hold` seconds, still held back: a claim to be ready is not believed alone
     SWITCH the new one's registration is let go, the old one's is suspended: it gets no new connections
     VERIFY a page must answer from the new one, where that was asked for
     QUIESCE what the old one has accepted, it reads
@@ -44,6 +44,7 @@ from .steps import (
     Plan,
     Process,
     Ready,
+    Registered,
     Report,
     Resume,
     Settle,
@@ -126,7 +127,7 @@ class Rollout:
         """The pid whose registrations this reload claims to have suspended: nobody else may resume them."""
         if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN, State.STOP):
             return self.old and self.old.pid
-        if self.state is State.HOLD:
+        if self.state in (State.WARM, State.HOLD):
             return None if self._old_gone else self.newcomer and self.newcomer.pid
         if self.state is State.UNDO and not self._newcomer_gone:
             # It is on its way out: what it accepted now might go with it.
@@ -319,6 +320,11 @@ class Rollout:
         # Only after `recover`; otherwise nothing was asked to settle in this state.
         return [] if self._settled else self._enter_start(now)
 
+    def _registered(self, event: Registered, now: float) -> list[Effect]:
+        if self.newcomer is None or event.pid != self.newcomer.pid or self._old_gone:
+            return []
+        return [HoldBack(self.newcomer.pid)]
+
     def _ready(self, event: Ready, now: float) -> list[Effect]:
         if self.newcomer is None or event.pid != self.newcomer.pid:
             return []
@@ -339,8 +345,7 @@ class Rollout:
                 return [*([Resume(self.newcomer.pid)] if self.newcomer else []), *self._enter_stop(now)]
             if self.newcomer is not None:
                 # Its place is the new one's, at once: the manager has none to start for it.
-                effects: list[Effect] = [Resume(self.newcomer.pid)] if self.state is State.HOLD else []
-                return [*effects, self._settle((), kill=False)]
+                return [Resume(self.newcomer.pid), self._settle((), kill=False)]
         return []
 
     def _tick_start(self, event: Tick, now: float) -> list[Effect]:
@@ -571,6 +576,7 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.START, Gone): Rollout._gone,
     (State.START, Tick): Rollout._tick_start,
     (State.START, Cancelled): Rollout._cancelled,
+    (State.WARM, Registered): Rollout._registered,
     (State.WARM, Ready): Rollout._ready,
     (State.WARM, Gone): Rollout._gone,
     (State.WARM, Tick): Rollout._tick_warm,

@@ -57,6 +57,13 @@ class StartRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Registered:
+    """*pid* was seen to wait for connections, by an event registration that was not seen before or otherwise."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """*pid* is ready; *how* says what showed it."""
 
@@ -130,6 +137,7 @@ class Cancelled:
 Event = (
     Started
     | StartRefused
+    | Registered
     | Ready
     | Gone
     | Switched

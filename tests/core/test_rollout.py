@@ -25,6 +25,7 @@ from sockshare.core.steps import (
     Plan,
     Process,
     Ready,
+    Registered,
     Report,
     Resume,
     Settle,
@@ -377,7 +378,7 @@ def test_new_process_has_the_place_of_an_old_one_that_died_before_the_switch() -
     assert drive.feed(Gone(11)) == []
     assert drive.feed(Started(NEW[0]))[-1] == place
     drive = Drive(plan()).to_warm()
-    assert drive.feed(Gone(11)) == [place]
+    assert drive.feed(Gone(11)) == [Resume(21), place]
     assert drive.restart() == []
     assert drive.feed(Settled()) == []
     assert drive.feed(Gone(21))[-1] == Find(known=(11, 21))
@@ -496,9 +497,14 @@ def test_broker_killed_after_the_switch_finishes() -> None:
     assert drive.finish.exit is ExitStatus.OK
 
 
-def test_no_client_sees_the_new_version_before_the_hold_has_passed() -> None:
-    """What claims to be ready is held back at once, and let go just before the old process is suspended."""
+def test_new_process_is_held_back_from_its_registration_to_the_switch() -> None:
+    """What waits for connections is held back at once, though not ready, and let go just before the old one is
+    suspended."""
     drive = Drive(plan()).to_warm()
+    assert drive.feed(Registered(21)) == [HoldBack(21)]
+    assert drive.feed(Registered(21)) == [HoldBack(21)]  # it has forked another worker
+    assert drive.feed(Registered(22)) == []
+    assert drive.rollout.suspends == 21
     assert drive.feed(Ready(21, "registration"))[0] == HoldBack(21)
     assert drive.rollout.suspends == 21
     assert drive.after(1.0)[-2:] == [Resume(21), Suspend(11)]
@@ -518,7 +524,9 @@ def test_new_process_is_let_go_when_the_old_one_dies_during_the_hold() -> None:
     assert drive.feed(Gone(11))[0] == Resume(21)
     assert drive.rollout.suspends is None
     drive = Drive(plan()).to_warm()
-    drive.feed(Gone(11))
+    drive.feed(Registered(21))
+    assert drive.feed(Gone(11))[0] == Resume(21)
+    assert drive.feed(Registered(21)) == []
     assert HoldBack(21) not in drive.feed(Ready(21, "registration"))
 
 
@@ -738,6 +746,12 @@ class AnyOrder(RuleBasedStateMachine):
             pid = data.draw(st.sampled_from(sorted(self.alive)))
             self.died_by_themselves.add(pid)
             self.dies(pid, "died")
+
+    @rule()
+    def newcomer_registers(self) -> None:
+        newcomer = self.rollout.newcomer
+        if newcomer is not None and newcomer.pid in self.alive:
+            self.feed(Registered(newcomer.pid))
 
     @rule()
     def newcomer_is_ready(self) -> None:
