@@ -285,12 +285,20 @@ class Host:
             self._verbs.start(message["program"], answer)
         elif verb == "settle":
             self._verbs.settle(
-                message["program"], message["retire"], message["known"], message["count"], message["kill"], answer
+                message["program"],
+                message["retire"],
+                message["known"],
+                message["count"],
+                message["kill"],
+                message["patience"],
+                answer,
             )
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):
-            self._verbs.release(message["program"], message["pid"], message["keep"], message["kill"], answer)
+            self._verbs.release(
+                message["program"], message["pid"], message["keep"], message["kill"], message["patience"], answer
+            )
         elif verb == "notify":
             self._give_notify(link, number, message["pid"], answer)
         else:
