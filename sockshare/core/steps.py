@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     verify: str = ""  # what must answer from the new process, for the broker to understand; empty: nothing
     drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
     drain_timeout: float = 0.0
+    hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
     alone: bool = False  # the one old process goes, and nothing comes in its place
@@ -166,6 +167,13 @@ class Drain(NamedTuple):
     pid: int
 
 
+class HandOver(NamedTuple):
+    """Have *pid* hand its connections to *successor* (None: to whom it likes); answer with `Drained`."""
+
+    pid: int
+    successor: Process | None
+
+
 class Settle(NamedTuple):
     """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
 
@@ -195,4 +203,4 @@ class Finish(NamedTuple):
     reason: str
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | Settle | Report | Finish
+Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Report | Finish
