@@ -325,6 +325,7 @@ class Broker:
         self._link.journal(f"last:{reload.program}", record)
 
     def _died(self, known: Known) -> None:
+        self.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._tickets.forget(known.identity)
         pid = known.identity.pid
         managed = known.managed
