@@ -37,7 +37,19 @@ _CLAIMS_OF_ONE = 16
 class Claimant:
     """One claim, as the broker needs it beside the rules."""
 
-    __slots__ = ("caller", "eligible", "gate", "identity", "key", "managed", "means", "process", "program", "socket")
+    __slots__ = (
+        "caller",
+        "eligible",
+        "epolls",
+        "gate",
+        "identity",
+        "key",
+        "managed",
+        "means",
+        "process",
+        "program",
+        "socket",
+    )
 
     def __init__(
         self, key: str, socket: str, identity: Identity, managed: int, process: str, program: str, means: Means
@@ -52,6 +64,7 @@ class Claimant:
         self.gate: Gate | None = None
         self.caller: Caller | None = None  # whom to tell, once it has asked this broker
         self.eligible = False
+        self.epolls: list[int] = []  # descriptors of those of the managed process that the socket was in
 
 
 class Gates:
@@ -201,7 +214,7 @@ class Claims:
             self._tell(one.caller, {"event": {"present": True}})
         entry = self._lines[one.socket].rules.find(one.key)
         if entry is not None:
-            held = entry.standing is Standing.HELD
+            held = self._lines[one.socket].is_told(one.key)
             self._tell(one.caller, event("held" if held else "waiting", entry.epoch if held else 0))
 
     def eligible(self, name: str, key: str) -> None:
@@ -229,7 +242,8 @@ class Claims:
         entry = line.rules.find(key)
         if entry is not None:
             holds = entry.standing is not Standing.WAITING
-            if holds and entry.epoch != epoch:
+            # Where turns are taken its process does not know the epoch of this one.
+            if holds and entry.epoch != epoch and not line.takes_turns:
                 return False
             line.feed(rules.Released(key, entry.epoch if holds else 0))
         line.leave(one)
