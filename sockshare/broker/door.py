@@ -155,6 +155,8 @@ class Door:
                     return False
                 if visitor.over:
                     break
+                if visitor.handed_out:  # whose acknowledgement is read later
+                    return True
         except BlockingIOError:
             return True
         except (ConnectionError, Truncated):
