@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import figures
 from benchmarks.ground import EXEC, Program, circusd
-from sockshare.broker.claims import Claimant, Gates
+from sockshare.broker.gates import Claimant, Gates
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.line import Line, Services
 from sockshare.cli.stage import wait_until

@@ -213,11 +213,13 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._inherited = settings.inherit(told["sockets"])
         configuration, specs = settings.read(self._section, self._options, told, self._inherited)
         self._verbs.specs = specs
-        for warning in settings.warnings(configuration, told):
+        warnings = settings.warnings(configuration, told)
+        for warning in warnings:
             if warning not in self._warnings:
                 self._warnings.add(warning)
                 log.warning("%s", warning)
-        self._configure(configuration._replace(mistakes=[*self._mistakes, *configuration.mistakes]))
+        mistakes = [*self._mistakes, *configuration.mistakes]
+        self._configure(configuration._replace(mistakes=mistakes, warnings=warnings))
 
     def _configure(self, configuration: Configuration) -> None:
         self._tell(configuration.mistakes)

@@ -6,7 +6,7 @@ import inspect
 import os
 import pwd
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_givers,
     check_timeouts,
     parse_plugin_options,
     parse_program,
@@ -52,7 +53,7 @@ def read(
     mistakes += _check_sockets(section, options, sockets, inherited)
     specs: dict[str, ProgramSpec] = {}
     for name, watcher in told["watchers"].items():
-        spec, more = _read_watcher(name, watcher, names)
+        spec, more = _read_watcher(name, watcher, names, told["watchers"])
         mistakes += more
         if spec is not None:
             specs[name] = spec
@@ -109,7 +110,7 @@ def _check_sockets(
 
 
 def _read_watcher(
-    name: str, watcher: Mapping[str, Any], sockets: Sequence[str]
+    name: str, watcher: Mapping[str, Any], sockets: Sequence[str], watchers: Collection[str]
 ) -> tuple[ProgramSpec | None, list[Mistake]]:
     section = f"watcher:{name}"
     options = {key: str(value) for key, value in watcher["options"].items()}
@@ -120,6 +121,7 @@ def _read_watcher(
         Mistake(section, key, f"no such key{did_you_mean(key, known)}") for key in options if not key.startswith(PREFIX)
     ]
     if spec is not None:
+        mistakes += check_givers(section, PREFIX, spec, watchers)
         mistakes += check_timeouts(spec, float(watcher["graceful_timeout"]), "before_signal" in watcher["hooks"])
     return spec, mistakes
 

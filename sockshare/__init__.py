@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from .core.errors import (
     BadConfiguration,
     ExitStatus,
+    HandOverTimedOut,
     ManagerError,
     NoBroker,
+    NoReceiver,
     NotPermitted,
     ProtocolError,
     RegistrationLost,
@@ -32,8 +34,10 @@ __version__ = "0.1.0"
 __all__ = [
     "BadConfiguration",
     "ExitStatus",
+    "HandOverTimedOut",
     "ManagerError",
     "NoBroker",
+    "NoReceiver",
     "NotPermitted",
     "ProtocolError",
     "Registration",

@@ -1,9 +1,14 @@
-"""``supervisorctl sockshare ...``: the commands of ``sockshare``, for the supervisord that supervisorctl talks to."""
+"""``supervisorctl sockshare ...``: the commands of ``sockshare``, for the supervisord that supervisorctl talks to.
+
+And the exit status of ``supervisorctl reread`` and ``update`` when what they read has mistakes of ours in it.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
 import xmlrpc.client
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -16,8 +21,32 @@ from sockshare.core.suggest import did_you_mean
 _COMMANDS = {
     "status": "status [--json]\t\tShow the sockets, who holds them, and the last reloads",
     "reload": "reload <program> [--json] [--timeout S] [--dry-run]\tReplace its processes by new ones that serve",
+    "doctor": "doctor [--json]\t\t\tSay what is wrong, and what to do",
     "help": "help\t\t\tShow this",
 }
+
+#: A mistake as `sockshare.core.spec.Mistake` has it; no sentence of supervisord's own begins so.
+_MISTAKE = re.compile(r"\[[^\]]+\] \S+: ")
+
+
+class _Listening:
+    """The XML-RPC methods *methods*, with the last fault that one of them was answered with."""
+
+    def __init__(self, methods: Any) -> None:
+        self._methods = methods
+        self.fault: xmlrpc.client.Fault | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._methods, name)
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except xmlrpc.client.Fault as fault:
+                self.fault = fault
+                raise
+
+        return call
 
 
 class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
@@ -27,6 +56,30 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
 
     def __init__(self, controller: Any) -> None:
         super().__init__(controller)
+        for plugin in controller.options.plugins:
+            for name in ("do_reread", "do_update"):
+                if hasattr(plugin, name):
+                    setattr(plugin, name, self._refusing(getattr(plugin, name)))
+
+    def _refusing(self, command: Callable[[str], Any]) -> Callable[[str], None]:
+        """*command*, which reads the configuration, with our exit status if that was refused by us."""
+
+        def do(arg: str) -> None:
+            supervisor = _Listening(self.ctl.get_supervisor())
+            self.ctl.get_supervisor = lambda: supervisor
+            try:
+                command(arg)
+            except xmlrpc.client.Fault as fault:
+                if not _is_refusal(fault):
+                    raise
+                # Else supervisorctl would say it as a bug of its own, with file and line.
+                self.ctl.output(f"ERROR: {fault.faultString}")
+            finally:
+                del self.ctl.get_supervisor
+            if supervisor.fault is not None and _is_refusal(supervisor.fault):
+                self.ctl.exitstatus = int(ExitStatus.USAGE)
+
+        return do
 
     def do_sockshare(self, arg: str) -> None:
         """Run the command; its exit status becomes supervisorctl's."""
@@ -79,3 +132,11 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
         """Show what there is."""
         for line in _COMMANDS.values():
             self.ctl.output(f"sockshare {line}")
+
+
+def _is_refusal(fault: xmlrpc.client.Fault) -> bool:
+    """Whether *fault* says mistakes of ours, and nothing else."""
+    if fault.faultCode != Faults.CANT_REREAD:
+        return False
+    lines = fault.faultString.removeprefix("CANT_REREAD: ").splitlines()
+    return bool(lines) and all(map(_MISTAKE.match, lines))

@@ -9,17 +9,14 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from supervisor import events
-from supervisor.options import make_namespec
 
 from sockshare.core.errors import BadConfiguration
-from sockshare.core.spec import ProgramSpec
+from sockshare.core.spec import Mistake, ProgramSpec
 from sockshare.host import meeting
 from sockshare.host.host import Host
 from sockshare.host.loop import guarded
@@ -29,48 +26,24 @@ from sockshare.kernel.meeting import name as meeting_name
 from sockshare.kernel.meeting import points
 from sockshare.kernel.peers import pidfd_open
 
-from . import sections
-from .life import LINK, SPARE, Life, with_spare
+from . import program, sections
+from .daemonlog import DaemonLog
+from .life import Life
+from .places import program_of
 from .polling import PollLoop
 from .registry import Registry
 from .sections import BROKER, Declaration
-from .twins import Twins, program_of
+from .twins import Twins
 from .verbs import SupervisorVerbs
 
 log = logging.getLogger(__name__)
 
-_NO_SERVER = (
-    "sockshare: there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord;"
-    " `sockshare status` and `sockshare reload` can"
+#: Seconds between looks at whether the runtime directory is still there.
+_LOOK_EVERY = 1.0
+
+_TOO_LATE = (
+    "supervisord runs without it, and can't be given it by reread or update; `supervisorctl reload` brings it in"
 )
-_BROKER_SECTION = {
-    "priority": "-100",  # the first to start, the last to stop
-    "autorestart": "true",
-    "startsecs": "0",
-    "startretries": "1000000",
-    "stopwaitsecs": "5",
-    "redirect_stderr": "true",
-}
-
-
-class _SupervisordLog(logging.Handler):
-    """Our log is supervisord's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.options: Any = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logger = getattr(self.options, "logger", None)
-        if logger is None:
-            return
-        try:
-            text = "sockshare: " + self.format(record).replace("%", "%%")
-            level = record.levelno
-            write = logger.error if level >= logging.ERROR else logger.warn if level >= logging.WARNING else logger.info
-            write(text)
-        except Exception:
-            self.handleError(record)
 
 
 class Plugin:
@@ -87,15 +60,12 @@ class Plugin:
         self._verbs = SupervisorVerbs(self.supervisord, self._twins)
         self._directory: str | None = None
         self._runtime_dir: str | None = None
+        self._unmakeable = ""  # why it could not be made anew, when it was removed
         self.host: Host | None = None
         self._life: Life | None = None
         self._pidfds: dict[int, int] = {}
-        self._log = _SupervisordLog()
-        for package in ("sockshare", "supervisor_sockshare"):
-            logger = logging.getLogger(package)
-            logger.setLevel(logging.INFO)
-            logger.propagate = False
-            logger.addHandler(self._log)
+        self._log = DaemonLog()
+        self._log.take("sockshare", "supervisor_sockshare")
 
     def supervisord(self) -> Any:
         """The Supervisor object there is now; each `reload` makes another."""
@@ -117,56 +87,39 @@ class Plugin:
         Raises:
             BadConfiguration: It is wrong, or a socket can't be bound.
         """
-        if not sections.enabled(parser):
+        section = sections.interface(parser)
+        if section is None:
             return None
         wrong = unsupported()
         if wrong is not None:
             raise BadConfiguration(wrong)
         declaration = sections.read(parser, options.here)
-        if self._is_reread(options):
+        if _runs_already(options) and not self._is_of(options):
+            raise BadConfiguration(str(Mistake(section, sections.FACTORY, _TOO_LATE)))
+        if self._is_of(options):
             self.registry.check(declaration.sockets)
         else:
             self.registry.apply(declaration.sockets)
             self._declared, self._reread = declaration, None
             self._specs = declaration.programs
-        self._warn(options, parser, declaration)
-        self._inject(parser, declaration)
+        self._warn(options, declaration)
+        program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
 
-    def _is_reread(self, options: Any) -> bool:
+    def _is_of(self, options: Any) -> bool:
+        """Whether these are the options of the supervisord that we belong to: then this is a `reread`."""
         return self._supervisord is not None and self._supervisord.options is options
 
-    def _inject(self, parser: Any, declaration: Declaration) -> None:
-        section = f"program:{BROKER}"
-        parser.add_section(section)
-        for key, value in _BROKER_SECTION.items():
-            parser.set(section, key, value)
-        parser.set(section, "command", self._command(declaration.runtime_dir).replace("%", "%%"))
-        # With it the group is another one when the sockets are, so that `update` comes to it.
-        parser.set(section, "environment", f'SOCKSHARE_DIGEST="{declaration.digest()}"')
-
-    def _command(self, runtime_dir: str | None) -> str:
-        # The meeting point has the pid for a name, which is not known before supervisord has become a daemon.
-        directory = self._directory or runtime_dir or "."
-        return f"{shlex.quote(sys.executable)} -m sockshare.broker --link {shlex.quote(os.path.join(directory, LINK))}"
-
-    def _warn(self, options: Any, parser: Any, declaration: Declaration) -> None:
-        if not any(name.startswith(("unix_http_server", "inet_http_server")) for name in parser.sections()):
-            options.parse_criticals.append(_NO_SERVER)
-        for name, one in declaration.sockets.items():
-            users = [program for program, spec in declaration.programs.items() if name in spec.sockets]
-            if one.spec.blocking and len(users) > 1:
-                options.parse_warnings.append(
-                    f"sockshare: {name}: it is blocking and shared: of the processes that wait for one connection, all"
-                    f" but one hang in accept until the next ({', '.join(users)})"
-                )
+    def _warn(self, options: Any, declaration: Declaration) -> None:
+        # Of a supervisord that starts: there is no log yet.
+        for warning in declaration.warnings:
+            level = options.parse_criticals if warning == sections.UNREACHABLE else options.parse_warnings
+            level.append(f"sockshare: {warning}")
 
     def parsed(self, options: Any, declaration: Declaration, groups: Any) -> None:
         """Take what supervisord has made of it."""
-        for group in groups:
-            if group.name == BROKER:
-                group.process_configs.append(with_spare(group.process_configs[0]))
-        if self._is_reread(options):
+        program.add_spare(groups)
+        if self._is_of(options):
             self._reread = declaration
             self._learn(declaration.programs)
 
@@ -186,6 +139,7 @@ class Plugin:
                 mistakes=[],
                 sockets=[(msgspec.to_builtins(declared.spec), sock) for declared, sock in self.registry.sockets],
                 uids=self._uids(),
+                warnings=self._declared.warnings,
             )
         )
 
@@ -204,7 +158,8 @@ class Plugin:
         if self._supervisord is supervisord:
             return
         if not any(group.name == BROKER for group in supervisord.options.process_group_configs):
-            return  # our section was taken out before a `reload`
+            self._leave()  # our section was taken out before a `reload`
+            return
         self._supervisord = supervisord
         self._log.options = supervisord.options
         self.loop.attach(supervisord.options.poller)
@@ -219,7 +174,7 @@ class Plugin:
             self._close_host()
         if self.host is None:
             self._open_host()
-        self._fit_command()
+        self._fit_program()
         self._configure()
         self.loop.hurry()  # the first processes need not wait for the first second to pass
 
@@ -228,34 +183,59 @@ class Plugin:
         try:
             directory = meeting.create(os.getpid(), self._runtime_dir)
             manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
-            host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
-            host.open()
-            life = Life(self.loop, self.supervisord, host, directory)
-            life.open()
+            self.host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
+            self._life = Life(self.loop, self.supervisord, self.host, directory)
+            self._directory = directory
+            self.host.open()
+            self._life.open()
         except (OSError, ValueError) as error:
             log.critical("can't serve: %s", error)
-            self._give_up_broker()
+            self._close_host()
+            program.give_up(self._supervisord)
             return
-        self._directory, self.host, self._life = directory, host, life
+        self.loop.call_later(_LOOK_EVERY, lambda host=self.host: self._look_after(host))  # type: ignore[misc]
         atexit.register(self._end, os.getpid())
 
+    @guarded(log)
+    def _look_after(self, host: Host) -> None:
+        """Have the runtime directory, and the meeting point that leads to it, again after somebody removed them."""
+        if self.host is not host or self._life is None:
+            return  # another one has its own timer
+        self.loop.call_later(_LOOK_EVERY, lambda: self._look_after(host))
+        reachable = host.reachable and self._life.reachable
+        if reachable and any(map(os.path.exists, points(os.getpid()))):
+            return
+        try:
+            meeting.create(os.getpid(), self._runtime_dir)
+        except (OSError, ValueError) as error:
+            if str(error) != self._unmakeable:
+                self._unmakeable = str(error)
+                log.error("host: can't make the runtime directory anew: %s; trying again each second", error)
+            return
+        self._unmakeable = ""
+        if not reachable:
+            self._life.reopen()
+            host.reopen()
+
     def _close_host(self) -> None:
-        if self.host is not None and self._life is not None and self._directory is not None:
-            self._life.close()
-            self.host.close()
-            meeting.clear(self._directory)
+        host, life, directory = self.host, self._life, self._directory
         self.host = self._life = self._directory = None
+        if host is not None and life is not None and directory is not None:
+            life.close()
+            host.close()
+            try:
+                meeting.clear(directory)
+            except OSError as error:
+                log.warning("host: can't clear %s: %s", directory, error.strerror)
 
-    def _fit_command(self) -> None:
-        group = self._supervisord.process_groups.get(BROKER)
-        if group is not None and self._directory is not None:
-            for config in [*group.config.process_configs, *(one.config for one in group.processes.values())]:
-                config.command = self._command(None)
+    def _leave(self) -> None:
+        self._supervisord = None
+        self.registry.close()
+        self._close_host()
 
-    def _give_up_broker(self) -> None:
-        group = self._supervisord.process_groups.get(BROKER)
-        for process in group.processes.values() if group is not None else ():
-            process.config.autostart = process.config.autorestart = False
+    def _fit_program(self) -> None:
+        if self._directory is not None:
+            program.fit(self._supervisord, self._directory)
 
     @guarded(log)
     def _restart_broker(self) -> None:
@@ -268,17 +248,17 @@ class Plugin:
         if self._life is not None and self._life.is_ours(process):
             self._life.changed(process)
             return
-        program = program_of(process)
-        if program is None:
+        name = program_of(process)
+        if name is None:
             return
         self._twins.changed(process)
-        if isinstance(event, events.ProcessStateStartingEvent) and self._is_served(program):
+        if isinstance(event, events.ProcessStateStartingEvent) and self._is_served(name):
             self.loop.call_later(0.0, lambda: self._watch(process))
         elif isinstance(event, events.ProcessStateExitedEvent):
             self.loop.hurry()
 
-    def _is_served(self, program: str) -> bool:
-        spec = self._specs.get(program)
+    def _is_served(self, name: str) -> bool:
+        spec = self._specs.get(name)
         return spec is not None and bool(spec.sockets)
 
     @guarded(log)
@@ -302,7 +282,7 @@ class Plugin:
         if event.group != BROKER or self._reread is None:
             return
         declaration, self._reread = self._reread, None
-        self._fit_command()
+        self._fit_program()
         try:
             self.registry.apply(declaration.sockets)
         except BadConfiguration as error:
@@ -333,9 +313,6 @@ class Plugin:
             meeting.remove(point)
 
 
-def broker_hint() -> str:
-    """What to do when there is no broker."""
-    return f"supervisorctl start {make_namespec(BROKER, BROKER)}"
-
-
-__all__ = ["SPARE", "Plugin", "broker_hint"]
+def _runs_already(options: Any) -> bool:
+    """Whether the supervisord of *options* has read its configuration before."""
+    return hasattr(options.configroot.supervisord, "process_group_configs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_givers,
     parse_plugin_options,
     parse_program,
     parse_socket,
@@ -29,8 +30,16 @@ from sockshare.kernel.binding import Address, Binding
 BROKER = "sockshare-broker"
 
 PREFIX = "sockshare_"
-_FACTORY = "supervisor.rpcinterface_factory"
+#: The key that loads us.
+FACTORY = "supervisor.rpcinterface_factory"
 _OURS = "supervisor_sockshare"
+#: supervisord has its HTTP servers from sections whose names begin so.
+_SERVERS = ("unix_http_server", "inet_http_server")
+#: What is said of a supervisord that has none; loudly, for it looks as if it had no commands at all.
+UNREACHABLE = (
+    "there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord; add one"
+    " (`sockshare status` and `sockshare reload` work without)"
+)
 _MOST_BACKLOG = 65535  # supervisord's own bound
 
 _BINDING_KEYS = ("socket", "socket_backlog", "socket_owner", "socket_mode", "socket_ipv6_only")
@@ -54,6 +63,7 @@ class Declaration(NamedTuple):
     sockets: Mapping[str, Socket]
     programs: Mapping[str, ProgramSpec]
     runtime_dir: str | None
+    warnings: Sequence[str] = ()  # what works, but not as its author may think
 
     def digest(self) -> str:
         """A word that is another one when sockets, or what programs may have of them, are."""
@@ -64,16 +74,16 @@ class Declaration(NamedTuple):
         return hashlib.sha256(json.dumps([sockets, programs], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def enabled(parser: Any) -> bool:
-    """Whether the configuration has an ``[rpcinterface:...]`` of ours: the hooks stay when one is taken out."""
-    return any(
-        section.startswith("rpcinterface:") and parser.get(section, _FACTORY, fallback="").startswith(_OURS)
-        for section in parser.sections()
-    )
+def interface(parser: Any) -> str | None:
+    """The ``[rpcinterface:...]`` section that loads us, if there is one: the hooks stay when it is taken out."""
+    for section in parser.sections():
+        if section.startswith("rpcinterface:") and parser.get(section, FACTORY, fallback="").startswith(_OURS):
+            return str(section)
+    return None
 
 
 def read(parser: Any, here: str | None) -> Declaration:
-    """Read everything that *parser* has; *here* is what ``%(here)s`` means.
+    """Read everything that *parser*, which loads us, has; *here* is what ``%(here)s`` means.
 
     Raises:
         BadConfiguration: There are mistakes; the message has each on a line of its own.
@@ -90,22 +100,32 @@ def read(parser: Any, here: str | None) -> Declaration:
     _check_commands(parser, get, programs, {name: one.spec for name, one in sockets.items()}, mistakes)
     if mistakes:
         raise BadConfiguration("\n".join(str(mistake) for mistake in mistakes))
-    return Declaration(sockets, programs, runtime_dir)
+    return Declaration(sockets, programs, runtime_dir, _warnings(parser, sockets, programs))
+
+
+def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str, ProgramSpec]) -> list[str]:
+    found = [] if any(section.startswith(_SERVERS) for section in parser.sections()) else [UNREACHABLE]
+    for name, one in sockets.items():
+        users = [program for program, spec in programs.items() if name in spec.sockets]
+        if one.spec.blocking and len(users) > 1:
+            found.append(
+                f"{name}: it is blocking and shared: of the processes that wait for one connection, all but one hang in"
+                f" accept until the next ({', '.join(users)})"
+            )
+    return found
 
 
 def _read_interface(parser: Any, get: _Get, mistakes: list[Mistake]) -> str | None:
-    for section in parser.sections():
-        if not (section.startswith("rpcinterface:") and get(section, _FACTORY).startswith(_OURS)):
-            continue
-        options = _values(parser, section, get, mistakes)
-        if "logfile" in options:
-            message = "supervisord's own log has what this would; leave it out"
-            mistakes.append(Mistake(section, "logfile", message))
-            del options["logfile"]
-        spec, more = parse_plugin_options(section, options, (), {_FACTORY})
-        mistakes += more
-        return None if spec is None else spec.runtime_dir
-    return None
+    section = interface(parser)
+    assert section is not None
+    options = _values(parser, section, get, mistakes)
+    if "logfile" in options:
+        message = "supervisord's own log has what this would; leave it out"
+        mistakes.append(Mistake(section, "logfile", message))
+        del options["logfile"]
+    spec, more = parse_plugin_options(section, options, (), {FACTORY})
+    mistakes += more
+    return None if spec is None else spec.runtime_dir
 
 
 def _values(parser: Any, section: str, get: _Get, mistakes: list[Mistake]) -> dict[str, str]:
@@ -218,6 +238,7 @@ def _read_backlog(values: Mapping[str, str], wrong: Callable[[str, str], None]) 
 
 def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mistake]) -> dict[str, ProgramSpec]:
     programs: dict[str, ProgramSpec] = {}
+    every = {section.partition(":")[2].strip() for section in parser.sections() if _is_program(section)} - {BROKER}
     for section in parser.sections():
         kind, _, name = section.partition(":")
         name = name.strip()
@@ -229,7 +250,7 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
             ]
         if kind == "group" and BROKER in re.split(r"[,\s]+", get(section, "programs")):
             mistakes.append(Mistake(section, "programs", f"{BROKER} is sockshare's own and in a group of its own"))
-        if kind not in ("program", "fcgi-program"):
+        if not _is_program(section):
             continue
         if name == BROKER:
             mistakes.append(Mistake(section, "[]", f"{BROKER} is sockshare's own; give the program another name"))
@@ -246,8 +267,13 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
         spec, more = parse_program(name, section, ours, PREFIX, names)
         mistakes += more
         if spec is not None:
+            mistakes += check_givers(section, PREFIX, spec, every)
             programs[name] = spec if kind == "program" else _of_fcgi(spec, get(section, "startsecs"))
     return programs
+
+
+def _is_program(section: str) -> bool:
+    return section.partition(":")[0] in ("program", "fcgi-program")
 
 
 def _check_commands(

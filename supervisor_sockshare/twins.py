@@ -17,18 +17,17 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from supervisor.options import make_namespec
-from supervisor.process import Subprocess
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
 from sockshare.host.loop import Loop
 from sockshare.kernel import processes
 
-log = logging.getLogger(__name__)
+from .inheritance import copy_foreign, keep_automatic_logs, share_logs
+from .places import RETIRED, TWIN, Place, is_of, key_of, name_of, own_place, program_of, role_of
 
-TWIN, RETIRED = "twin", "retired"
+log = logging.getLogger(__name__)
 
 #: Seconds until a stop signal is repeated that may have come too early.
 _AGAIN = 0.05
@@ -40,21 +39,6 @@ _ENDED = (*STOPPED_STATES, ProcessStates.BACKOFF)
 
 class CannotStart(Exception):
     """The message says why, in words for after a colon."""
-
-
-class Place(NamedTuple):
-    """Where a process is: its group, and its name there."""
-
-    group: Any
-    key: str
-
-    @property
-    def process(self) -> Any:
-        """Who has the place now."""
-        return self.group.processes[self.key]
-
-    def __str__(self) -> str:
-        return str(make_namespec(self.group.config.name, self.key))
 
 
 class Twins:
@@ -127,7 +111,7 @@ class Twins:
             twin = beside.make_process(group)
         except Exception as error:
             raise CannotStart(str(error)) from error
-        _copy_foreign(old, twin)
+        copy_foreign(old, twin)
         group.processes[beside.name] = twin
         try:
             twin.spawn()
@@ -137,7 +121,7 @@ class Twins:
             del group.processes[beside.name]
             raise
         twin.sockshare_config = config
-        _share_logs(old, twin)
+        share_logs(old, twin)
         return twin
 
     def _next_place(self, program: str) -> Place:
@@ -159,7 +143,7 @@ class Twins:
                 continue
             for config in group.process_configs:
                 if config.name == place.key and type(config) is type(current):
-                    _keep_automatic_logs(current, config)
+                    keep_automatic_logs(current, config)
                     return config
         return current
 
@@ -192,8 +176,8 @@ class Twins:
         for twin in able:
             # Usually its own place. The one beside which it was started may have died, and its place be another's.
             place = next(
-                (one for one in places if _is_of(one, twin)),
-                next((one for one in places if one.group is twin.group), _own_place(twin)),
+                (one for one in places if is_of(one, twin)),
+                next((one for one in places if one.group is twin.group), own_place(twin)),
             )
             places = [one for one in places if one is not place]
             if place is not None:
@@ -204,7 +188,7 @@ class Twins:
         group, key, old = place.group, place.key, place.process
         pid = old.pid
         del group.processes[twin.config.name]
-        real = twin.sockshare_config if _is_of(place, twin) else old.config
+        real = twin.sockshare_config if is_of(place, twin) else old.config
         was = old.config
         if pid:
             leaving = copy.copy(was)
@@ -224,7 +208,7 @@ class Twins:
         if not pid:
             return []
         if old.state in _LIVE:
-            is_itself = _has_executed(pid)
+            is_itself = _has_executed(pid)  # asked before the signal, which may end it
             message = old.stop()
             if message:
                 log.error("%s: can't stop pid %d: %s", place, pid, message)
@@ -296,70 +280,6 @@ class Twins:
 def _has_executed(pid: int) -> bool:
     """Whether our child *pid* is more than a copy of us."""
     try:
-        return processes.command(pid) != processes.command(os.getpid())
+        return processes.has_executed(pid)
     except ProcessLookupError:
         return True
-
-
-def program_of(process: Any) -> str | None:
-    """The section, ``[program:NAME]``, that *process* is of; None for what is no program."""
-    return getattr(process.config, "sockshare_program", None)
-
-
-def role_of(process: Any) -> str | None:
-    """TWIN, RETIRED, or None for a process in its place."""
-    return getattr(process.config, "sockshare_role", None)
-
-
-def key_of(process: Any) -> str:
-    """The name of its place in the group."""
-    return str(getattr(process.config, "sockshare_key", process.config.name))
-
-
-def name_of(process: Any) -> str:
-    """Its name as ``supervisorctl status`` has it for the one in its place."""
-    return str(make_namespec(process.group.config.name, key_of(process)))
-
-
-def _is_of(place: Place, twin: Any) -> bool:
-    return place.group is twin.group and place.key == key_of(twin)
-
-
-def _own_place(twin: Any) -> Place | None:
-    return Place(twin.group, key_of(twin)) if key_of(twin) in twin.group.processes else None
-
-
-def _copy_foreign(old: Any, new: Any) -> None:
-    """Other plugins put attributes on supervisord's objects, and expect them there."""
-    own = {*vars(new), *dir(Subprocess), "fcgi_sock", "sockshare_config"}
-    for name, value in vars(old).items():
-        if name not in own:
-            setattr(new, name, value)
-
-
-def _keep_automatic_logs(current: Any, config: Any) -> None:
-    from supervisor.options import Automatic
-
-    for key in ("stdout_logfile", "stderr_logfile"):
-        if getattr(config, key) is Automatic:
-            setattr(config, key, getattr(current, key))
-
-
-def _share_logs(old: Any, new: Any) -> None:
-    """One writer a file: two rotating ones would rename it under each other, and lose lines."""
-    writers = {
-        dispatcher.channel: dispatcher for dispatcher in old.dispatchers.values() if hasattr(dispatcher, "normallog")
-    }
-    for dispatcher in new.dispatchers.values():
-        writer = writers.get(getattr(dispatcher, "channel", ""))
-        if writer is None or not hasattr(dispatcher, "normallog") or not _same_log(old, new, dispatcher.channel):
-            continue
-        own = dispatcher.normallog
-        dispatcher.normallog = dispatcher.childlog = writer.normallog
-        if own is not None and own is not writer.normallog:
-            own.close()
-
-
-def _same_log(old: Any, new: Any, channel: str) -> bool:
-    keys = [f"{channel}_{key}" for key in ("logfile", "logfile_maxbytes", "logfile_backups", "syslog")]
-    return all(getattr(old.config, key) == getattr(new.config, key) for key in keys)

@@ -13,7 +13,8 @@ from sockshare.core.spec import ProgramSpec
 from sockshare.host.verbs import Answer
 from sockshare.kernel import peers
 
-from .twins import CannotStart, Twins, name_of, program_of
+from .places import name_of, program_of
+from .twins import CannotStart, Twins
 
 log = logging.getLogger(__name__)
 

@@ -50,6 +50,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cooperate: bool = False
     epoch: int = 0
     process: str | None = None
+    to: str | None = None
+    have: list[int] | None = None
 
 
 class Caller(NamedTuple):

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 from sockshare.core import registration_steps as rules
 from sockshare.core.errors import NotPermitted
 from sockshare.core.registration_steps import Means, Standing
 from sockshare.kernel import epoll, peers, processes
+from sockshare.kernel.peers import Identity
 
-from .claims import Claimant
+from .gates import Claimant
 from .line import Line
 from .observer import Observer
 from .watching import Seen, Watching
 
-if TYPE_CHECKING:
-    from .registrations import Registrations
-
 log = logging.getLogger(__name__)
 
+_STATES = {"R": "running", "S": "sleeping", "D": "waiting in the kernel", "T": "stopped", "t": "traced", "Z": "dead"}
 _OUT_OF_TURN = "it has registered out of turn"
 
 
@@ -29,12 +27,23 @@ class Keeping:
     """Made in the running loop.
 
     Args:
-        registrations: Whose these *lines* are.
+        watch_for_death: Has the death of a process watched; false if it is dead.
+        is_paused: Whether a managed process is not to have what only some may have.
+        stop: Has the manager stop a process: the socket's name, its program, pid and start time, and the reason.
     """
 
-    def __init__(self, registrations: Registrations, lines: Mapping[str, Line], observer: Observer) -> None:
+    def __init__(
+        self,
+        lines: Mapping[str, Line],
+        observer: Observer,
+        watch_for_death: Callable[[Identity], bool],
+        is_paused: Callable[[int], bool],
+        stop: Callable[[str, str, int, int, str], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._registrations = registrations
+        self._watch_for_death = watch_for_death
+        self._is_paused = is_paused
+        self._stop = stop
         self._lines = lines
         self._observer = observer
         self._watching = Watching(observer, self._is_gate, self._seen)
@@ -107,14 +116,14 @@ class Keeping:
             identity = peers.identity(seen.pid)
         except ProcessLookupError:
             return
-        if identity.start != seen.start or not self._registrations.watch_for_death(identity):
+        if identity.start != seen.start or not self._watch_for_death(identity):
             return
         key = f"{seen.pid}:{seen.start}"
         one = Claimant(key, line.name, identity, seen.pid, seen.process, seen.program, Means.SUSPEND)
         line.claimants[key] = one
-        line.enter(one, paused=self._registrations.is_paused(seen.pid))
+        line.enter(one, paused=self._is_paused(seen.pid))
         if seen.armed and line.standing(key) is Standing.WAITING:
-            line.overlap = max(line.overlap, seen.unnoticed)
+            line.overlaps.append(seen.unnoticed)
 
     def _can_not_keep(self, line: Line, seen: Seen, why: str) -> None:
         holders = line.rules.holders
@@ -131,7 +140,7 @@ class Keeping:
             why,
         )
         if line.spec.enforce == "stop":
-            self._registrations.stop(line.name, seen.program, seen.pid, seen.start, _OUT_OF_TURN)
+            self._stop(line.name, seen.program, seen.pid, seen.start, _OUT_OF_TURN)
 
     def _violated(self, line: Line, one: Claimant) -> None:
         if line.spec.enforce == "suspend" or line.policy.kind == "latest":
@@ -140,7 +149,7 @@ class Keeping:
         line.violations += 1
         log.warning("%s: violation: %s (pid=%d): %s", line.name, one.process, one.managed, _OUT_OF_TURN)
         if line.spec.enforce == "stop":
-            self._registrations.stop(line.name, one.program, one.managed, one.identity.start, _OUT_OF_TURN)
+            self._stop(line.name, one.program, one.managed, one.identity.start, _OUT_OF_TURN)
 
     # What arrives.
 
@@ -181,12 +190,6 @@ class Keeping:
             except ProcessLookupError:
                 continue  # its death is on its way
             line.stalls += 1
-            log.warning(
-                "%s: %s (pid=%d, state=%s) has not taken what waits for %g s",
-                name,
-                claim.process,
-                claim.pid,
-                state,
-                line.spec.stall_timeout,
-            )
-            line.feed(rules.Stalled(claim.key, entry.epoch))
+            reason = f"for {line.spec.stall_timeout:g} s; its state is {state} ({_STATES.get(state, 'see proc(5)')})"
+            log.warning("%s: %s (pid=%d) has not taken what waits %s", name, claim.process, claim.pid, reason)
+            line.feed(rules.Stalled(claim.key, entry.epoch, reason))

@@ -23,6 +23,7 @@ from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
 
 from . import plans
+from .doctor import examine
 from .endpoint import Caller, Request, described
 from .hostlink import HostLink
 from .reloads import Reload
@@ -46,12 +47,18 @@ class Operations:
         self._taken_up = taken_up
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        introductions = broker.introductions
         self._operations: dict[str, _Operation] = {
+            "receive": introductions.receive,
+            "introduce": introductions.introduce,
+            "retiring": introductions.retiring,
+            "retired": introductions.retired,
             "attach": self._attach,
             "ticket": self._ticket,
             "inherit": self._inherit,
             "ready": self._ready,
             "status": self._status,
+            "doctor": self._doctor,
             "reload": self._reload,
             "cancel": self._cancel,
             "claim": self._claim,
@@ -153,6 +160,9 @@ class Operations:
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
         return {"status": await status_document(self._broker, self._link)}
+
+    async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
+        return {"findings": [one._asdict() for one in await examine(self._broker, self._link)]}
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
         self._may_command(caller, "reload a program")

@@ -25,8 +25,9 @@ from sockshare.kernel import peers, processes
 from sockshare.kernel.peers import Identity
 
 from .arrivals import Arrivals
-from .claims import Claimant, Claims, Gates
+from .claims import Claims
 from .endpoint import Caller
+from .gates import Claimant, Gates
 from .hostlink import HostLink
 from .keeping import Keeping
 from .line import Line, Services
@@ -75,7 +76,7 @@ class Registrations:
         gates.sweep([fd for _, fd in shared.values()])
         services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
-        self._keeping = Keeping(self, self._lines, observer)
+        self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop)
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
         self._arrivals = Arrivals(
             arrived=self._keeping.arrived, waits=self._keeping.waits, stalled=self._keeping.stalled

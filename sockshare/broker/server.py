@@ -29,11 +29,13 @@ from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.peers import Identity, Peer, identity
 
-from .claims import GATE
 from .door import Door
 from .drain import Address, address_of
 from .endpoint import Caller, Endpoint
+from .gates import GATE
+from .holders import Holders
 from .hostlink import HostLink
+from .introductions import LANE, Introductions
 from .notify import NotifySocket
 from .observer import Observer
 from .operations import Operations
@@ -64,6 +66,7 @@ class Broker:
         self._end = end
         self.manager: dict[str, Any] = hello["manager"]
         self.mistakes: list[str] = list(hello["mistakes"])
+        self.warnings: list[str] = list(hello.get("warnings", []))
         self.programs = {spec.name: spec for spec in msgspec.convert(hello["programs"], list[ProgramSpec])}
         self.sockets = {spec.name: spec for spec in msgspec.convert(hello["sockets"], list[SocketSpec])}
         names, pids = hello["listeners"], hello["notify"]
@@ -71,6 +74,7 @@ class Broker:
         rest = list(fds[len(names) :])
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, rest, strict=False)}
         self.observer = Observer(self.shared)
+        self.holders = Holders(self.shared)
         self._tickets = Tickets()
         self._gate_tickets: dict[bytes, tuple[str, str]] = {}  # secret: socket and key of the claim
         journal: dict[str, Any] = hello["journal"]
@@ -79,6 +83,7 @@ class Broker:
             link, self.observer, self.sockets, self.shared, journal, kept, self._tell, self._may_have
         )
         self.roster = Roster(link, journal, on_death=self._died)
+        self.introductions = Introductions(self, self._secret_for)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
         self.reloads: dict[str, Reload] = {}
         self.retirements = Retirements(self, link)
@@ -121,6 +126,7 @@ class Broker:
             log.warning("link: a message of type %r was passed over", message.get("type"))
             return
         self.mistakes = list(message.get("mistakes", []))
+        self.warnings = list(message.get("warnings", []))
         self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
         uids = set(message.get("uids", []))
         if self._filters and not uids <= self._uids:
@@ -193,11 +199,14 @@ class Broker:
     def _descriptor(self, name: str) -> int:
         if name.startswith(GATE):
             return self.registrations.claims.gate_of(name[len(GATE) :])
+        if name.startswith(LANE):
+            return self.introductions.descriptor(name)
         return self.shared[name][1]
 
     def acknowledge(self, secrets: Sequence[bytes]) -> None:
         """See `door.Tickets`."""
         self._tickets.acknowledge(secrets)
+        self.introductions.acknowledged(secrets)
         for secret in secrets:
             socket_and_key = self._gate_tickets.pop(secret, None)
             if socket_and_key is not None:
@@ -227,6 +236,11 @@ class Broker:
         if len(self._gate_tickets) > _GATE_TICKETS:
             del self._gate_tickets[next(iter(self._gate_tickets))]
         return secret.hex()
+
+    def _secret_for(self, known: Known, name: str) -> bytes:
+        secret = os.urandom(SECRET_BYTES)
+        self._tickets.issue(secret, name, known.identity, time.monotonic())
+        return secret
 
     def issue(self, asking: Known, name: str | None, target: Known) -> dict[str, Any]:
         """A ticket for the socket *name*, which *asking* wants for *target*, as the answer has it.
@@ -351,6 +365,7 @@ class Broker:
     def _died(self, known: Known) -> None:
         self.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._tickets.forget(known.identity)
+        self.introductions.died(known)
         pid = known.identity.pid
         managed = known.managed
         if managed is None or managed.pid != pid:

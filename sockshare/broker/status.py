@@ -11,7 +11,9 @@ from sockshare.core.errors import ManagerError
 from sockshare.core.registration_steps import Means, Standing
 from sockshare.kernel import connections, listeners, processes
 from sockshare.kernel.connections import Connection
+from sockshare.kernel.holders import Scan
 
+from . import holders
 from .hostlink import HostLink
 from .line import Line
 from .observer import NO_EPOLL
@@ -34,15 +36,42 @@ async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
         for name, facts in programs.items()
         if name in broker.programs
     }
+    scan = await broker.holders.look()
+    sockets = [_socket(broker, name, members, scan) for name in broker.sockets]
+    left_out = await _add_others(broker, sockets, members, scan)
     return {
         "version": VERSION,
         "state": "refused" if broker.mistakes else "serving",
         "mistakes": broker.mistakes,
+        "warnings": broker.warnings,
         "manager": {"kind": broker.manager["kind"], "pid": broker.manager["pid"]},
         "broker": {"pid": os.getpid(), "refusals": broker.refusals},
-        "sockets": [_socket(broker, name, members) for name in broker.sockets],
+        "sockets": sockets,
         "programs": [_program(broker, name, programs.get(name)) for name in broker.programs],
+        "scan": {
+            "looked": scan.looked,
+            "refused": len(scan.refused),
+            "unfinished": len(scan.unfinished),
+            "left_out": left_out,
+            "seconds": round(scan.seconds, 4),
+        },
     }
+
+
+async def _add_others(
+    broker: Broker, sockets: list[dict[str, Any]], members: dict[str, list[Managed]], scan: Scan
+) -> int:
+    """Add to each of *sockets* who else has it; how many of them there was no room for."""
+    names = {one.pid: one.name for listed in members.values() for one in listed}
+    source = holders.source(broker.manager["pid"])
+    left_out = 0
+    for entry in sockets:
+        # A managed process whose section does not name this socket is one of the others.
+        known = source.union(holder["pid"] for holder in entry["holders"])
+        found = await broker.holders.others(scan, entry["inode"], names, known)
+        entry["others"] = found.shown
+        left_out += found.left_out
+    return left_out
 
 
 def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[str, Any]:
@@ -61,7 +90,7 @@ def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[st
     }
 
 
-def _socket(broker: Broker, name: str, members: dict[str, list[Managed]]) -> dict[str, Any]:
+def _socket(broker: Broker, name: str, members: dict[str, list[Managed]], scan: Scan) -> dict[str, Any]:
     inode, fd = broker.shared[name]
     duplicate = socket.socket(fileno=os.dup(fd))
     try:
@@ -71,7 +100,7 @@ def _socket(broker: Broker, name: str, members: dict[str, list[Managed]]) -> dic
     finally:
         duplicate.close()
     holders = [
-        _holder(broker, name, managed, established)
+        {**_holder(broker, name, managed, established), "holds": scan.holds(managed.pid, inode)}
         for program, spec in broker.programs.items()
         if name in spec.sockets
         for managed in members.get(program, ())
@@ -96,9 +125,18 @@ def _counted(line: Line) -> dict[str, Any]:
         "moves": line.moves,
         "violations": line.violations,
         "stalls": line.stalls,
-        "overlap_ms": round(line.overlap * 1000, 1),
+        "overlaps": _overlaps(line),
         "last_move": line.last_move,
     }
+
+
+def _overlaps(line: Line) -> dict[str, Any]:
+    """For how long registrations out of turn went unnoticed at the most, milliseconds."""
+    seen = sorted(line.overlaps)
+    if not seen:
+        return {"count": 0, "p99_ms": None, "worst_ms": None}
+    p99 = seen[min(len(seen) - 1, int(len(seen) * 0.99))]
+    return {"count": len(seen), "p99_ms": round(p99 * 1000, 1), "worst_ms": round(seen[-1] * 1000, 1)}
 
 
 def _holder(broker: Broker, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:

@@ -71,6 +71,20 @@ def status(above: str | None, as_json: bool, endpoint: str | None) -> _Work:
 
 
 @commands.command()
+@_json
+@_endpoint
+@click.pass_obj
+def doctor(above: str | None, as_json: bool, endpoint: str | None) -> _Work:
+    """Check the broker, its manager, the programs and this kernel, and say what to do, a line for each finding.
+
+    Exits 3 when there is a problem, 2 when the configuration was refused.
+    """
+    from .doctor import run
+
+    return partial(run, endpoint or above, as_json=as_json)
+
+
+@commands.command()
 @click.argument("program")
 @_json
 @click.option(

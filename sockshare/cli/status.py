@@ -16,6 +16,10 @@ from sockshare.core.errors import ExitStatus
 _Document = dict[str, Any]
 
 
+#: So many process ids of one command are shown in one line.
+_PIDS_SHOWN = 8
+
+
 class Table(NamedTuple):
     """Rows to show under headings."""
 
@@ -27,7 +31,7 @@ def run(endpoint: str | None, *, as_json: bool) -> int:
     """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
     found = finding.find(endpoint, command=True)
     if found.greeting.state == "refused":
-        return _refused(found.greeting, as_json=as_json)
+        return refused(found.greeting, as_json=as_json)
     finding.check(found)
     dialogue = Dialogue(found.directory)
     try:
@@ -44,7 +48,8 @@ def run(endpoint: str | None, *, as_json: bool) -> int:
     return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
 
 
-def _refused(greeting: Greeting, *, as_json: bool) -> int:
+def refused(greeting: Greeting, *, as_json: bool) -> int:
+    """Show the mistakes of a broker that only has those to tell."""
     if as_json:
         document = {"version": 1, "broker": {"pid": greeting.pid}, "state": "refused", "mistakes": greeting.mistakes}
         print(json.dumps(document, indent=1))
@@ -74,16 +79,21 @@ def tables(document: _Document) -> list[Table]:
     """What is shown of *document*."""
     sockets: list[tuple[str, ...]] = []
     holders: list[tuple[str, ...]] = []
+    others: list[tuple[str, ...]] = []
     programs: list[tuple[str, ...]] = []
     for entry in document.get("sockets", ()):
-        registration = entry.get("registration", "shared")
+        registration = _registration(entry)
         queue = f"{_text(entry.get('queue'))}/{_text(entry.get('backlog'))}"
         sockets.append((_text(entry["name"]), _text(entry.get("address")), _text(registration), queue))
         for holder in entry.get("holders", ()):
-            registered = "suspended" if holder.get("suspended") else _text(holder.get("registered"))
+            registered = _registered(holder)
             cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
             cells += [holder.get("ready"), registered, holder.get("kept_by"), holder.get("connections")]
             holders.append(tuple(_text(cell) for cell in cells))
+        alike: dict[tuple[str, str], list[int]] = {}
+        for other in entry.get("others", ()):
+            alike.setdefault((_text(other.get("process")), _text(other.get("command"))), []).append(other["pid"])
+        others += [(entry["name"], _pids(pids), below, command) for (below, command), pids in alike.items()]
     for program in document.get("programs", ()):
         reload = program.get("reload") or {}
         last = reload.get("last") or {}
@@ -92,8 +102,51 @@ def tables(document: _Document) -> list[Table]:
     return [
         Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
         Table(("PROCESS", "PID", "SOCKET", "GENERATION", "READY", "REGISTERED", "KEPT BY", "CONNECTIONS"), holders),
+        Table(("SOCKET", "ALSO OPEN IN PID", "BELOW", "COMMAND"), others),
         Table(("PROGRAM", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
     ]
+
+
+def remarks(document: _Document) -> list[str]:
+    """What the tables would have one believe wrongly."""
+    scan = document.get("scan") or {}
+    said = []
+    if scan.get("refused"):
+        said.append(f"the broker may not look into {scan['refused']} of them")
+    if scan.get("unfinished"):
+        said.append(f"for {scan['unfinished']} the time did not suffice")
+    remarks = [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
+    if scan.get("left_out"):
+        remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
+    return remarks
+
+
+def _registration(entry: _Document) -> str:
+    """Its policy, and what has come of it."""
+    counted = [
+        f"{entry[what]} {what if entry[what] != 1 else what[:-1]}"
+        for what in ("moves", "stalls", "violations")
+        if entry.get(what)
+    ]
+    return ", ".join([_text(entry.get("registration", "shared")), *counted])
+
+
+def _registered(holder: _Document) -> str:
+    """Whether it has the registration, and if not why."""
+    if holder.get("paused"):
+        return "quiesced"
+    if holder.get("standing") == "held" and holder.get("held_for") is not None:
+        return f"held for {holder['held_for']:.0f} s"
+    if holder.get("standing") == "revoking":
+        return "to let go"
+    if holder.get("suspended"):
+        return "suspended"
+    return "stands by" if holder.get("standing") == "waiting" else _text(holder.get("registered"))
+
+
+def _pids(pids: Sequence[int]) -> str:
+    shown = " ".join(map(str, pids[:_PIDS_SHOWN]))
+    return shown if len(pids) <= _PIDS_SHOWN else f"{shown} and {len(pids) - _PIDS_SHOWN} more"
 
 
 def plain(table: Table) -> str:
@@ -109,9 +162,11 @@ def _show(document: _Document) -> None:
     manager, broker = document.get("manager") or {}, document.get("broker") or {}
     name = {"circus": "circusd", "supervisor": "supervisord"}.get(manager.get("kind", ""), "manager")
     title = f"{name} (pid {_text(manager.get('pid'))}), broker (pid {_text(broker.get('pid'))})"
+    title = "\n".join([title, *(f"WARNING: {warning}" for warning in document.get("warnings", ()))])
     shown = [table for table in tables(document) if table.rows]
     if not sys.stdout.isatty():
-        print("\n\n".join([title, *(plain(table) for table in shown)]))
+        said = ["\n".join(remarks(document))] if remarks(document) else []
+        print("\n\n".join([title, *(plain(table) for table in shown), *said]))
         return
     from rich.console import Console
     from rich.table import Table as Drawn
@@ -128,6 +183,8 @@ def _show(document: _Document) -> None:
             drawn.add_row(*(Text(cell) for cell in row))
         console.print()
         console.print(drawn)
+    for remark in remarks(document):
+        console.print(Text(remark))
 
 
 def _text(value: object) -> str:

@@ -14,7 +14,9 @@ from typing import TypeVar
 from sockshare.core.errors import SockshareError
 
 from . import finding, sync
+from .aio_hands import Hands
 from .aio_registration import Claiming, Registration
+from .in_loop import LoopExchange
 
 _T = TypeVar("_T")
 
@@ -24,7 +26,7 @@ def attach(endpoint: str | None = None, timeout: float = finding.PATIENCE) -> At
     return Attaching(functools.partial(sync.attach, endpoint, timeout))
 
 
-class Share:
+class Share(Hands):
     """What this process shares, for the event loop that attached; see `sockshare.Share` for what each method does.
 
     The sockets are the very objects of `sockshare.Share`. asyncio's ``create_server(sock=...)`` and ``start_server``
@@ -34,6 +36,7 @@ class Share:
     """
 
     def __init__(self, share: sync.Share, thread: ThreadPoolExecutor) -> None:
+        Hands.__init__(self)
         self._share = share
         self._thread = thread
         self._pid = os.getpid()  # threads don't follow a fork
@@ -78,9 +81,21 @@ class Share:
 
     async def close(self) -> None:
         """As `sockshare.Share.close`; may be called again."""
+        self._closed = True
+        hands, self._hands = self._hands, None
+        if hands is not None:
+            hands.close()
         # Not by our thread: it may wait for a broker, and after a fork it is not there.
         await asyncio.get_running_loop().run_in_executor(None, self._share.close)
         self._thread.shutdown(wait=False)
+        if hands is not None:
+            hands.end()
+
+    async def _with_hands(self) -> LoopExchange:
+        exchange = await self._run(self._share.exchange_in_loop)
+        if self._hands is None:
+            self._hands = LoopExchange(exchange)
+        return self._hands
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         if os.getpid() != self._pid:

@@ -15,6 +15,8 @@ from sockshare.kernel.descriptors import close_all
 
 from . import door, finding
 from .dialogue import Answer, Dialogue
+from .exchange import Exchange
+from .hands import Hands
 from .registration import Claiming, Registrar, Registration
 
 # A broker that is killed takes its tickets with it: one that we asked for ourselves is asked for again this often.
@@ -47,7 +49,7 @@ def attach(endpoint: str | None = None, timeout: float = finding.PATIENCE) -> Sh
     return Share(dialogue, answer, timeout)
 
 
-class Share:
+class Share(Hands):
     """What this process shares: made by `attach`, ended by `close` or by leaving its ``with`` block.
 
     All methods may be called by any thread; one waits while another asks the broker. After a fork the child may go on
@@ -75,6 +77,7 @@ class Share:
         self._held: dict[str, sockets_of_python.socket] = {}
         self._others: list[sockets_of_python.socket] = []
         self._registrar: Registrar | None = None
+        self._exchange: Exchange | None = None
         self._closed = False
         _shares.add(self)
 
@@ -193,6 +196,9 @@ class Share:
         description, which other processes keep: a registered duplicate that was closed reports events for ever, and
         cannot be unregistered any more (epoll(7), Q6).
         """
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
         with self._turn:
             self._closed = True
             _shares.discard(self)
@@ -207,6 +213,13 @@ class Share:
             if self._dialogue is not None:
                 self._dialogue.close()
                 self._dialogue = None
+
+    def _exchanging(self, *, in_loop: bool = False) -> Exchange:
+        with self._turn:
+            self._open()
+            if self._exchange is None:
+                self._exchange = Exchange(self._directory, self.program, self.process, in_loop=in_loop)
+            return self._exchange
 
     # With the turn taken.
 
@@ -244,6 +257,10 @@ class Share:
         # Another thread may have had the turn, and it is not in this process. The connection is the parent's: kept from
         # being collected, never used.
         self._turn = threading.Lock()
+        if self._exchange is not None:
+            self._exchange.after_fork()
+            _parents.append(self._exchange)
+            self._exchange = None
         if self._dialogue is not None:
             _parents.append(self._dialogue)
             self._dialogue = None
@@ -283,7 +300,7 @@ def _adopt(fd: int) -> sockets_of_python.socket:
 
 
 _shares: weakref.WeakSet[Share] = weakref.WeakSet()
-_parents: list[Dialogue | Registrar] = []
+_parents: list[Dialogue | Registrar | Exchange] = []
 
 
 def _in_forked_child() -> None:

@@ -65,6 +65,18 @@ class RegistrationLost(SockshareError):
     """The registration was revoked, or its holder is gone."""
 
 
+class NoReceiver(SockshareError):
+    """Nobody takes the connection: no receiver is there, or all are full. It is still its owner's."""
+
+    exit_status = ExitStatus.NOT_SERVING
+
+
+class HandOverTimedOut(SockshareError, TimeoutError):
+    """A connection was not handed over, or none was received, in time. It is still its owner's."""
+
+    exit_status = ExitStatus.TIMED_OUT
+
+
 class ProtocolError(SockshareError, ValueError):
     """A message that is not of the form it must have."""
 
@@ -94,6 +106,8 @@ BY_NAME: dict[str, type[SockshareError]] = {
         NotPermitted,
         TicketRefused,
         RegistrationLost,
+        NoReceiver,
+        HandOverTimedOut,
         ProtocolError,
         BadConfiguration,
         ManagerError,

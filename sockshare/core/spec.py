@@ -45,8 +45,9 @@ class ProgramSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ready_hold: float = 1.0  # how long it must live after it was ready
     quiesce: float = 0.3
     settle: float = 0.0  # how long the new one must live after the switch before the old one is drained
-    drain: Literal["auto", "signal", "observe"] = "auto"
+    drain: Literal["auto", "signal", "observe", "hand_over"] = "auto"
     drain_timeout: float = 30.0
+    receive_from: tuple[str, ...] = ()  # the programs, beside itself, that may hand it connections
     stop_signal: int | None = None  # None: the manager's own setting
     verify: str | None = None  # http:/path
 
@@ -175,22 +176,26 @@ def _directory(value: str) -> str:
     return value
 
 
-def _words(value: str) -> list[str]:
-    words = value.replace(",", " ").split()
-    if not words:
-        raise _Bad("no socket is named; leave the key out for a program without sockets")
-    return words
+def _words(missing: str) -> _Reader:
+    def read(value: str) -> list[str]:
+        words = value.replace(",", " ").split()
+        if not words:
+            raise _Bad(missing)
+        return words
+
+    return read
 
 
 _PROGRAM: Mapping[str, _Reader] = {
-    "sockets": _words,
+    "sockets": _words("no socket is named; leave the key out for a program without sockets"),
     "ready": _choice("auto", "notify", "registration", "client", "hold"),
     "ready_timeout": _seconds(positive=True),
     "ready_hold": _seconds(),
     "quiesce": _seconds(),
     "settle": _seconds(),
-    "drain": _choice("auto", "signal", "observe"),
+    "drain": _choice("auto", "signal", "observe", "hand_over"),
     "drain_timeout": _seconds(),
+    "receive_from": _words("no program is named; leave the key out where only the program itself may hand over"),
     "stop_signal": _signal,
     "verify": _page,
 }
@@ -257,7 +262,17 @@ def parse_program(
     if mistakes:
         return None, mistakes
     fields["sockets"] = tuple(named)
+    fields["receive_from"] = tuple(dict.fromkeys(fields.get("receive_from", ())))
     return ProgramSpec(name, **fields), []
+
+
+def check_givers(section: str, prefix: str, spec: ProgramSpec, programs: Collection[str]) -> list[Mistake]:
+    """Refuse a *spec* that lets one hand it connections that is none of *programs*, which are all that there are."""
+    return [
+        Mistake(section, f"{prefix}receive_from", f"no such program {name!r}{did_you_mean(name, programs)}")
+        for name in spec.receive_from
+        if name not in programs
+    ]
 
 
 def parse_socket(

@@ -25,10 +25,13 @@ class Configuration(NamedTuple):
     mistakes: list[str]
     sockets: list[tuple[dict[str, Any], socket.socket]]
     uids: list[int]  # the users that programs run as; none: not known, so anybody may ask
+    warnings: Sequence[str] = ()  # what works, but not as its author may think; for `status` and `doctor`
 
     def message(self) -> Message:
         """What goes over the link of it, without the sockets."""
-        return {"programs": self.programs, "mistakes": self.mistakes, "uids": self.uids}
+        facts = self._asdict()
+        del facts["sockets"]
+        return {**facts, "warnings": list(self.warnings)}
 
 
 class Answer:

@@ -92,7 +92,7 @@ def _refusal(pid: int) -> str:
     # A process that changed its ids or whose program file is not readable is not dumpable: its /proc files are root's.
     if mine != 0 and os.stat(f"/proc/{pid}/status").st_uid != owner:
         return f"it is not dumpable (it changed its user or capabilities), {tracer}"
-    scope = _yama()
+    scope = yama()
     if scope in (1, 2):
         return f"Yama's ptrace_scope is {scope}, {tracer}" + (" and is no tracer it named" if scope == 1 else "")
     if scope == 3:
@@ -100,7 +100,8 @@ def _refusal(pid: int) -> str:
     return f"the kernel refuses it: it may have capabilities that this process lacks (uid {owner}), or a seccomp filter"
 
 
-def _yama() -> int:
+def yama() -> int:
+    """Yama's ptrace_scope (Documentation/admin-guide/LSM/Yama.rst); 0 where there is no Yama."""
     try:
         with open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
             return int(file.read())

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import pytest
 
-from sockshare.broker.claims import Claimant
 from sockshare.broker.endpoint import Caller
+from sockshare.broker.gates import Claimant
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.observer import Observer
 from sockshare.broker.registrations import Registrations

@@ -98,6 +98,24 @@ def test_status_is_aligned_text_without_a_terminal(host: Host) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_status_shows_who_else_has_a_socket_open(host: Host) -> None:
+    """A line for each command, with its processes; and what could not be seen is said."""
+    others = [{"pid": 30, "process": None, "command": "python stray.py"}]
+    others += [{"pid": pid, "process": "web:1", "command": "worker"} for pid in range(41, 51)]
+    document = {
+        **STATUS,
+        "sockets": [{**STATUS["sockets"][0], "others": others}],
+        "scan": {"looked": 90, "refused": 2, "unfinished": 1, "left_out": 7, "seconds": 0.004},
+    }
+    host.start(status=document)
+    lines = host.run("status").stdout.splitlines()
+    assert "SOCKET  ALSO OPEN IN PID                    BELOW  COMMAND" in lines
+    assert "web     30                                  -      python stray.py" in lines
+    assert "web     41 42 43 44 45 46 47 48 and 2 more  web:1  worker" in lines
+    assert lines[-2].startswith("a socket may be open in more processes: 2 processes may not be looked into")
+    assert lines[-1] == "7 more processes have a socket open than are shown"
+
+
 def test_status_is_a_table_on_a_terminal(host: Host) -> None:
     """Where a terminal is, rich draws."""
     host.start(status=STATUS)

@@ -10,7 +10,8 @@
 * ``refuse_tickets``: how many redeems are refused;
 * ``garbage_door``, ``garbage_dialogue``: answered instead;
 * ``events`` and ``final``: of a reload;
-* ``await_cancel``: the final answer of a reload waits for a cancel; ``status``: the document.
+* ``await_cancel``: the final answer of a reload waits for a cancel; ``status``: the document;
+* ``findings``: what the doctor is told.
 
 Each thing that happens is a line on stdout, for a test to wait for.
 """
@@ -124,6 +125,8 @@ class Pretender:
             self.exit_at("ticket")
         elif op == "status":
             self.answer(route, request, {"ok": True, "status": self.behaviour["status"]})
+        elif op == "doctor":
+            self.answer(route, request, {"ok": True, "findings": self.behaviour["findings"]})
         elif op == "reload":
             for event in self.behaviour.get("events", ()):
                 self.answer(route, request, {"event": event})

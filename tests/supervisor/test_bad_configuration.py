@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.support.supervisord import Supervisord, supervisord, wait_until
+from tests.support.supervisord import Supervisord, listens, supervisord, wait_until
 
 #: What is wrong: the sections as they are changed, and what the sentence has to say.
 MISTAKES: dict[str, tuple[dict[str, dict[str, str]], tuple[str, ...]]] = {
@@ -77,17 +79,34 @@ def changed(stage: Supervisord, sections: dict[str, dict[str, str]]) -> None:
     stage.sections = before
 
 
-def start(stage: Supervisord) -> subprocess.CompletedProcess[str]:
-    """supervisord, to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "supervisor.supervisord", "-c", str(stage.configuration)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=stage.directory,
-        env=stage.environment,
-        timeout=30,
+class Done(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    output: str
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[..., Done]]:
+    """supervisord or supervisorctl with these arguments, to its end: each in a fork of one process that has both."""
+    forks = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    lines, answers = forks.stdin, forks.stdout
+    assert lines is not None
+    assert answers is not None
+
+    def command(name: str, stage: Supervisord, *arguments: str) -> Done:
+        line = [name, str(stage.directory), stage.environment, ["-c", str(stage.configuration), *arguments]]
+        print(json.dumps(line), file=lines, flush=True)
+        return Done(*json.loads(answers.readline()))
+
+    try:
+        yield command
+    finally:
+        lines.close()
+        forks.wait(30)
+        answers.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,60 +120,96 @@ def stage() -> Iterator[Supervisord]:
         yield running
 
 
+Run = Callable[..., Done]
+
+
+def assert_refused(done: Done, said: tuple[str, ...]) -> None:
+    """Exit status 2, and one line of what was printed is the sentence."""
+    assert done.status == 2, done
+    assert any(all(one in line for one in said) for line in done.output.splitlines()), done
+    assert "Traceback" not in done.output, done
+    assert "file:" not in done.output, done  # as supervisorctl says what it did not expect
+
+
 def test_fifteen_kinds_are_tested() -> None:
     """The list is not to shrink."""
     assert len(MISTAKES) >= 15
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_reread_refuses_mistake(stage: Supervisord, kind: str) -> None:
-    """The sentence is the answer, nothing changes, and `reread` is not done."""
+def test_mistake_is_refused_by_supervisord_and_by_reread(stage: Supervisord, run: Run, kind: str) -> None:
+    """One sentence with section and key, exit status 2; the supervisord that runs changes nothing."""
+    sections, said = MISTAKES[kind]
+    processes = stage.processes()
+    changed(stage, sections)
+    assert_refused(run("supervisord", stage), said)
+    assert_refused(run("supervisorctl", stage, "reread"), said)
+    assert stage.alive()
+    assert stage.processes().keys() == processes.keys()
+
+
+@pytest.mark.parametrize("kind", ["no address", "unknown socket"])
+def test_mistake_is_refused_by_update(stage: Supervisord, run: Run, kind: str) -> None:
+    """`update` begins with what `reread` does."""
     sections, said = MISTAKES[kind]
     changed(stage, sections)
-    with pytest.raises(Exception, match="CANT_REREAD") as caught:
-        stage.rpc("supervisor.reloadConfig")
-    assert all(one in str(caught.value) for one in said), caught.value
-    assert stage.alive()
+    assert_refused(run("supervisorctl", stage, "update"), said)
 
 
-@pytest.mark.parametrize("kind", ["no address", "unknown socket", "one address twice", "runtime_dir"])
-def test_supervisord_does_not_start_with_mistake(kind: str) -> None:
-    """Exit status 2, one sentence, no traceback; every path to a mistake is the one that `reread` takes too."""
-    sections, said = MISTAKES[kind]
-    with supervisord("plain", leave=True) as stage:
-        changed(stage, sections)
-        done = start(stage)
-    assert done.returncode == 2, done
-    text = done.stdout + done.stderr
-    assert all(one in text for one in said), text
-    assert "Traceback" not in text
+def test_every_mistake_is_said_at_once(stage: Supervisord, run: Run) -> None:
+    """Three mistakes, three sentences."""
+    mistakes = {"sockshare:web": {"socket_backlog": "x"}, "program:web": {"sockshare_ready": "x", "sockshare_zzz": "1"}}
+    changed(stage, mistakes)
+    for done in (run("supervisord", stage), run("supervisorctl", stage, "reread")):
+        for key in ("socket_backlog:", "sockshare_ready:", "sockshare_zzz:"):
+            assert_refused(done, (key,))
 
 
-def test_every_mistake_is_said_at_once() -> None:
-    """Three mistakes, three sentences; and `supervisorctl reread` exits with a status that is not 0."""
-    with supervisord("plain", leave=True) as stage:
-        changed(
-            stage,
-            {"sockshare:web": {"socket_backlog": "x"}, "program:web": {"sockshare_ready": "x", "sockshare_zzz": "1"}},
-        )
-        text = start(stage).stderr
-    assert all(one in text for one in ("socket_backlog:", "sockshare_ready:", "sockshare_zzz:")), text
+@pytest.mark.parametrize("command", ["reread", "update"])
+def test_exit_status_of_what_is_not_ours_is_supervisors(stage: Supervisord, run: Run, command: str) -> None:
+    """A good configuration exits 0, and a mistake that is not ours 1, as ever."""
+    changed(stage, {})
+    assert run("supervisorctl", stage, command).status == 0
+    changed(stage, {"program:web": {"numprocs": "many"}})
+    assert run("supervisorctl", stage, command).status == 1
 
 
-def test_supervisord_does_not_start_where_it_cannot_bind() -> None:
+def test_supervisord_does_not_start_where_it_cannot_bind(run: Run) -> None:
     """A taken port, a file that is no socket: exit status 2 and the section."""
     with supervisord("plain", leave=True) as stage, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         changed(stage, {"sockshare:web": {"socket": f"tcp://127.0.0.1:{taken.getsockname()[1]}"}})
-        done = start(stage)
-        assert done.returncode == 2
-        assert "[sockshare:web] socket: can't bind tcp://" in done.stderr
+        assert_refused(run("supervisord", stage), ("[sockshare:web] socket: can't bind tcp://",))
         changed(stage, {"sockshare:web": {"socket": f"unix://{stage.configuration}"}})
-        done = start(stage)
-        assert done.returncode == 2
-        assert "not a socket" in done.stderr
+        assert_refused(run("supervisord", stage), ("[sockshare:web] socket:", "not a socket"))
         assert stage.configuration.exists()
+
+
+def test_running_supervisord_does_not_get_the_section_halfway(run: Run) -> None:
+    """Added to a supervisord that runs without it, it is refused until `reload`, which takes it; and lets it go."""
+    with supervisord("plain", leave=True) as stage:
+        stage.sections["program:web"]["command"] = "/bin/sleep 1000"
+        ours = {name: stage.sections.pop(name) for name in ("rpcinterface:sockshare", "sockshare:web")}
+        stage.configure()
+        stage.start()
+        wait_until(stage.alive, 20, "supervisord answers", 0.05)
+        stage.sections |= ours
+        stage.configure()
+        for command in ("reread", "update"):
+            said = ("[rpcinterface:sockshare] supervisor.rpcinterface_factory:", "`supervisorctl reload` brings it in")
+            assert_refused(run("supervisorctl", stage, command), said)
+        assert not listens(stage.port)
+        assert run("supervisorctl", stage, "reload").status == 0
+        wait_until(lambda: stage.sockshare("status").returncode in (0, 3), 20, "the broker answers", 0.1)
+        assert listens(stage.port)
+        for name in ours:
+            del stage.sections[name]
+        stage.configure()
+        assert run("supervisorctl", stage, "reload").status == 0
+        wait_until(lambda: not listens(stage.port), 20, "the socket is closed", 0.1)
+        assert not list(stage.runtime.glob("door"))
+        wait_until(lambda: stage.alive() and stage.pids(), 20, "the program runs", 0.1)
 
 
 def test_here_and_includes_are_expanded(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def stage() -> Iterator[Supervisord]:
     [
         ("status",),
         ("status", "--json"),
+        ("doctor",),
         ("reload", "web", "--dry-run"),
         ("reload", "wbe"),
         ("reload", "web", "--timeout", "x"),
@@ -40,6 +41,24 @@ def test_same_words_and_status_as_the_command_itself(stage: Supervisord, argumen
     if "--json" not in arguments:  # it has times, and a count of refusals
         assert theirs.stdout == ours.stdout
         assert theirs.stderr.splitlines()[-1:] == ours.stderr.splitlines()[-1:]
+
+
+def test_doctor_names_the_program_that_does_not_take_its_socket(stage: Supervisord) -> None:
+    """Without `exec` nothing comes to a program: exit 3, its process, and what to do; all is well without it."""
+    done = stage.ctl("sockshare", "doctor")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all is well"), done
+    stage.sections["program:idle"] = {"command": "/bin/sleep 1000", "sockshare_sockets": "web"}
+    stage.configure()
+    assert stage.ctl("update").returncode == 0
+    wait_until(lambda: stage.pids("idle"), 10, "it runs")
+    done = stage.sockshare("doctor", "--json")
+    assert done.returncode == 3, done
+    problems = [one for one in json.loads(done.stdout)["findings"] if one["level"] == "problem"]
+    assert [one["subject"] for one in problems] == [f"idle (pid {stage.pids('idle')[0]})"]
+    assert "let the command in [program:idle] begin with `sockshare exec --`" in problems[0]["sentence"]
+    del stage.sections["program:idle"]
+    stage.configure()
+    assert stage.ctl("update").returncode == 0
 
 
 def test_reload_by_supervisorctl_replaces_or_rolls_back(stage: Supervisord) -> None:

@@ -19,7 +19,7 @@ import pytest
 from sockshare.cli.stage import free_port
 from tests.e2e.rehearsal import all_ready, assert_replaced, loaded, measure
 from tests.support.load import assert_none_failed
-from tests.support.supervisord import Supervisord, wait_until
+from tests.support.supervisord import Supervisord, listens, wait_until
 
 Supervisords = Callable[..., Supervisord]
 
@@ -137,12 +137,6 @@ def test_new_settings_take_effect_by_the_reload(supervisord: Supervisords) -> No
     assert stage.pids() == [pid]
 
 
-def listens(port: int) -> bool:
-    """Whether something listens on the port."""
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
 LISTENER = """
 import os, signal, socket, sys
 sock = socket.socket(fileno=3)
@@ -202,7 +196,7 @@ def test_unix_path_stays_when_a_child_unlinks_it(supervisord: Supervisords) -> N
 
 
 def test_http_servers_do_not_matter(supervisord: Supervisords) -> None:
-    """With two servers there is one host; without any the sockets are there, and the log says what is missing."""
+    """With two servers there is one host; without any the sockets are there, and what is missing is said loudly."""
     both = "[unix_http_server]\nfile = {directory}/s\n" + f"[inet_http_server]\nport = 127.0.0.1:{free_port()}\n"
     for servers in (both, ""):
         stage = supervisord("uvicorn", servers=servers)
@@ -215,8 +209,14 @@ def test_http_servers_do_not_matter(supervisord: Supervisords) -> None:
 
         wait_until(is_ready, 20, "it serves", 0.1)
         assert stage.reload().status == 0
-        loud = "there is no [unix_http_server]" in stage.log.read_text()
-        assert loud == (not servers)
+        said = [
+            stage.log.read_text(),
+            stage.sockshare("status").stdout,
+            " ".join(stage.status()["warnings"]),
+            stage.sockshare("doctor").stdout,
+        ]
+        assert ["there is no [unix_http_server]" in one for one in said] == [not servers] * 4, said
+        assert stage.sockshare("doctor").returncode == (0 if servers else 3)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop privileges")

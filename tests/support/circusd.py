@@ -31,9 +31,15 @@ PROGRAMS = {
     "flask": "{python} -m tests.support.apps.wsgi flask",
     "waitress": "{python} -m tests.support.apps.wsgi waitress",
     "blocking": "{python} -m tests.support.apps.blocking",
+    "taking": "{python} {apps}/taking.py epoll",
+    "taking-edge": "{python} {apps}/taking.py edge",
+    "taking-udp": "{python} {apps}/taking.py epoll",
+    "gated": "{python} {apps}/taking.py gate",
+    "gated-udp": "{python} {apps}/taking.py gate",
     "node": "{node} {apps}/node_default.js",
 }
-USES_THE_LIBRARY = ("plain", "puppet")  # so they need no `exec`
+USES_THE_LIBRARY = ("plain", "puppet", "gated", "gated-udp")  # so they need no `exec`
+DATAGRAMS = ("udp", "taking-udp", "gated-udp")  # what they have is a UDP socket
 
 
 def node() -> str:
@@ -145,7 +151,7 @@ class Circusd(Stage):
             "socket:web": {
                 "host": "127.0.0.1",
                 "port": str(self.port),
-                **({"type": "SOCK_DGRAM"} if program == "udp" else {}),
+                **({"type": "SOCK_DGRAM"} if program in DATAGRAMS else {}),
                 **(sock or {}),
             },
             "watcher:web": {

@@ -27,15 +27,25 @@ class Puppet:
         self._sock.connect(path)
         self._stream = self._sock.makefile("rw")
 
-    def do(self, name: str, **fields: Any) -> Any:
+    def do(self, name: str, /, **fields: Any) -> Any:
         """The puppet's answer; AssertionError if it could not do it."""
-        self._stream.write(json.dumps({"do": name, **fields}) + "\n")
-        self._stream.flush()
-        answer = json.loads(self._stream.readline())
+        answer = self._ask(name, fields)
         assert "ok" in answer, f"{name}: {answer}"
         return answer["ok"]
 
-    def reply(self, name: str, **fields: Any) -> Reply:
+    def _ask(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        self._stream.write(json.dumps({"do": name, **fields}) + "\n")
+        self._stream.flush()
+        answer: dict[str, Any] = json.loads(self._stream.readline())
+        return answer
+
+    def fails(self, name: str, /, **fields: Any) -> str:
+        """Why the puppet could not do it: the exception's type and text; AssertionError if it could."""
+        answer = self._ask(name, fields)
+        assert "error" in answer, f"{name}: {answer}"
+        return str(answer["error"])
+
+    def reply(self, name: str, /, **fields: Any) -> Reply:
         """The same for what answers with a door's reply."""
         return Reply(*self.do(name, **fields))
 

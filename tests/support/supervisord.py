@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import sys
 import xmlrpc.client
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,9 @@ from typing import Any
 
 from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
-from tests.support.circusd import APPS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
+from tests.support.circusd import APPS, DATAGRAMS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
 
-__all__ = ["Supervisord", "supervisord", "wait_until"]
+__all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
 
 BROKER = "sockshare-broker"
 FACTORIES = """\
@@ -26,6 +27,12 @@ OURS = """\
 [ctlplugin:sockshare]
 supervisor.ctl_factory = supervisor_sockshare:make_ctlplugin
 """
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on the port."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Supervisord(SupervisorStage, Circusd):
@@ -61,7 +68,7 @@ class Supervisord(SupervisorStage, Circusd):
         command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
         if not stock and program not in USES_THE_LIBRARY:
             command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
-        scheme = "udp" if program == "udp" else "tcp"
+        scheme = "udp" if program in DATAGRAMS else "tcp"
         stderr = f"{self.stderr_log}.%(process_num)s" if numprocesses > 1 else str(self.stderr_log)
         self.sections: dict[str, dict[str, str]] = {
             "program:web": {

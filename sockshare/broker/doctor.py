@@ -1,0 +1,48 @@
+"""What ``sockshare doctor`` is told: the facts that its rules (`core.diagnosis`) judge, looked up at this moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sockshare.core import diagnosis
+from sockshare.core.diagnosis import Finding
+from sockshare.core.errors import ManagerError
+from sockshare.kernel import processes
+from sockshare.kernel.features import features
+
+from .hostlink import HostLink
+from .status import status_document
+
+if TYPE_CHECKING:
+    from .server import Broker
+
+
+async def examine(broker: Broker, host: HostLink) -> list[Finding]:
+    """Everything that is to be said now, the worst first."""
+    silent = None
+    try:
+        await host.ask("processes")
+    except ManagerError as error:
+        silent = str(error)
+    facts = await status_document(broker, host)
+    for entry in facts["sockets"]:
+        for holder in entry["holders"]:
+            holder["open"] = _has(holder["pid"], entry["inode"])
+            holder["refusal"] = broker.observer.refusal(holder["pid"])
+    missing = [(one.name, one.without) for one in features() if not one.present]
+    return diagnosis.findings({**facts, "silent": silent, "impossible": broker.observer.impossible, "kernel": missing})
+
+
+def _has(pid: int, inode: int) -> bool | None:
+    """Whether *pid* or a descendant has the socket *inode* open; None where that can't be seen."""
+    try:
+        return any(inode in _sockets(member) for member in processes.tree(pid))
+    except PermissionError:
+        return None
+
+
+def _sockets(pid: int) -> dict[int, int]:
+    try:
+        return processes.socket_descriptors(pid)
+    except ProcessLookupError:
+        return {}

@@ -1,0 +1,68 @@
+"""``sockshare doctor``."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sockshare.client import finding
+from sockshare.client.dialogue import Dialogue
+from sockshare.core.errors import ExitStatus, NoBroker
+from sockshare.kernel import meeting
+
+from .status import refused
+
+_Finding = dict[str, Any]
+
+
+def run(endpoint: str | None, *, as_json: bool) -> int:
+    """Show what is wrong, a line each; 3 when anything is, 2 for a refused configuration, 75 without a broker."""
+    try:
+        found = finding.find(endpoint, command=True)
+    except NoBroker as error:
+        _show([_problem("broker", str(error)), *_managers()], as_json=as_json)
+        return ExitStatus.NO_BROKER
+    if found.greeting.state == "refused":
+        return refused(found.greeting, as_json=as_json)
+    finding.check(found)
+    dialogue = Dialogue(found.directory)
+    try:
+        findings: list[_Finding] = dialogue.ask("doctor", deadline=time.monotonic() + finding.PATIENCE)["findings"]
+    finally:
+        dialogue.close()
+    _show(findings, as_json=as_json)
+    return ExitStatus.NOT_SERVING if any(one["level"] == "problem" for one in findings) else ExitStatus.OK
+
+
+def _managers() -> list[_Finding]:
+    """Those that run here without a broker: usually what is missing is in their configuration."""
+    findings = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        try:
+            words = meeting.arguments(pid)
+            if not meeting.is_manager(words) or meeting.find(pid) is not None:
+                continue
+        except ProcessLookupError:
+            continue
+        sections = {"supervisord": "[rpcinterface:sockshare]", "circusd": "[plugin:sockshare]"}
+        name = "supervisord" if "supervisord" in " ".join(words) else "circusd"
+        sentence = f"it runs no broker: does its configuration have {sections[name]}, and was it started since?"
+        findings.append(_problem(f"{name} (pid {pid})", sentence))
+    return findings
+
+
+def _problem(subject: str, sentence: str) -> _Finding:
+    return {"level": "problem", "subject": subject, "sentence": sentence}
+
+
+def _show(findings: Sequence[_Finding], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"version": 1, "findings": findings}, indent=1))
+        return
+    for one in findings:
+        print(f"{one['level']}: {one['subject']}: {one['sentence']}")
+    if not any(one["level"] == "problem" for one in findings):
+        print("all is well")

@@ -1,0 +1,343 @@
+"""The giver's side of hand-overs, without waiting: who waits for what is `exchange`'s or `aio`'s."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from sockshare.core.errors import SockshareError
+from sockshare.core.handover import (
+    Candidate,
+    Decline,
+    Declined,
+    Ended,
+    GiverEffect,
+    GiverEvent,
+    Giving,
+    Keep,
+    Kept,
+    Release,
+    Reported,
+    SendCommit,
+    SendWithdraw,
+    Sent,
+    Tick,
+    Took,
+    choose,
+)
+from sockshare.kernel import lanes
+from sockshare.kernel.descriptors import MOST
+from sockshare.kernel.lanes import BadPacket, Cargo, Lane
+
+#: Why a TLS connection stays.
+TLS = (
+    "can't hand over a TLS connection: its keys and sequence numbers are in this process's memory; "
+    "let the receiver accept it, or end TLS in front of both"
+)
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
+_ACCEPTING = 30  # SO_ACCEPTCONN, asm-generic/socket.h
+
+
+class Transfer:
+    """One connection on its way.
+
+    Attributes:
+        over: Whether it is decided.
+        kept: Why it is still the giver's, once over; None: it is the receiver's, and closed here.
+    """
+
+    __slots__ = (
+        "connection",
+        "ended",
+        "family",
+        "fd",
+        "id",
+        "kept",
+        "outlet",
+        "over",
+        "protocol",
+        "state",
+        "tried",
+        "type",
+    )
+
+    def __init__(self, connection: socket.socket, state: bytes) -> None:
+        self.connection = connection
+        self.state = state
+        self.fd = connection.fileno()
+        # As plain numbers: as enums they cost more than the system call.
+        self.family, self.type, self.protocol = int(connection.family), int(connection.type), connection.proto
+        self.outlet: Outlet | None = None
+        self.id = 0
+        self.over = False
+        self.kept: Kept | OSError | None = None
+        self.tried: set[int] = set()
+        self.ended: Callable[[Transfer], None] | None = None
+
+    def end(self, kept: Kept | OSError | None) -> None:
+        self.kept, self.over, self.outlet = kept, True, None
+        if self.ended is not None:
+            self.ended(self)
+
+
+class Outlet:
+    """A lane to one receiver."""
+
+    __slots__ = ("giving", "lane", "pid", "process", "transfers")
+
+    def __init__(self, lane: Lane, process: str, pid: int) -> None:
+        self.lane = lane
+        self.process = process
+        self.pid = pid
+        self.giving = Giving()
+        self.transfers: dict[int, Transfer] = {}
+
+
+class Giver:
+    """All outlets of a process. One thread at a time may use it; `epoll` tells when there is something to `pump`."""
+
+    def __init__(self, lost: Callable[[int], None]) -> None:
+        """*lost* is told the pid of each receiver whose lane has ended."""
+        self.epoll = select.epoll()
+        self.outlets: dict[int, Outlet] = {}  # by the receiver's pid
+        self._by_fd: dict[int, Outlet] = {}
+        self._lost = lost
+        self._turn = 0
+
+    def add(self, fd: int, process: str, pid: int) -> None:
+        """*fd* is the end of a lane to *process*; it becomes this object's to close."""
+        old = self.outlets.get(pid)
+        if old is not None:
+            self._read(old)
+        if pid in self.outlets:  # it has one that is alive; it was asked for twice
+            os.close(fd)
+            return
+        self.outlets[pid] = self._by_fd[fd] = Outlet(Lane(fd), process, pid)
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def offer(
+        self, transfers: Sequence[Transfer], pids: Iterable[int], deadline: float, route: str, key: bytes | None
+    ) -> list[Transfer]:
+        """Offer *transfers* to receivers among *pids*, until *deadline*; return those for which there is no room."""
+        here = [outlet for pid in pids if (outlet := self.outlets.get(pid)) is not None]
+        waiting = list(transfers)
+        share = -(-len(waiting) // max(1, len(here)))  # of a batch, for each receiver, as far as they are equals
+        while waiting:
+            tried = waiting[0].tried
+            open_to = [one for one in here if one.pid not in tried and not one.giving.ended] if tried else here
+            candidates = [Candidate(one.process, one.pid, one.giving.load, one.giving.room) for one in open_to]
+            index = choose(candidates, route, self._turn, key)
+            if index is None:
+                break
+            self._turn += 1
+            outlet = open_to[index]
+            batch = _packet_of(waiting, min(share if key is None else len(waiting), outlet.giving.room))
+            if not self._offer(outlet, batch, deadline):
+                here.remove(outlet)
+                continue
+            del waiting[: len(batch)]
+        return waiting
+
+    def _offer(self, outlet: Outlet, batch: Sequence[Transfer], deadline: float) -> bool:
+        size = sum(min(len(one.state), lanes.INLINE) for one in batch) + 24 * len(batch)
+        if not outlet.lane.has_room(size, outlet.giving.undecided):
+            return False
+        ids = outlet.giving.offer(len(batch), deadline)
+        cargoes = []
+        for id, one in zip(ids, batch, strict=True):
+            outlet.transfers[id] = one
+            one.outlet, one.id = outlet, id
+            one.tried.add(outlet.pid)
+            cargoes.append(Cargo(id, one.fd, one.family, one.type, one.protocol, one.state))
+        try:
+            outlet.lane.send_offer(cargoes)
+        except OSError as error:
+            if error.errno in _GONE:
+                self._read(outlet)
+                return True  # it has ended, and they are kept for that reason
+            # Not sent: nobody has seen it. ETOOMANYREFS, EMFILE of a memfd, a descriptor closed by another thread.
+            for one in batch:
+                del outlet.transfers[one.id]
+            outlet.giving.feed(Declined(ids, Decline.UNREADABLE))
+            for one in batch:
+                one.end(error)
+        return True
+
+    def pump(self, timeout: float = 0.0) -> None:
+        """Take what the receivers have said; wait for it up to *timeout* seconds."""
+        self.take(self.epoll.poll(timeout))
+
+    def take(self, ready: Iterable[tuple[int, int]]) -> None:
+        """Take what the receivers have said, of those that `epoll` said are *ready*."""
+        for fd, _ in ready:
+            outlet = self._by_fd.get(fd)
+            if outlet is not None:
+                self._read(outlet)
+
+    def _read(self, outlet: Outlet) -> None:
+        try:
+            taken: list[int] = []
+            while (packet := outlet.lane.receive()) is not None:
+                if packet.kind == lanes.TAKE:
+                    taken += packet.ids
+                elif packet.kind == lanes.DECLINE:
+                    self._feed(outlet, Declined(packet.ids, Decline(packet.reason)))
+                if packet.kind != lanes.DECLINE:
+                    outlet.giving.feed(Reported(packet.received, packet.load, packet.window))
+            # Said together, as far as they came together: a packet costs as much as a connection.
+            if taken:
+                self._feed(outlet, Took(taken))
+        except (EOFError, BadPacket):
+            self._end(outlet)
+
+    def tick(self, now: float) -> None:
+        """Withdraw what was not taken in time."""
+        for outlet in list(self.outlets.values()):
+            deadline = outlet.giving.deadline
+            if deadline is not None and deadline <= now:
+                self._feed(outlet, Tick(), now)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` is due."""
+        return min((due for one in self.outlets.values() if (due := one.giving.deadline) is not None), default=None)
+
+    def withdraw(self, transfer: Transfer) -> None:
+        """Have *transfer* back, if it is not decided yet."""
+        outlet = transfer.outlet
+        if outlet is not None:
+            self._perform(outlet, outlet.giving.withdraw([transfer.id]))
+
+    def _feed(self, outlet: Outlet, event: GiverEvent, now: float = 0.0) -> None:
+        self._perform(outlet, outlet.giving.feed(event, now))
+
+    def _perform(self, outlet: Outlet, effects: Iterable[GiverEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, SendCommit):
+                self._say(outlet, lanes.COMMIT, effect.ids)
+            elif isinstance(effect, SendWithdraw):
+                self._say(outlet, lanes.WITHDRAW, effect.ids)
+            elif isinstance(effect, Release):
+                for id in effect.ids:
+                    transfer = outlet.transfers.pop(id)
+                    # detach and close: the object's own close() waits for files made of it.
+                    os.close(transfer.connection.detach())
+                    transfer.end(None)
+            else:
+                self._keep(outlet, effect)
+
+    def _keep(self, outlet: Outlet, effect: Keep) -> None:
+        for id in effect.ids:
+            transfer = outlet.transfers.pop(id, None)
+            if transfer is not None:
+                transfer.end(effect.reason)
+
+    def _say(self, outlet: Outlet, kind: int, ids: list[int]) -> None:
+        while True:
+            try:
+                outlet.lane.send(kind, ids)
+            except BlockingIOError:
+                # Room was left for it; without the kernel's memory for it there is no going on, neither way.
+                select.select([], [outlet.lane], [], 0.1)
+                continue
+            except OSError:
+                self._end(outlet)
+                return
+            self._feed(outlet, Sent(ids))
+            return
+
+    def _end(self, outlet: Outlet) -> None:
+        self._close(outlet)
+        self._feed(outlet, Ended())
+        self._lost(outlet.pid)
+
+    def _close(self, outlet: Outlet) -> None:
+        fd = outlet.lane.fileno()
+        if fd < 0:
+            return
+        # Unregister before closing: a forked child may have a copy of it (epoll(7), Q6).
+        self.epoll.unregister(fd)
+        del self._by_fd[fd]
+        if self.outlets.get(outlet.pid) is outlet:
+            del self.outlets[outlet.pid]
+        outlet.lane.close()
+
+    def close(self) -> None:
+        """Have everything back that is not decided, and end all lanes."""
+        for outlet in list(self.outlets.values()):
+            # WITHDRAW first: a lane that ends without it says that this process is dead.
+            self._perform(outlet, outlet.giving.withdraw(list(outlet.transfers)))
+            self._close(outlet)
+        self.epoll.close()
+
+    def forget(self) -> None:
+        """In a forked child: close the copies of the lanes, and say nothing."""
+        for outlet in self.outlets.values():
+            outlet.lane.close()
+        self.outlets.clear()
+        self._by_fd.clear()
+        self.epoll.close()
+
+
+def _packet_of(waiting: Sequence[Transfer], most: int) -> list[Transfer]:
+    """As many of *waiting* as one packet may carry: descriptors, and bytes of state."""
+    descriptors = size = 0
+    batch: list[Transfer] = []
+    for one in waiting[:most]:
+        apart = len(one.state) > lanes.INLINE
+        descriptors += 1 + apart
+        size += 0 if apart else len(one.state)
+        if batch and (descriptors > MOST or size > lanes.INLINE):
+            break
+        batch.append(one)
+    return batch
+
+
+def check(connection: object, state: object) -> Transfer:
+    """A transfer of *connection* with *state*.
+
+    Raises:
+        TypeError: It is no socket, or its TLS state can't move.
+        ValueError: The state is too long, or a file made of the socket is open.
+        SockshareError: It is not connected.
+    """
+    ssl = sys.modules.get("ssl")  # where it was not imported, it can't be one
+    if ssl is not None and isinstance(connection, (ssl.SSLSocket, ssl.SSLObject)):
+        raise TypeError(TLS)
+    if not isinstance(connection, socket.socket):
+        raise TypeError(f"can't hand over a {type(connection).__name__}: a connected socket.socket is needed")
+    if not isinstance(state, (bytes, bytearray, memoryview)):
+        raise TypeError(f"can't hand over a state that is a {type(state).__name__}: bytes are needed")
+    state = bytes(state)
+    if len(state) > lanes.LONGEST_STATE:
+        raise ValueError(
+            f"can't hand over a state of {len(state)} bytes: at most {lanes.LONGEST_STATE} (16 MiB) travel; send the "
+            f"rest over the connection's own protocol, or a file"
+        )
+    if getattr(connection, "_io_refs", 0) > 0:
+        raise ValueError(
+            "can't hand over the connection: a file made of it (makefile) is open, and may have read ahead; close it"
+        )
+    try:
+        connection.getpeername()
+    except OSError as error:
+        raise not_connected(connection, error) from None
+    return Transfer(connection, state)
+
+
+def not_connected(connection: socket.socket, error: OSError) -> SockshareError:
+    """Why it has no peer, as a sentence."""
+    if connection.fileno() < 0:
+        return SockshareError("can't hand over the connection: the socket is closed")
+    try:
+        if connection.getsockopt(socket.SOL_SOCKET, _ACCEPTING):
+            return SockshareError("can't hand over a listening socket: what listens is shared; use duplicate() for it")
+    except OSError:
+        pass
+    return SockshareError(
+        f"can't hand over the connection: it has no peer, or its peer has reset it ({error.strerror})"
+    )

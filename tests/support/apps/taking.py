@@ -1,0 +1,105 @@
+"""Takes connections or datagrams and writes each down: ``taking.py HOW``.
+
+A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by SIGSTOP, just before it takes something.
+
+HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``: the same, edge-triggered;
+``gate``: one that uses the library. The socket is ``web``; a datagram begins with its number, 4 bytes, and a
+connection gets this process's pid as an HTTP answer.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.support.ledger import Ledger
+
+_ALWAYS = lambda: True  # noqa: E731
+
+
+class Taker:
+    """One process."""
+
+    def __init__(self, sock: socket.socket, may: Callable[[], bool]) -> None:
+        self.sock = sock
+        self.may = may
+        self.ledger = Ledger(os.environ["APP_DIRECTORY"])
+        self.is_stream = sock.type == socket.SOCK_STREAM
+
+    def take(self) -> None:
+        """Take everything that is there."""
+        while self.may():
+            self._halt()
+            self.ledger.taking(True)
+            try:
+                if not self._one():
+                    return
+            except BlockingIOError:
+                self.ledger.taking(False)
+                return
+
+    def _halt(self) -> None:
+        path = Path(os.environ["APP_DIRECTORY"], f"halt-{os.getpid()}")
+        if path.exists():
+            path.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _one(self) -> bool:
+        if not self.is_stream:
+            data, _ = self.sock.recvfrom(2048)
+            self.ledger.answered(self.ledger.took(int.from_bytes(data[:4], "big")))
+            return True
+        connection, client = self.sock.accept()
+        place = self.ledger.took(client[1])
+        with connection:
+            connection.settimeout(5)
+            try:
+                if connection.recv(4096):
+                    body = b'{"version": "v1", "pid": %d}' % os.getpid()
+                    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+                    connection.sendall(head + body)
+            except OSError:  # the client has gone
+                pass
+        self.ledger.answered(place)
+        return True
+
+
+def serve(watched: int, taker: Taker, flags: int) -> None:
+    """Until SIGTERM."""
+    stopped, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(told)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with select.epoll() as poll:
+        poll.register(watched, flags)
+        poll.register(stopped, select.EPOLLIN)
+        while True:
+            for fd, _events in poll.poll():
+                if fd == stopped:
+                    poll.unregister(watched)
+                    return
+                taker.take()
+
+
+def main() -> None:
+    """As *HOW* says."""
+    how = sys.argv[1]
+    if how == "gate":
+        import sockshare
+
+        with sockshare.attach() as share:
+            sock = share.socket("web")
+            with share.registration("web") as registration:
+                serve(registration.fileno(), Taker(sock, registration.waiting), select.EPOLLIN)
+        return
+    with socket.socket(fileno=3) as sock:
+        serve(3, Taker(sock, _ALWAYS), select.EPOLLIN | (select.EPOLLET if how == "edge" else 0))
+
+
+if __name__ == "__main__":
+    main()
