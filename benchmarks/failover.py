@@ -121,8 +121,8 @@ def nginx(port: int) -> Iterator[Callable[[], bool]]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def measure(rounds: int) -> tuple[dict[str, list[float]], list[str]]:
-    """Seconds of each way, which take turns; and what could not be measured."""
+def measure(rounds: int, seconds: float) -> tuple[dict[str, list[float]], list[str]]:
+    """Seconds of each way, which take turns, for no longer than *seconds*; and what could not be measured."""
     with tempfile.TemporaryDirectory(prefix="ss-") as directory, ExitStack() as stack:
         lock, notes = Path(directory) / "lock", []
         programs = {
@@ -143,8 +143,11 @@ def measure(rounds: int) -> tuple[dict[str, list[float]], list[str]]:
             ways["nginx, accept_mutex"] = Way(port, stack.enter_context(nginx(port)), GET)
         else:
             notes.append("nginx is not installed: not compared")
+        end = time.monotonic() + seconds
         for _ in range(rounds):
-            for name, way in list(ways.items()):
+            if time.monotonic() > end:
+                break
+            for name, way in ways.items():
                 try:
                     way.once()
                 except OSError as error:
@@ -166,6 +169,6 @@ def report(samples: Mapping[str, list[float]], notes: list[str]) -> None:
     figures.show(what, rows, [*notes, "aim for p99: under 20 ms"])
 
 
-def run(rounds: int) -> None:
+def run(rounds: int, seconds: float) -> None:
     """Measure and report."""
-    report(*measure(rounds))
+    report(*measure(rounds, seconds))

@@ -55,6 +55,10 @@ class Tickets(Protocol):
     def abandon(self, secrets: Sequence[bytes]) -> None:
         """The peer left before it said that it has them."""
 
+    def hand_out(self, name: str, peer: Peer, pidfd: int | None) -> int:
+        """The descriptor of the socket *name*, for the peer itself; raises `SockshareError` if it may not have it, and
+        `TicketRefused` if it has to ask for a ticket first."""
+
     def may_present(self, key: str, peer: Peer, pidfd: int | None) -> None:
         """The peer wants to bring back the gate of its claim *key*; raises `SockshareError` if it may not."""
 
@@ -63,13 +67,14 @@ class Tickets(Protocol):
 
 
 class _Visitor:
-    __slots__ = ("deadline", "handed_out", "peer", "presents", "sock")
+    __slots__ = ("deadline", "handed_out", "over", "peer", "presents", "sock")
 
     def __init__(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
         self.sock = sock
         self.peer = peer
         self.deadline = deadline
         self.handed_out: list[bytes] = []
+        self.over = False  # it has all that it came for
         self.presents = False  # a gate: its socket is a thread's then, to the end
 
 
@@ -148,6 +153,10 @@ class Door:
                 self._take(visitor, packet)
                 if visitor.presents:
                     return False
+                if visitor.over:
+                    break
+                if visitor.handed_out:  # whose acknowledgement is read later
+                    return True
         except BlockingIOError:
             return True
         except (ConnectionError, Truncated):
@@ -167,6 +176,13 @@ class Door:
             visitor.handed_out = []
             return
         try:
+            if kind == b"S" and not visitor.handed_out:
+                with _process_of(visitor.sock) as pidfd:
+                    fd = self._tickets.hand_out(body.decode("utf-8", "replace"), visitor.peer, pidfd)
+                # What was sent is read also after we have closed (unix(7)); so it need not be waited for.
+                visitor.over = True
+                send(visitor.sock, b"+" + body, [fd])
+                return
             if kind == b"P" and not visitor.handed_out:
                 self._present(visitor, body.decode("ascii", "replace"))
                 return

@@ -90,7 +90,9 @@ class Keeping:
 
     def _is_gate(self, entry: epoll.Registration) -> bool:
         line = next((line for line in self._lines.values() if line.inode == entry.inode), None)
-        gates = [] if line is None else [one.gate for one in line.claimants.values() if one.gate is not None]
+        claimants = [] if line is None else list(line.claimants.values())
+        claimants.sort(key=lambda one: one.identity.pid != entry.pid)  # mostly it is one of its own
+        gates = [one.gate for one in claimants if one.gate is not None]
         try:
             return any(gate.same(entry.pid, entry.epfd) for gate in gates)
         except (NotPermitted, OSError):

@@ -13,9 +13,11 @@ from typing import Any
 import msgspec
 
 from sockshare.core.errors import (
+    BadConfiguration,
     ManagerError,
     NotPermitted,
     ProtocolError,
+    SockshareError,
     TicketRefused,
     UnknownSocket,
 )
@@ -165,6 +167,29 @@ class Broker:
         except LookupError:
             raise TicketRefused("can't redeem ticket: its claim is over") from None
 
+    def hand_out(self, name: str, peer: Peer, pidfd: int | None) -> int:
+        """See `door.Tickets`."""
+        known = self.roster.known(peer.pid)
+        try:
+            is_known = known is not None and self._identity(peer, pidfd) == known.identity
+        except ProcessLookupError:
+            is_known = False
+        if known is None or not is_known:
+            raise TicketRefused("can't hand out without a ticket: this broker does not know the process yet")
+        if self.mistakes:
+            raise BadConfiguration("\n".join(self.mistakes))
+        try:
+            self.entitled(known, name)
+        except SockshareError as error:
+            self.refused(peer.pid, str(error))
+            raise
+        self._watch_registration(known, name)
+        return self.shared[name][1]
+
+    def _watch_registration(self, known: Known, name: str) -> None:
+        if self.sockets[name].registration != "shared":
+            self.registrations.handed_out(self.managed_of(known, known.identity.pid), [name])
+
     def _identity(self, peer: Peer, pidfd: int | None) -> Identity:
         known = self.roster.known(peer.pid)
         if known is not None and pidfd is not None and known.identity.inode == os.fstat(pidfd).st_ino:
@@ -229,8 +254,7 @@ class Broker:
         assert name is not None
         secret = os.urandom(SECRET_BYTES)
         self._tickets.issue(secret, name, target.identity, time.monotonic())
-        if self.sockets[name].registration != "shared":
-            self.registrations.handed_out(self.managed_of(target, target.identity.pid), [name])
+        self._watch_registration(target, name)
         return {"ok": True, "socket": name, "ticket": secret.hex()}
 
     def entitled(self, known: Known, name: str | None) -> None:
@@ -345,6 +369,7 @@ class Broker:
         self._link.journal(f"last:{reload.program}", record)
 
     def _died(self, known: Known) -> None:
+        self.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._tickets.forget(known.identity)
         self.introductions.died(known)
         pid = known.identity.pid

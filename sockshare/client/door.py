@@ -132,6 +132,27 @@ def _redeem(directory: str, tickets: Sequence[bytes], deadline: float) -> list[t
     return list(zip(names, fds, strict=True))
 
 
+def take(directory: str, name: str, deadline: float) -> int:
+    """The socket *name*, in one visit without a ticket: a close-on-exec descriptor, which is the caller's to close.
+
+    Raises:
+        TicketRefused: This broker does not know the process; a ticket will do.
+        UnknownSocket, NotPermitted, BadConfiguration: This process can't have it.
+        NoDescriptor: This process may open no more descriptors.
+        NoBroker: No answer by the deadline.
+        ProtocolError: What answered is no broker, or an older one.
+    """
+    sock, data, fds = _exchange(directory, b"S" + name.encode(), 1, 16384, deadline)
+    sock.close()
+    if data[:1] == b"-":
+        close_all(fds)
+        raise error_of(_object(directory, data[1:]))
+    if data[:1] != b"+" or len(fds) != 1:
+        close_all(fds)
+        raise ProtocolError(f"can't take {name!r} at {directory}: {len(fds)} descriptors came with {data[:60]!r}")
+    return fds[0]
+
+
 def present(directory: str, key: str, gate: int, deadline: float) -> None:
     """Bring back to the broker, which has lost it, the *gate* of our claim *key*.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -104,6 +105,24 @@ def test_no_ticket_is_issued_for_what_program_may_not_have(stage: Stage) -> None
     assert not refused["ok"]
     assert refused["error"] == "NotPermitted"
     assert str(os.getpid()) in refused["message"], refused
+
+
+def test_process_that_is_known_needs_no_ticket_for_its_own_socket(stage: Stage) -> None:
+    """The very socket comes by name, to that process alone; what it may not have is refused with the reason."""
+    circusd, (puppet, _) = stage
+    puppet.do("ticket")  # by which the broker knows it
+    [shared] = circusd.status()["sockets"]
+    assert puppet.reply("visit", socket="web") == door.Reply("+web", [shared["inode"]])
+    refused = {
+        "a child, which the broker does not know": puppet.reply("visit_as_child", socket="web"),
+        "an outsider": door.visit(str(circusd.runtime), "web"),
+        "an unknown socket": puppet.reply("visit", socket="wbe"),
+        "no name": puppet.reply("visit", socket=""),
+    }
+    assert not [who for who, reply in refused.items() if reply.granted], refused
+    kinds = [json.loads(reply.text[1:])["error"] for reply in refused.values()]
+    assert kinds == ["TicketRefused", "TicketRefused", "UnknownSocket", "UnknownSocket"], refused
+    assert "did you mean 'web'" in refused["an unknown socket"].text
 
 
 def test_sibling_is_given_what_was_duplicated_for_it(stage: Stage) -> None:
