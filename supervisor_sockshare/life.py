@@ -167,6 +167,8 @@ class Life:
             sock.close()
             return
         self._watch(pid)
+        # Whoever may connect to the listener can send it none; a broker has us keep its gates.
+        listeners.accept_descriptors(sock)
         if self._serving is None:
             self._serve(process, sock)
         else:
@@ -177,6 +179,7 @@ class Life:
             self._exchange()
         self._serving = process.pid
         log.info("broker: serves (pid=%d)", process.pid)
+        listeners.accept_descriptors(sock)  # it is no stranger: it gives the host gates to keep
         self._host.serve(sock)
         self._start_spare_in(_SPARE_AFTER)
 

@@ -23,8 +23,6 @@ from .hostlink import HostLink
 
 log = logging.getLogger(__name__)
 
-#: How often a process's registrations are read again for what came meanwhile.
-_ROUNDS = 8
 #: What makes room, by its note, in words.
 _CAUSES = {
     "gone": "has died",
@@ -173,28 +171,30 @@ class Line:
         try:
             for entry in self._where_it_was(one):
                 epoll.suspend(entry, self.fd)
-            for _ in range(_ROUNDS):  # a worker may register meanwhile
-                found = self.entries(one)
-                # Not of its children: they come and go, and their pids come again.
-                one.epolls = list({entry.epfd for entry in found if entry.pid == one.managed})
-                armed = [entry for entry in found if entry.armed]
-                if not armed:
-                    return None
-                for entry in armed:
-                    epoll.suspend(entry, self.fd)
+            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._noting(one))
         except ProcessLookupError:
             return None
         except (OSError, NotPermitted) as error:
             return str(error)
-        return "it registers again and again"
+        return None
 
     def _where_it_was(self, one: Claimant) -> list[epoll.Registration]:
-        """As `entries`, where there were some when it was suspended last: that is found in a fraction of the time."""
-        found = [
-            entry for epfd in one.epolls for entry in epoll.entries(one.managed, epfd) if entry.inode == self.inode
-        ]
-        gates = [other.gate for other in self.of_process(one.managed) if other.gate is not None]
-        return [entry for entry in found if not any(gate.same(entry.pid, entry.epfd) for gate in gates)]
+        """As `entries`, where something was suspended before: that is found in a fraction of the time."""
+        spared = self._spared(one)
+        found = [entry for epfd in one.epolls for entry in epoll.entries(one.managed, epfd)]
+        return [entry for entry in found if entry.inode == self.inode and not spared(entry)]
+
+    def _noting(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
+        """As `_spared`, and note where the others are; not those of children, which come and go, and so do pids."""
+        spared = self._spared(one)
+
+        def note(entry: epoll.Registration) -> bool:
+            ours = spared(entry)
+            if not ours and entry.pid == one.managed:
+                one.epolls.add(entry.epfd)
+            return ours
+
+        return note
 
     def entries(self, one: Claimant) -> list[epoll.Registration]:
         """What the process tree of *one* has registered by itself.
@@ -202,9 +202,13 @@ class Line:
         Raises:
             NotPermitted, OSError: It may not be looked into.
         """
-        found = epoll.registrations(one.managed, [self.inode])
+        spared = self._spared(one)
+        return [entry for entry in epoll.registrations(one.managed, [self.inode]) if not spared(entry)]
+
+    def _spared(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
+        """Which of the entries that its processes have are ours: those in gates."""
         gates = [other.gate for other in self.of_process(one.managed) if other.gate is not None]
-        return [entry for entry in found if not any(gate.same(entry.pid, entry.epfd) for gate in gates)]
+        return lambda entry: any(gate.same(entry.pid, entry.epfd) for gate in gates)
 
     def _work_off(self) -> None:
         self._busy = True
@@ -268,9 +272,9 @@ class Line:
                     one.gate.arm(self.fd)
             else:
                 # What waits is not to wait until all of /proc is read.
-                for find in (self._where_it_was, self.entries):
-                    for entry in find(one):
-                        epoll.resume(entry, self.fd)
+                for entry in self._where_it_was(one):
+                    epoll.resume(entry, self.fd)
+                epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
         except ProcessLookupError:
             return  # its death is on its way
         except (OSError, NotPermitted) as error:

@@ -50,6 +50,7 @@ def make(
         verify=spec.verify or "",
         drain=_why_from_outside(spec, int(facts["stop_signal"]), old),
         drain_timeout=spec.drain_timeout,
+        stop_signal=spec.stop_signal or int(facts["stop_signal"]),
         expires=expires,
     )
     return plan, expectation
