@@ -54,7 +54,7 @@ class Claimant:
         self.gate: Gate | None = None
         self.caller: Caller | None = None  # whom to tell, once it has asked this broker
         self.eligible = False
-        self.epolls: list[int] = []  # descriptors of those of the managed process that the socket was in
+        self.epolls: set[int] = set()  # descriptors of those of the managed process that the socket was in
 
 
 class Gates:

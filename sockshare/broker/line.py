@@ -169,13 +169,9 @@ class Line:
     def suspend(self, one: Claimant) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""
         try:
-            quick = self._where_it_was(one)
-            for entry in quick:
+            for entry in self._where_it_was(one):
                 epoll.suspend(entry, self.fd)
-            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
-            if not quick:
-                # Not of its children: they come and go, and their pids come again.
-                one.epolls = list({entry.epfd for entry in self.entries(one) if entry.pid == one.managed})
+            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._noting(one))
         except ProcessLookupError:
             return None
         except (OSError, NotPermitted) as error:
@@ -183,10 +179,22 @@ class Line:
         return None
 
     def _where_it_was(self, one: Claimant) -> list[epoll.Registration]:
-        """As `entries`, where there were some when it was suspended last: that is found in a fraction of the time."""
+        """As `entries`, where something was suspended before: that is found in a fraction of the time."""
         spared = self._spared(one)
         found = [entry for epfd in one.epolls for entry in epoll.entries(one.managed, epfd)]
         return [entry for entry in found if entry.inode == self.inode and not spared(entry)]
+
+    def _noting(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
+        """As `_spared`, and note where the others are; not those of children, which come and go, and so do pids."""
+        spared = self._spared(one)
+
+        def note(entry: epoll.Registration) -> bool:
+            ours = spared(entry)
+            if not ours and entry.pid == one.managed:
+                one.epolls.add(entry.epfd)
+            return ours
+
+        return note
 
     def entries(self, one: Claimant) -> list[epoll.Registration]:
         """What the process tree of *one* has registered by itself.
@@ -263,7 +271,8 @@ class Line:
                 if one.gate is not None:  # else it has yet to show it again
                     one.gate.arm(self.fd)
             else:
-                for entry in self._where_it_was(one):  # what waits is not to wait until all of /proc is read
+                # What waits is not to wait until all of /proc is read.
+                for entry in self._where_it_was(one):
                     epoll.resume(entry, self.fd)
                 epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
         except ProcessLookupError:

@@ -65,6 +65,7 @@ class Channel:
 
     def send_line(self, line: bytes) -> None:
         """As `send`, of a message that is encoded already, with its newline."""
+        self.unsent += len(line)
         self._unsent.append((line, ()))
         self.flush()
 
