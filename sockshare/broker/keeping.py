@@ -180,6 +180,7 @@ class Keeping:
     def stalled(self, name: str) -> None:
         """What waits on the socket is not taken, though somebody holds the registration."""
         line = self._lines[name]
+        self._forgive(line)
         for entry in line.rules.holders:
             if entry.standing is not Standing.HELD:
                 continue
@@ -198,3 +199,18 @@ class Keeping:
                 line.spec.stall_timeout,
             )
             line.feed(rules.Stalled(claim.key, entry.epoch))
+
+    def _forgive(self, line: Line) -> None:
+        """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""
+        waiting = [entry for entry in line.rules.claims if entry.standing is Standing.WAITING and not entry.paused]
+        if all(entry.stalled for entry in waiting):
+            for entry in waiting:
+                if _runs(entry.claim.pid):
+                    line.feed(rules.Resumed(entry.claim.key))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return processes.state(pid) not in "TtZX"
+    except ProcessLookupError:
+        return False
