@@ -130,10 +130,10 @@ class Registrations:
         self._displaced = {one for one in self._displaced if one[1] != managed.pid}
         if self._quiesced.pop(managed.pid, None) is not None:
             self._link.journal(f"quiesced:{managed.pid}", None)
-        for line, one in self._claims_on_few(managed.pid):
+        for its, one in self._claims_on_few(managed.pid):
             # Whichever of its pidfds is read first: what was seen of it is about to be forgotten.
             if one.means is not Means.GATE:
-                self._keeping.suspend_orphans(line, managed.pid)
+                self._keeping.suspend_orphans(its, managed.pid)
         self._keeping.died(managed.pid)
         for name in sockets:
             line = self._lines.get(name)
