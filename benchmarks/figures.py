@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -34,6 +35,11 @@ def median(samples: Sequence[float]) -> float:
     return statistics.median(samples)
 
 
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that *share* of them do not exceed."""
+    return sorted(samples)[max(0, math.ceil(len(samples) * share) - 1)]
+
+
 def show(title: str, rows: Sequence[tuple[str, ...]], notes: Sequence[str] = ()) -> None:
     """Print a table; the first row has the headings."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -58,3 +64,8 @@ def microseconds(seconds: float) -> str:
 def milliseconds(seconds: float) -> str:
     """For a table."""
     return f"{seconds * 1e3:.1f} ms"
+
+
+def fine(seconds: float) -> str:
+    """For a table, in milliseconds with two digits."""
+    return f"{seconds * 1e3:.2f} ms"

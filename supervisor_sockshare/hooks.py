@@ -85,7 +85,10 @@ def _wrap_section(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _wrap_open(original: Callable[..., Any]) -> Callable[..., Any]:
     def openhttpservers(self: Any, supervisord: Any) -> Any:
-        plugin().attach(supervisord)  # raises nothing
+        try:
+            plugin().attach(supervisord)
+        except Exception:
+            log.exception("host: can't begin")
         return original(self, supervisord)
 
     return openhttpservers
@@ -95,7 +98,11 @@ def _wrap_cleanup(original: Callable[..., Any]) -> Callable[..., Any]:
     def cleanup_fds(self: Any) -> Any:
         # It closes every number from 5 up, ours too. Others may have wrapped it for theirs; all end in closerange.
         close_range = os.closerange
-        ours = plugin().descriptors()
+        try:
+            ours = plugin().descriptors()
+        except Exception:
+            log.exception("descriptors: can't tell ours; they will be closed")
+            ours = []
 
         def spare(low: int, high: int) -> None:
             for fd in ours:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _SPARE_AFTER = 0.25
 #: Seconds until a spare that has ended is started again.
 _SPARE_AGAIN = 1.0
+#: Seconds until a broker is let in after one could not be: supervisord may be at its limit of descriptors.
+_LET_IN_AGAIN = 1.0
 #: A broker that ends within so many seconds of its start may be one that can't run at all: supervisord's own pace then.
 _QUICK = 1.0
 _QUICK_ENDS_FREE = 5
@@ -54,6 +56,8 @@ class Life:
         self._host = host
         self._directory = directory
         self._listener: socket.socket | None = None
+        self._inode = 0
+        self._stopped: str | None = None
         self._waiting: dict[int, socket.socket] = {}
         self._pidfds: dict[int, int] = {}
         self._serving: int | None = None
@@ -66,9 +70,36 @@ class Life:
         Raises:
             OSError, ValueError: As `listeners.make`.
         """
-        self._listener = listeners.make(os.path.join(self._directory, LINK), socket.SOCK_STREAM, mode=0o600)
-        self._loop.add_reader(self._listener.fileno(), self._acceptable)
-        self._say_stopped(None)
+        path = os.path.join(self._directory, LINK)
+        self._listener = listeners.make(path, socket.SOCK_STREAM, mode=0o600)
+        self._inode = os.stat(path).st_ino
+        self._let_in()
+        self._say_stopped(self._stopped)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether brokers find the socket where it was made."""
+        try:
+            return os.stat(os.path.join(self._directory, LINK)).st_ino == self._inode
+        except OSError:
+            return False
+
+    @guarded(log)
+    def reopen(self) -> None:
+        """Make the socket anew in the runtime directory, which was removed, and is there again."""
+        self._close_listener()
+        self.open()
+
+    @guarded(log)
+    def _let_in(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._acceptable)
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
 
     def close(self) -> None:
         """Close everything that is ours; what supervisord runs is its own."""
@@ -78,12 +109,9 @@ class Life:
             sock.close()
         self._waiting.clear()
         self._serving = None
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-            _unlink(os.path.join(self._directory, LINK))
-            self._say_stopped(None)
+        self._close_listener()
+        _unlink(os.path.join(self._directory, LINK))
+        self._say_stopped(None)
 
     def descriptors(self) -> list[int]:
         """All that are open."""
@@ -126,12 +154,19 @@ class Life:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return
+        except OSError as error:
+            # It stays readable, which must not keep supervisord busy.
+            log.error("link: can't let a broker in: %s", error)
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(_LET_IN_AGAIN, self._let_in)
+            return
         pid = credentials(sock).pid
         process = self._process(pid)
         if process is None or pid in self._waiting or pid == self._serving:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
             sock.close()
             return
+        listeners.accept_descriptors(sock)  # it has us keep its gates; strangers could send nothing so far
         self._watch(pid)
         if self._serving is None:
             self._serve(process, sock)
@@ -244,6 +279,7 @@ class Life:
 
     def _say_stopped(self, sentence: str | None) -> None:
         """Let commands know why nobody answers."""
+        self._stopped = sentence
         path = os.path.join(self._directory, meeting.STOPPED)
         if sentence is None:
             _unlink(path)

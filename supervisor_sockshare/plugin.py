@@ -38,6 +38,9 @@ from .verbs import SupervisorVerbs
 
 log = logging.getLogger(__name__)
 
+#: Seconds between looks at whether the runtime directory is still there.
+_LOOK_EVERY = 1.0
+
 _TOO_LATE = (
     "supervisord runs without it, and can't be given it by reread or update; `supervisorctl reload` brings it in"
 )
@@ -57,6 +60,7 @@ class Plugin:
         self._verbs = SupervisorVerbs(self.supervisord, self._twins)
         self._directory: str | None = None
         self._runtime_dir: str | None = None
+        self._unmakeable = ""  # why it could not be made anew, when it was removed
         self.host: Host | None = None
         self._life: Life | None = None
         self._pidfds: dict[int, int] = {}
@@ -179,16 +183,39 @@ class Plugin:
         try:
             directory = meeting.create(os.getpid(), self._runtime_dir)
             manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
-            host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
-            host.open()
-            life = Life(self.loop, self.supervisord, host, directory)
-            life.open()
+            self.host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
+            self._life = Life(self.loop, self.supervisord, self.host, directory)
+            self._directory = directory
+            self.host.open()
+            self._life.open()
         except (OSError, ValueError) as error:
             log.critical("can't serve: %s", error)
+            self._close_host()
             program.give_up(self._supervisord)
             return
-        self._directory, self.host, self._life = directory, host, life
+        self.loop.call_later(_LOOK_EVERY, lambda host=self.host: self._look_after(host))  # type: ignore[misc]
         atexit.register(self._end, os.getpid())
+
+    @guarded(log)
+    def _look_after(self, host: Host) -> None:
+        """Have the runtime directory, and the meeting point that leads to it, again after somebody removed them."""
+        if self.host is not host or self._life is None:
+            return  # another one has its own timer
+        self.loop.call_later(_LOOK_EVERY, lambda: self._look_after(host))
+        reachable = host.reachable and self._life.reachable
+        if reachable and any(map(os.path.exists, points(os.getpid()))):
+            return
+        try:
+            meeting.create(os.getpid(), self._runtime_dir)
+        except (OSError, ValueError) as error:
+            if str(error) != self._unmakeable:
+                self._unmakeable = str(error)
+                log.error("host: can't make the runtime directory anew: %s; trying again each second", error)
+            return
+        self._unmakeable = ""
+        if not reachable:
+            self._life.reopen()
+            host.reopen()
 
     def _close_host(self) -> None:
         host, life, directory = self.host, self._life, self._directory
@@ -196,7 +223,10 @@ class Plugin:
         if host is not None and life is not None and directory is not None:
             life.close()
             host.close()
-            meeting.clear(directory)
+            try:
+                meeting.clear(directory)
+            except OSError as error:
+                log.warning("host: can't clear %s: %s", directory, error.strerror)
 
     def _leave(self) -> None:
         self._supervisord = None

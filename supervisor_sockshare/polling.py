@@ -81,8 +81,12 @@ class PollLoop:
         original = poller.poll
 
         def poll(timeout: float) -> Any:
-            found = original(self._sleep(timeout))
-            self._run_due()
+            try:
+                timeout = self._sleep(timeout)
+            except Exception:
+                log.exception("loop: can't tell when the next timer is due")
+            found = original(timeout)
+            _call(self._run_due)
             return found
 
         poller.poll = poll

@@ -208,7 +208,7 @@ class Twins:
         if not pid:
             return []
         if old.state in _LIVE:
-            is_itself = _has_executed(pid)
+            is_itself = _has_executed(pid)  # asked before the signal, which may end it
             message = old.stop()
             if message:
                 log.error("%s: can't stop pid %d: %s", place, pid, message)
@@ -280,6 +280,6 @@ class Twins:
 def _has_executed(pid: int) -> bool:
     """Whether our child *pid* is more than a copy of us."""
     try:
-        return processes.command(pid) != processes.command(os.getpid())
+        return processes.has_executed(pid)
     except ProcessLookupError:
         return True

@@ -19,6 +19,7 @@ from .watching import Seen, Watching
 
 log = logging.getLogger(__name__)
 
+_STATES = {"R": "running", "S": "sleeping", "D": "waiting in the kernel", "T": "stopped", "t": "traced", "Z": "dead"}
 _OUT_OF_TURN = "it has registered out of turn"
 
 
@@ -122,7 +123,7 @@ class Keeping:
         line.claimants[key] = one
         line.enter(one, paused=self._is_paused(seen.pid))
         if seen.armed and line.standing(key) is Standing.WAITING:
-            line.overlap = max(line.overlap, seen.unnoticed)
+            line.overlaps.append(seen.unnoticed)
 
     def _can_not_keep(self, line: Line, seen: Seen, why: str) -> None:
         holders = line.rules.holders
@@ -190,15 +191,9 @@ class Keeping:
             except ProcessLookupError:
                 continue  # its death is on its way
             line.stalls += 1
-            log.warning(
-                "%s: %s (pid=%d, state=%s) has not taken what waits for %g s",
-                name,
-                claim.process,
-                claim.pid,
-                state,
-                line.spec.stall_timeout,
-            )
-            line.feed(rules.Stalled(claim.key, entry.epoch))
+            reason = f"for {line.spec.stall_timeout:g} s; its state is {state} ({_STATES.get(state, 'see proc(5)')})"
+            log.warning("%s: %s (pid=%d) has not taken what waits %s", name, claim.process, claim.pid, reason)
+            line.feed(rules.Stalled(claim.key, entry.epoch, reason))
 
     def _forgive(self, line: Line) -> None:
         """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""

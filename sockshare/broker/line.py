@@ -25,6 +25,15 @@ log = logging.getLogger(__name__)
 
 #: How often a process's registrations are read again for what came meanwhile.
 _ROUNDS = 8
+#: What makes room, by its note, in words.
+_CAUSES = {
+    "gone": "has died",
+    "stalled": "does not take what waits",
+    "moved": "is to have it",
+    "released": "has let go",
+    "paused": "is not to have it",
+    "cancelled": "was cancelled",
+}
 
 
 class Services(NamedTuple):
@@ -60,8 +69,9 @@ class Line:
         self.rules = Registration(self.policy)
         self.claimants: dict[str, Claimant] = {}
         self.moves = self.violations = self.stalls = 0
-        self.overlap = 0.0  # seconds, the longest that a registration out of turn may have gone unnoticed
+        self.overlaps: deque[float] = deque(maxlen=1000)  # seconds that registrations may have gone unnoticed
         self.last_move: dict[str, Any] | None = None
+        self._cause = ""  # what has made room last
         self.turned = 0.0  # when `rotate` has moved it, in the loop's time
         self._happened: deque[Any] = deque()
         self._busy = False
@@ -246,11 +256,14 @@ class Line:
     def _note(self, one: Claimant, effect: Any) -> None:
         if effect.what == "violation":
             self.violations += 1
+        if effect.what in _CAUSES:
+            self._cause = f"{one.process} (pid {one.identity.pid}) {_CAUSES[effect.what]}: {effect.reason}"
         if effect.what == "granted":
             self.moves += 1
+            cause, self._cause = self._cause, ""
             if self.policy.kind == "rotate":
                 return
-            self.last_move = {"to": one.process, "pid": one.identity.pid, "reason": effect.reason, "at": time.time()}
+            self.last_move = {"to": one.process, "pid": one.identity.pid, "reason": cause, "at": time.time()}
         if self.is_shared:
             return
         entry = self.rules.find(effect.key)

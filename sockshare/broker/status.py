@@ -125,9 +125,18 @@ def _counted(line: Line) -> dict[str, Any]:
         "moves": line.moves,
         "violations": line.violations,
         "stalls": line.stalls,
-        "overlap_ms": round(line.overlap * 1000, 1),
+        "overlaps": _overlaps(line),
         "last_move": line.last_move,
     }
+
+
+def _overlaps(line: Line) -> dict[str, Any]:
+    """For how long registrations out of turn went unnoticed at the most, milliseconds."""
+    seen = sorted(line.overlaps)
+    if not seen:
+        return {"count": 0, "p99_ms": None, "worst_ms": None}
+    p99 = seen[min(len(seen) - 1, int(len(seen) * 0.99))]
+    return {"count": len(seen), "p99_ms": round(p99 * 1000, 1), "worst_ms": round(seen[-1] * 1000, 1)}
 
 
 def _holder(broker: Broker, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:

@@ -112,10 +112,10 @@ def remarks(document: _Document) -> list[str]:
     scan = document.get("scan") or {}
     said = []
     if scan.get("refused"):
-        said.append(f"{scan['refused']} processes may not be looked into by the broker")
+        said.append(f"the broker may not look into {scan['refused']} of them")
     if scan.get("unfinished"):
-        said.append(f"for {scan['unfinished']} processes the time did not suffice")
-    remarks = [f"a socket may be open in more processes: {' and '.join(said)}"] if said else []
+        said.append(f"for {scan['unfinished']} the time did not suffice")
+    remarks = [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks

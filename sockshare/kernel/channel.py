@@ -16,6 +16,8 @@ Message = dict[str, Any]
 
 #: A line longer than this is garbage.
 _LONGEST_LINE = 4 * 1024 * 1024
+#: So many bytes are enough for one `receive`.
+_ENOUGH = 256 * 1024
 
 
 class Channel:
@@ -82,12 +84,15 @@ class Channel:
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The whole messages that have arrived, each with its descriptors, which are the caller's to close.
 
+        Of very many the first; the socket stays readable.
+
         Raises:
             EOFError: The other end is gone, and all that it said was returned before.
             ProtocolError: A line is no JSON object, or counts descriptors that did not come: the channel is of no use.
         """
-        ended = False
-        while True:
+        ended, read = False, 0
+        # An end to it, also where the other writes as fast as we read: the loop of a host is not ours alone.
+        while read < _ENOUGH or not (b"\n" in self._received or len(self._received) > _LONGEST_LINE):
             try:
                 data, fds = receive(self._sock, 65536, MOST)
             except BlockingIOError:
@@ -100,6 +105,7 @@ class Channel:
                 ended = True
                 break
             self._received += data
+            read += len(data)
         messages = []
         while (end := self._received.find(b"\n")) >= 0:
             line = bytes(self._received[:end])

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from sockshare.kernel import processes
+
 #: After so many descriptors the clock is looked at.
 _BETWEEN_LOOKS = 256
 
@@ -20,7 +22,7 @@ class Scan(NamedTuple):
     """What a look through all processes found."""
 
     holders: dict[int, frozenset[int]]  # pid to the inodes it has open
-    looked: int  # processes whose every descriptor was read
+    looked: int  # processes whose every descriptor was read, or every socket found
     refused: frozenset[int]  # those that may not be looked into (ptrace(2), PTRACE_MODE_READ_FSCREDS)
     unfinished: frozenset[int]  # those for which the time did not suffice
     seconds: float
@@ -36,8 +38,8 @@ def scan(inodes: Collection[int], seconds: float, *, clock: Callable[[], float] 
     """Look through the descriptors of every process for the sockets *inodes*.
 
     Args:
-        seconds: How long this may take; about 2 us a descriptor is needed. Processes with few descriptors come first,
-            so that none of them is left out on account of one that has 100,000.
+        seconds: How long this may take; some 10 us a descriptor are needed. Processes with few descriptors come first,
+            so that none of them is left out on account of one that has 100,000; of that one the low numbers do.
     """
     began = clock()
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
@@ -51,7 +53,8 @@ def scan(inodes: Collection[int], seconds: float, *, clock: Callable[[], float] 
         try:
             found, finished = _look(pid, wanted, lambda: clock() - began < seconds)
         except PermissionError:
-            refused.add(pid)
+            if processes.alive(pid):  # a zombie's directory is root's
+                refused.add(pid)
             continue
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
@@ -80,7 +83,7 @@ def _by_size() -> list[int]:
 
 
 def _look(pid: int, wanted: dict[str, int], in_time: Callable[[], bool]) -> tuple[frozenset[int], bool]:
-    """Those of *wanted* that *pid* has, and whether all of its descriptors were read."""
+    """Those of *wanted* that *pid* has, and whether it can have no more."""
     found = set()
     directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -92,6 +95,8 @@ def _look(pid: int, wanted: dict[str, int], in_time: Callable[[], bool]) -> tupl
                     continue  # closed meanwhile
                 if target in wanted:
                     found.add(wanted[target])
+                    if len(found) == len(wanted):
+                        break
                 if not count % _BETWEEN_LOOKS and not in_time():
                     return frozenset(found), False
     finally:

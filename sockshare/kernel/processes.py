@@ -56,6 +56,11 @@ def command(pid: int) -> list[str]:
     return [os.fsdecode(argument) for argument in line.removesuffix(b"\0").split(b"\0")] if line else []
 
 
+def has_executed(pid: int) -> bool:
+    """Whether *pid* has become a program since it was forked (PF_FORKNOEXEC, field 9 of proc_pid_stat(5))."""
+    return not int(_stat(pid)[6]) & 0x40
+
+
 def uid(pid: int) -> int:
     """The effective user id of *pid*."""
     return int(_status(pid, b"Uid").split()[1])

@@ -159,7 +159,8 @@ def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
         (
             "drain",
             "obsrve",
-            "[watcher:web] sockshare.drain: 'obsrve' is not one of auto, signal, observe, hand_over; did you mean 'observe'?",
+            "[watcher:web] sockshare.drain: 'obsrve' is not one of auto, signal, observe, hand_over;"
+            " did you mean 'observe'?",
         ),
         (
             "verify",

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +52,33 @@ def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def line(started: subprocess.Popen[str]) -> str:
     assert started.stdout is not None
     return started.stdout.readline().strip()
+
+
+def test_fork_has_not_executed_until_it_does() -> None:
+    """A copy of its parent becomes a program by execve(2), and not before."""
+    inward, outward = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(outward)
+            os.read(inward, 1)
+            os.execv("/bin/sleep", ["sleep", "60"])
+        finally:
+            os._exit(1)
+    try:
+        os.close(inward)
+        assert not processes.has_executed(pid)
+        os.close(outward)
+        deadline = time.monotonic() + 10
+        while not processes.has_executed(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert processes.has_executed(os.getpid())
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        processes.has_executed(pid)
 
 
 def test_tree_has_every_descendant_whichever_thread_forked_it() -> None:

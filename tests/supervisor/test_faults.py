@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -129,6 +130,20 @@ def test_stopped_broker_delays_nobody(stage: Supervisord) -> None:
     assert json.loads(stage.rpc("sockshare.status"))["version"] == 1
 
 
+def test_removed_runtime_directory_is_made_anew(stage: Supervisord) -> None:
+    """Within some seconds there is a broker again, in the same place, and the next reload works; nobody noticed."""
+    with loaded(stage, "fresh:50") as load:
+        removed = stage.runtime.with_name("removed")
+        stage.runtime.rename(removed)
+        shutil.rmtree(removed)
+        assert stage.alive()
+        wait_until(lambda: stage.sockshare("status").returncode == 0, 15, "a broker answers", 0.2)
+        assert_replaced(stage, stage.pids(), stage.reload())
+        assert_none_failed(load.stop())
+    stage.kill(stage.broker())  # the next ones find the link where it is now
+    wait_until(lambda: len(stage.pids(BROKER)) == 2 and stage.sockshare("status").returncode == 0, 15, "all is well")
+
+
 def test_program_runs_on_without_any_broker(stage: Supervisord) -> None:
     """Nothing of ours is on the data path: with the broker stopped for good, not one request notices."""
     with loaded(stage, "fresh:50") as load:
@@ -145,11 +160,15 @@ def test_loop_is_never_held_up_by_reloads(supervisord: Supervisords, times: int)
     hold = {"sockshare_ready_hold": "0.1", "sockshare_quiesce": "0.1"}
     stage = supervisord("plain", watcher=hold, extra=INTERFACES)
     all_ready(stage)
-    stage.rpc("loop.worstGap")
+    stage.rpc("loop.worst")
     for number in range(times):
         stage.deploy(f"v{number}")
         assert stage.reload().status == 0
-    worst = stage.rpc("loop.worstGap")
-    assert 0 < worst < 0.05, worst
+    (own, wall), (callback, _) = stage.rpc("loop.worst")
+    print(
+        f"\n{times} reloads: away for {own * 1000:.1f} ms at most ({wall * 1000:.1f} with what others ran)"
+        f", a callback of ours for {callback * 1000:.1f} ms"
+    )
+    assert 0 < callback <= own < 0.05, (own, wall, callback)
     assert stage.process is not None
     assert is_running(stage.process.pid)

@@ -6,35 +6,69 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from supervisor_sockshare import polling
+
+
+class Away(NamedTuple):
+    """A span in which supervisord did not look at its descriptors, in seconds."""
+
+    own: float  # what it computed, or waited for
+    wall: float  # and what it would have run for, had others left it a processor
+
+
+def run_delay() -> float:
+    """Seconds that this process was runnable and did not run (Documentation/scheduler/sched-stats.rst)."""
+    try:
+        with open("/proc/self/schedstat", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        return 0.0  # this kernel does not tell: then all of it counts
 
 
 class Loop:
-    """How long supervisord is away from its poller."""
+    """How long supervisord is away from its poller, and our callbacks' part of it."""
 
     def __init__(self, supervisord: Any) -> None:
-        self.worst = 0.0
-        self._returned = 0.0
+        self._worst = Away(0.0, 0.0)
+        self._worst_callback = Away(0.0, 0.0)
+        self._left: tuple[float, float] | None = None
+        # The call of the kernel itself: our wrapper of `poll` runs what is due after it.
         poller = supervisord.options.poller
-        original = poller.poll
+        original = poller._poll_fds
 
-        def poll(timeout: float) -> Any:
-            if self._returned:
-                self.worst = max(self.worst, time.monotonic() - self._returned)
-            # The plugin's wrapper runs what is due inside of the one that it wraps, or outside: both are counted.
+        def poll_fds(timeout: float) -> Any:
+            if self._left is not None:
+                self._worst = max(self._worst, self._since(self._left))
             found = original(timeout)
-            self._returned = time.monotonic()
+            self._left = (time.monotonic(), run_delay())
             return found
 
-        poller.poll = poll
+        poller._poll_fds = poll_fds
+        call = polling._call
 
-    def worstGap(self) -> float:
-        """Return the longest time between two polls, and begin anew
+        def timed(callback: Callable[[], object] | None) -> None:
+            began = (time.monotonic(), run_delay())
+            call(callback)
+            self._worst_callback = max(self._worst_callback, self._since(began))
 
-        @return double seconds
+        polling._call = timed
+
+    @staticmethod
+    def _since(then: tuple[float, float]) -> Away:
+        wall = time.monotonic() - then[0]
+        return Away(wall - (run_delay() - then[1]), wall)
+
+    def worst(self) -> list[list[float]]:
+        """Return the longest time between two polls, and in one of our callbacks, and begin anew
+
+        @return array each [without, with] the time that others had the processor, in seconds
         """
-        worst, self.worst = self.worst, 0.0
-        return worst
+        worst, callback = self._worst, self._worst_callback
+        self._worst = self._worst_callback = Away(0.0, 0.0)
+        return [list(worst), list(callback)]
 
 
 class Faults:
