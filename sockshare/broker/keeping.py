@@ -90,9 +90,11 @@ class Keeping:
 
     def _is_gate(self, entry: epoll.Registration) -> bool:
         line = next((line for line in self._lines.values() if line.inode == entry.inode), None)
-        gates = [] if line is None else [one.gate for one in line.claimants.values() if one.gate is not None]
+        gated = [] if line is None else [one for one in line.claimants.values() if one.means is Means.GATE]
+        if any(one.gate is None and one.identity.pid == entry.pid for one in gated):
+            return True  # it may be: it is lost, and has yet to be shown again
         try:
-            return any(gate.same(entry.pid, entry.epfd) for gate in gates)
+            return any(one.gate is not None and one.gate.same(entry.pid, entry.epfd) for one in gated)
         except (NotPermitted, OSError):
             return False
 
@@ -169,14 +171,15 @@ class Keeping:
                 continue
             known = self._watching.entries(one.managed, name)
             try:
-                if not known or any(epoll.present(found, line.fd) for found in known) or line.entries(one):
+                if any(epoll.present(found, line.fd) for found in known) or line.entries(one):
                     continue
             except (OSError, NotPermitted):
                 continue
-            log.info("%s: %s (pid=%d) has taken its registration back", name, one.process, one.managed)
-            self._watching.forget(one.managed, name)
-            line.feed(rules.Released(one.key, entry.epoch))
-            line.leave(one)
+            line.give_up(one, entry.epoch)
+
+    def taken_back(self, pid: int, name: str) -> None:
+        """The managed process *pid* has taken its registration of the socket *name* back."""
+        self._watching.forget(pid, name)
 
     def stalled(self, name: str) -> None:
         """What waits on the socket is not taken, though somebody holds the registration."""

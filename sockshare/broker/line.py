@@ -14,7 +14,7 @@ from sockshare.core.errors import NotPermitted
 from sockshare.core.registration import Registration
 from sockshare.core.registration_steps import Claim, Means, Policy, Standing
 from sockshare.core.spec import SocketSpec
-from sockshare.kernel import epoll
+from sockshare.kernel import epoll, processes
 from sockshare.kernel.peers import Identity
 
 from .endpoint import Caller
@@ -49,6 +49,8 @@ class Services(NamedTuple):
     moved: Callable[[str], None]
     #: The claim of this process is over.
     left: Callable[[Identity], None]
+    #: This managed process has taken its registration of the socket of this name back.
+    taken_back: Callable[[int, str], None] = lambda pid, name: None
 
 
 class Line:
@@ -197,7 +199,7 @@ class Line:
             if one is None:
                 continue
             if isinstance(effect, rules.Arm):
-                self._arm(one)
+                self._arm(one, effect.epoch)
             elif isinstance(effect, rules.Disarm):
                 failure = self._disarm(one, swept=effect.epoch == 0)
                 if failure is None:
@@ -211,15 +213,25 @@ class Line:
             else:
                 self._note(one, effect)
 
-    def _arm(self, one: Claimant) -> None:
+    def give_up(self, one: Claimant, epoch: int) -> None:
+        """The unmodified program of *one*, which holds under *epoch*, has taken its registration back."""
+        log.info("%s: %s (pid=%d) has taken its registration back", self.name, one.process, one.managed)
+        self._services.taken_back(one.managed, self.name)
+        self.feed(rules.Released(one.key, epoch))
+        self.leave(one)
+
+    def _arm(self, one: Claimant, epoch: int) -> None:
         self._services.moved(self.name)
         try:
             if one.means is Means.GATE:
                 if one.gate is not None:  # else it has yet to show it again
                     one.gate.arm(self.fd)
             else:
-                for entry in self.entries(one):
+                found = self.entries(one)
+                for entry in found:
                     epoll.resume(entry, self.fd)
+                if not found and one.means is Means.SUSPEND and processes.alive(one.managed):
+                    self.give_up(one, epoch)
         except ProcessLookupError:
             return  # its death is on its way
         except (OSError, NotPermitted) as error:

@@ -74,7 +74,7 @@ class Registrations:
         self._siblings = Siblings(observer, live)
         gates = Gates(link, kept)
         gates.sweep([fd for _, fd in shared.values()])
-        services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
+        services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd, self._taken_back)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
         self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop)
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
@@ -286,6 +286,9 @@ class Registrations:
 
     def _moved(self, name: str) -> None:
         self._arrivals.begin_anew(name)
+
+    def _taken_back(self, pid: int, name: str) -> None:
+        self._keeping.taken_back(pid, name)
 
     def _stop(self, name: str, one: Claimant, reason: str) -> None:
         self.stop(name, one.program, one.managed, one.identity.start, reason)

@@ -1,7 +1,8 @@
 """Takes connections or datagrams and writes each down: ``taking.py HOW``.
 
-SIGUSR1 has it take its registration back, SIGUSR2 register (again), whether it is its turn or not. SIGTERM ends it, and
-first takes the registration back. A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by SIGSTOP, just before it takes something.
+SIGUSR1 has it take its registration back, SIGUSR2 register (again), whether it is its turn or not. SIGTERM ends it,
+and first takes the registration back. A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by
+SIGSTOP, just before it takes something.
 
 HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``: the same, edge-triggered;
 ``gate``: one that uses the library. The socket is ``web``; a datagram begins with its number, 4 bytes, and a
@@ -86,12 +87,12 @@ def serve(watched: int, taker: Taker, flags: int) -> None:
                 if fd != told:
                     taker.take()
                     continue
-                for number in os.read(told, 16):
-                    if number == signal.SIGUSR2:
+                for said in os.read(told, 16):
+                    if said == signal.SIGUSR2:
                         register(poll, watched, flags)
                     else:
                         unregister(poll, watched)
-                    if number == signal.SIGTERM:
+                    if said == signal.SIGTERM:
                         return
 
 
