@@ -213,6 +213,13 @@ class Line:
             else:
                 self._note(one, effect)
 
+    def has_taken_back(self, one: Claimant) -> bool:
+        """Whether *one* is an unmodified program that is not registered any more."""
+        try:
+            return one.means is Means.SUSPEND and not self.entries(one)
+        except (OSError, NotPermitted):
+            return False
+
     def give_up(self, one: Claimant, epoch: int) -> None:
         """The unmodified program of *one*, which holds under *epoch*, has taken its registration back."""
         log.info("%s: %s (pid=%d) has taken its registration back", self.name, one.process, one.managed)

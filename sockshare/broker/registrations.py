@@ -252,6 +252,8 @@ class Registrations:
             return "it holds the registration already"
         if self.is_paused(managed.pid):
             raise NotPermitted(f"{to}: it is quiesced; run `sockshare wake {managed.name}` first")
+        if line.has_taken_back(mine[0]):
+            raise NotPermitted(f"{to}: it has taken its registration back")
         line.feed(rules.MoveTo(mine[0].key))
         if line.standing(mine[0].key) is Standing.HELD:
             return "it holds the registration now"

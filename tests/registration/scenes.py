@@ -50,10 +50,14 @@ def staged(
         else:
             watcher = {"startsecs": "0", "autorestart": "true", **options.pop("watcher", {})}
             stage = stack.enter_context(supervisord(program, sock=keys, watcher=watcher, **options))
-        stage.start()
-        if waiting:
-            wait_until(lambda: len(in_line(stage)) == processes, 30, "every process is in line", 0.02)
-        yield stage
+        try:
+            stage.start()
+            if waiting:
+                wait_until(lambda: len(in_line(stage)) == processes, 30, "every process is in line", 0.02)
+            yield stage
+        except BaseException:
+            print(stage.logs())  # which the report of a failure shows
+            raise
 
 
 def record(stage: Circusd, name: str = "web") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sockshare.core.errors import NotPermitted
 from tests.registration.scenes import Scene, holders, in_line, staged
 from tests.support.circusd import is_running, wait_until
 from tests.support.oracle import look
@@ -57,25 +58,34 @@ def test_holder_that_takes_its_registration_back_is_followed_at_once(scene: Scen
 
 
 def test_one_that_took_its_registration_back_while_it_waited_is_passed_over(scene: Scene) -> None:
-    """The next one after it has the registration, and nobody waits for a stall to be noticed."""
-    holder = scene.holder()
-    waiting = others(scene)
-    scene.signal(waiting[0], signal.SIGUSR1)
-    wait_until(lambda: look([waiting[0]], scene.inode) == ([], []), 5, "it has no entry any more")
-    scene.move(waiting[1])
-    assert scene.holder() == waiting[1]
-    scene.tell("registration" if False else "move", socket="web", process=scene.names()[waiting[0]])
-    assert scene.ask() in (holder, waiting[1])
-    assert len(scene.armed()) == 1
-    scene.signal(waiting[0], signal.SIGUSR2)
-    wait_until(lambda: len(in_line(scene.stage)) == 3, 5, "it is in line again")
-    wait_until(lambda: len(scene.armed()) == 1, 5, "one holds it")
+    """It can't be moved to; when the holder dies another one has it, and nobody waits for a stall to be noticed."""
+    holder, (gone, other) = scene.holder(), others(scene)
+    scene.signal(gone, signal.SIGUSR1)
+    wait_until(lambda: look([gone], scene.inode) == ([], []), 5, "it has no entry any more")
+    with pytest.raises(NotPermitted, match="it has taken its registration back"):
+        scene.move(gone)
+    assert scene.armed() == [holder]
+    began = time.monotonic()
+    scene.signal(holder, signal.SIGKILL)
+    assert scene.ask() == other
+    assert time.monotonic() - began < 0.25
+    scene.signal(gone, signal.SIGUSR2)
+    wait_until(lambda: len(in_line(scene.stage)) == 3, 15, "it is in line again, and so is another")
+    wait_until(lambda: scene.armed() == [other], 5, "one holds it")
 
 
-@pytest.mark.parametrize("enforce", ["warn", "stop"])
-def test_policy_says_what_is_done_to_one_that_registers_out_of_turn(enforce: str) -> None:
+@pytest.mark.parametrize(
+    ("manager", "enforce"),
+    [
+        ("supervisord", "stop"),
+        pytest.param("circus", "stop", marks=pytest.mark.soak),
+        ("circus", "warn"),
+        pytest.param("supervisord", "warn", marks=pytest.mark.soak),
+    ],
+)
+def test_policy_says_what_is_done_to_one_that_registers_out_of_turn(manager: str, enforce: str) -> None:
     """warn: it is named and counted, and stays; stop: the manager stops that very process, and starts another."""
-    with staged("supervisord", "taking", processes=2, enforce=enforce) as stage:
+    with staged(manager, "taking", processes=2, enforce=enforce) as stage:
         scene = Scene(stage)
         holder = scene.holder()
         (sinner,) = others(scene)
