@@ -229,17 +229,16 @@ class Line:
             self._busy = False
         self._schedule()
 
-    def _perform(self, effects: list[Any]) -> None:
-        """Disarm, record, arm, tell. An armed gate is in the kernel, and swept by a broker that does not know of it:
-        it comes before the record, and its process is told of its epoch after that."""
-        late: list[Any] = []
-        record = False
+    def _perform(self, effects: Iterable[Any]) -> None:
+        # They come in this order: disarm, record, arm, tell. So a broker that comes after a death in between knows of
+        # everybody that could be armed. (A turn is not recorded: after such a death it begins anew, by the sweep.)
         for effect in effects:
             if isinstance(effect, rules.Record):
-                record = True
+                if not self._turning:
+                    self._services.link.journal(f"registration:{self.name}", self.rules.record())
                 continue
             one = self.claimants.get(effect.key)
-            if one is None:
+            if one is None:  # it was told that it is over
                 continue
             if isinstance(effect, rules.Disarm):
                 failure = self._disarm(one, swept=effect.epoch == 0)
@@ -247,17 +246,7 @@ class Line:
                     self._happened.append(rules.Disarmed(effect.key, effect.epoch))
                 else:
                     self._happened.append(rules.NotDisarmed(effect.key, effect.epoch, failure))
-            elif isinstance(effect, rules.Arm) and one.means is Means.GATE:
-                self._arm(one, effect.epoch)
-            else:
-                late.append(effect)
-        if record and not self._turning:
-            self._services.link.journal(f"registration:{self.name}", self.rules.record())
-        for effect in late:
-            one = self.claimants.get(effect.key)
-            if one is None:  # it was told that it is over
-                continue
-            if isinstance(effect, rules.Arm):
+            elif isinstance(effect, rules.Arm):
                 self._arm(one, effect.epoch)
             elif isinstance(effect, rules.Tell):
                 self._tell(one, effect)
