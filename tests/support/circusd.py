@@ -52,6 +52,12 @@ def node() -> str:
     return str(wheel) if wheel.exists() else str(shutil.which("node"))
 
 
+def command_of(program: str) -> str:
+    """How *program* is started here; ``{fd}`` is left for the manager's way to say it."""
+    command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+    return command.replace("{node}", node()) if "{node}" in command else command
+
+
 running: list[Circusd] = []  # what a failing test's report shows the logs of
 
 
@@ -139,9 +145,7 @@ class Circusd(Stage):
         self.environment["APP_DIRECTORY"] = str(self.directory)
         self.deploy("v1")
 
-        command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
-        if "{node}" in command:
-            command = command.replace("{node}", node())
+        command = command_of(program)
         if stock:
             fd = "$(circus.sockets.web)"
             if "{fd}" not in command:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
-from tests.support.circusd import APPS, DATAGRAMS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
+from tests.support.circusd import DATAGRAMS, USES_THE_LIBRARY, Circusd, command_of, is_running, running
 from tests.support.forks import FORKS
 
 __all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
@@ -69,7 +69,7 @@ class Supervisord(SupervisorStage, Circusd):
         self.environment["APP_DIRECTORY"] = str(self.directory)
         self.deploy("v1")
 
-        command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+        command = command_of(program)
         if not stock and program not in USES_THE_LIBRARY:
             command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
         scheme = "udp" if program in DATAGRAMS else "tcp"
