@@ -21,6 +21,7 @@ from sockshare.core.steps import (
     Find,
     Finish,
     Gone,
+    HandOver,
     HoldBack,
     Plan,
     Process,
@@ -558,6 +559,28 @@ def test_connections_are_ended_from_outside_when_the_stop_signal_would_kill() ->
     drive = Drive(careful()).to_drain_from_outside()
     assert drive.effects[-1] == Drain(11)
     assert drive.feed(Drained("no connection left"))[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+
+
+@pytest.mark.parametrize(
+    ("what", "successor", "said"),
+    [
+        (plan(), NEW[0], "it hands its connections to web:3 (pid 21)"),
+        (plan()._replace(alone=True), None, "it hands its connections to the others"),
+    ],
+)
+def test_connections_are_handed_over_where_the_program_takes_them(
+    what: Plan, successor: Process | None, said: str
+) -> None:
+    """To the process that comes in its place, or to whom there is."""
+    drive = Drive(what._replace(drain="its program takes them", drain_timeout=20.0, hand_over=True))
+    if successor is None:
+        drive.feed(Switched("suspended"))
+        drive.after(0.3)
+    else:
+        drive.to_drain()
+    assert drive.effects[-2:] == [Report("drain", OLD[0], round(drive.now - 100.0, 3), said), HandOver(11, successor)]
+    drive.feed(Drained("2 handed over"))
+    assert drive.state is State.STOP
 
 
 def test_stop_signal_comes_anyway_when_the_drain_takes_too_long() -> None:

@@ -17,6 +17,7 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_givers,
     check_timeouts,
     parse_plugin_options,
     parse_program,
@@ -54,6 +55,15 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
         stop_signal=None,
         verify=None,
     )
+
+
+def test_giver_that_is_no_program_is_a_mistake() -> None:
+    """Which are programs is known once all sections are read; a name given twice is one."""
+    spec = good({"receive_from": "front,chat,front"})
+    assert spec.receive_from == ("front", "chat")
+    assert check_givers("watcher:web", "sockshare.", spec, ["front", "chat"]) == []
+    (mistake,) = check_givers("watcher:web", "sockshare.", spec, ["frond", "chat"])
+    assert str(mistake) == "[watcher:web] sockshare.receive_from: no such program 'front'; did you mean 'frond'?"
 
 
 def test_program_has_what_was_said_when_every_key_is_there() -> None:
