@@ -52,8 +52,9 @@ def check(account: dict[str, Any], count: int) -> None:
     assert outcomes["received"] > 0.9 * count
     # Of one that is killed ends what it had in hand: what it was giving, or what waited in it.
     assert outcomes.get("closed", 0) <= kills * 40
-    # Whoever is there has what it had before the deaths: no connection, and no lane of the dead.
-    assert account["after"]["children"] == account["before"]["children"]
+    # Whoever is there has no more than before the deaths: no connection, and no lane of the dead.
+    both = zip(account["after"]["children"], account["before"]["children"], strict=True)
+    assert all(after <= before for after, before in both), account
     # Another broker may know of another process: the parent of the play, which has left its share.
     assert account["after"]["broker"][0] <= account["before"]["broker"][0] + 2
 
