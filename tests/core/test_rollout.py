@@ -607,6 +607,32 @@ def test_broker_killed_while_verifying_or_draining_goes_on() -> None:
     assert drive.feed(Gone(11))[-1] == Settle(retire=(), known=(11, 21), size=1, kill=False)
 
 
+def handing() -> Plan:
+    return plan()._replace(drain="its section says so", drain_timeout=20.0, hand_over=True)
+
+
+def test_old_process_hands_its_connections_to_the_new_one_where_that_is_asked_for() -> None:
+    """The drain ends when it says that it has; the next broker asks it again."""
+    drive = Drive(handing()).to_drain()
+    assert drive.state is State.DRAIN
+    assert drive.effects[-1] == HandOver(11, NEW[0])
+    assert drive.restart() == [Suspend(11), HandOver(11, NEW[0])]
+    assert drive.feed(Drained("it has"))[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+
+
+def test_old_process_stays_when_its_successor_dies_while_it_hands_over() -> None:
+    """What it has not handed over it goes on with."""
+    assert Resume(11) in Drive(handing()).to_drain().feed(Gone(21))
+
+
+def test_old_process_without_a_successor_hands_over_to_whom_it_likes() -> None:
+    """Where nothing comes in its place its siblings are there."""
+    drive = Drive(handing()._replace(alone=True))
+    drive.feed(Switched("suspended"))
+    drive.after(0.3)
+    assert drive.effects[-1] == HandOver(11, None)
+
+
 def test_broker_killed_in_a_later_turn_goes_on() -> None:
     """With one process replaced already the switch had happened: the rest follows."""
     drive = Drive(plan(OLD)).to_drain()

@@ -57,13 +57,19 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
     )
 
 
-def test_giver_that_is_no_program_is_a_mistake() -> None:
-    """Which are programs is known once all sections are read; a name given twice is one."""
-    spec = good({"receive_from": "front,chat,front"})
-    assert spec.receive_from == ("front", "chat")
-    assert check_givers("watcher:web", "sockshare.", spec, ["front", "chat"]) == []
-    (mistake,) = check_givers("watcher:web", "sockshare.", spec, ["frond", "chat"])
-    assert str(mistake) == "[watcher:web] sockshare.receive_from: no such program 'front'; did you mean 'frond'?"
+def test_program_takes_connections_of_those_that_it_names() -> None:
+    """Once each, and only of programs that there are; from itself it takes them anyhow."""
+    spec = good({"receive_from": "web, gateway web", "drain": "hand_over"})
+    assert spec.receive_from == ("web", "gateway")
+    assert spec.drain == "hand_over"
+    assert check_givers("watcher:web", "sockshare.", spec, ["web", "gateway"]) == []
+    assert [str(one) for one in check_givers("watcher:web", "sockshare.", spec, ["web", "gatewya"])] == [
+        "[watcher:web] sockshare.receive_from: no such program 'gateway'; did you mean 'gatewya'?"
+    ]
+    assert program({"receive_from": " , "})[1] == [
+        "[watcher:web] sockshare.receive_from: no program is named; "
+        "leave the key out where only the program itself may hand over"
+    ]
 
 
 def test_program_has_what_was_said_when_every_key_is_there() -> None:
