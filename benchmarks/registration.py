@@ -7,6 +7,8 @@ EPOLLEXCLUSIVE, SO_REUSEPORT, the bare system calls.
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 
 from benchmarks import failover, idle, moves, spread
 
@@ -29,6 +31,8 @@ def main() -> None:
     for part in options.parts:
         if part not in parts:
             parser.error(f"no such part: {part!r}")
+    # By default it would end at once, and leave all that it has started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = options.parts or parts
     if "failover" in chosen:
         failover.run(options.kills, options.kill_seconds)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,7 +26,7 @@ from sockshare.core.spec import ProgramSpec, SocketSpec
 from sockshare.core.suggest import did_you_mean
 from sockshare.core.tickets import SECRET_BYTES, Tickets
 from sockshare.kernel.channel import Message
-from sockshare.kernel.descriptors import close_all
+from sockshare.kernel.descriptors import MOST, close_all
 from sockshare.kernel.peers import Identity, Peer, identity
 
 from .door import Door
@@ -185,6 +185,54 @@ class Broker:
             raise
         self._watch_registration(known, name)
         return self.shared[name][1]
+
+    def inherit(
+        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
+    ) -> Awaitable[tuple[dict[str, object], list[int]]]:
+        """See `door.Tickets`."""
+        return self._inherit(peer, pidfd and os.dup(pidfd), sockets, warning)
+
+    async def _inherit(
+        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
+    ) -> tuple[dict[str, object], list[int]]:
+        try:
+            if self.mistakes:
+                raise BadConfiguration("\n".join(self.mistakes))
+            known = await self.roster.identify(peer.pid)
+            if self._identity(peer, pidfd) != known.identity:
+                raise NotPermitted(f"can't tell who pid {peer.pid} is: it has died")
+            facts, names = await self.begin_program(known, sockets, warning)
+        except NotPermitted as error:
+            self.refused(peer.pid, str(error))
+            raise
+        except ProcessLookupError:
+            raise NotPermitted(f"can't tell who pid {peer.pid} is: it has died") from None
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
+        if len(names) > MOST:
+            raise ProtocolError(f"can't hand out {len(names)} sockets at once: tickets are needed")
+        return {**facts, "sockets": names}, [self.shared[name][1] for name in names]
+
+    async def begin_program(
+        self, known: Known, sockets: Sequence[str], warning: str
+    ) -> tuple[dict[str, object], list[str]]:
+        """What *known* begins a program with: what it is told of itself, and the names of its sockets.
+
+        Raises:
+            NotPermitted, UnknownSocket, ManagerError: It can't.
+        """
+        managed = self.managed_of(known, known.identity.pid)
+        names = list(sockets or self.programs[managed.program].sockets)
+        for name in names:
+            self.entitled(known, name)
+            self._watch_registration(known, name)
+        if warning and managed.warning != warning:
+            log.warning("%s: %s", managed.name, warning)
+            managed.warning = warning
+            self.roster.note(managed)
+        notify = await self.notify_path(managed)
+        return {"program": managed.program, "process": managed.name, "notify": notify}, names
 
     def _watch_registration(self, known: Known, name: str) -> None:
         if self.sockets[name].registration != "shared":

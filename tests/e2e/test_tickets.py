@@ -112,17 +112,41 @@ def test_process_that_is_known_needs_no_ticket_for_its_own_socket(stage: Stage) 
     circusd, (puppet, _) = stage
     puppet.do("ticket")  # by which the broker knows it
     [shared] = circusd.status()["sockets"]
-    assert puppet.reply("visit", socket="web") == door.Reply("+web", [shared["inode"]])
+    assert puppet.reply("visit", packet="Sweb") == door.Reply("+web", [shared["inode"]])
     refused = {
-        "a child, which the broker does not know": puppet.reply("visit_as_child", socket="web"),
-        "an outsider": door.visit(str(circusd.runtime), "web"),
-        "an unknown socket": puppet.reply("visit", socket="wbe"),
-        "no name": puppet.reply("visit", socket=""),
+        "a child, which the broker does not know": puppet.reply("visit_as_child", packet="Sweb"),
+        "an outsider": door.visit(str(circusd.runtime), "Sweb"),
+        "an unknown socket": puppet.reply("visit", packet="Swbe"),
+        "no name": puppet.reply("visit", packet="S"),
     }
     assert not [who for who, reply in refused.items() if reply.granted], refused
-    kinds = [json.loads(reply.text[1:])["error"] for reply in refused.values()]
-    assert kinds == ["TicketRefused", "TicketRefused", "UnknownSocket", "UnknownSocket"], refused
+    assert errors(refused) == ["TicketRefused", "TicketRefused", "UnknownSocket", "UnknownSocket"]
     assert "did you mean 'web'" in refused["an unknown socket"].text
+
+
+def test_program_begins_with_all_its_sockets_in_one_visit(stage: Stage) -> None:
+    """What `exec` asks: it and what descends from it are given what the section names, nobody else and nothing else."""
+    circusd, (puppet, _) = stage
+    [shared] = circusd.status()["sockets"]
+    for attempt in ("visit", "visit_as_child"):
+        reply = puppet.reply(attempt, packet='I{"sockets": [], "warning": ""}')
+        answer = json.loads(reply.text[1:])
+        assert reply.inodes == [shared["inode"]], reply
+        assert (answer["program"], answer["sockets"]) == ("web", ["web"])
+        assert answer["notify"].startswith(f"{circusd.runtime}/notify/")
+    refused = {
+        "an outsider": door.visit(str(circusd.runtime), "I{}"),
+        "one that is unknown, and one that is not": puppet.reply("visit", packet='I{"sockets": ["web", "wbe"]}'),
+        "another key": puppet.reply("visit", packet='I{"socket": "web"}'),
+        "another type": puppet.reply("visit", packet='I{"sockets": "web"}'),
+        "no JSON": puppet.reply("visit", packet="I"),
+    }
+    assert not [who for who, reply in refused.items() if reply.granted], refused
+    assert errors(refused) == ["NotPermitted", "UnknownSocket", "ProtocolError", "ProtocolError", "ProtocolError"]
+
+
+def errors(refused: dict[str, door.Reply]) -> list[str]:
+    return [json.loads(reply.text[1:])["error"] for reply in refused.values()]
 
 
 def test_sibling_is_given_what_was_duplicated_for_it(stage: Stage) -> None:

@@ -105,10 +105,10 @@ def redeem(directory: str, tickets: list[bytes], acknowledge: bool = True) -> Re
     return reply
 
 
-def visit(directory: str, name: str) -> Reply:
-    """Ask the door for a socket, without a ticket; the broker has closed the connection after a good answer."""
+def visit(directory: str, packet: str) -> Reply:
+    """Say *packet* at the door; the broker has closed the connection after a good answer."""
     with knock(directory) as sock:
-        sock.send(b"S" + name.encode())
+        sock.send(packet.encode())
         reply = read(sock)
         if reply.granted:
             assert read(sock) == Reply("", [])

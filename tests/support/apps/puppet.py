@@ -43,13 +43,13 @@ class Puppet:
         """By a child of this process."""
         return door.redeem_as(RUNTIME, [bytes.fromhex(ticket)], uid)
 
-    def visit(self, socket: str) -> door.Reply:
-        """Ask the door for a socket."""
-        return door.visit(RUNTIME, socket)
+    def visit(self, packet: str) -> door.Reply:
+        """Say *packet* at the door."""
+        return door.visit(RUNTIME, packet)
 
-    def visit_as_child(self, socket: str) -> door.Reply:
+    def visit_as_child(self, packet: str) -> door.Reply:
         """As `visit`, by a child of this process."""
-        return door.in_child(lambda: door.visit(RUNTIME, socket))
+        return door.in_child(lambda: door.visit(RUNTIME, packet))
 
     def redeem_all(self, tickets: list[str]) -> list[door.Reply]:
         """One after the other, each on a connection of its own."""
