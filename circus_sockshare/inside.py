@@ -205,8 +205,8 @@ def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]
     # A new process that crashed was respawned before we were told: as many as are too many, the youngest first.
     strangers = sorted((process for process in staying if process.pid not in known), key=lambda p: -p.started)
     going += strangers[: max(len(staying) - count, 0)]
-    signum = signal.SIGKILL if props.get("kill") else int(props.get("signal") or watcher.stop_signal)
-    _retire(arbiter, watcher, going, signum)
+    signum = int(props.get("signal") or watcher.stop_signal)
+    _retire(arbiter, watcher, going, signum, float(props["patience"]) if props["kill"] else None)
     if watcher.respawn and watcher.is_active() and not _is_busy(arbiter):
         # One that has died since: its place need not be empty until circus's next look.
         for _ in range(count - len(staying)):
@@ -221,20 +221,21 @@ def _release(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any
     signum = int(props.get("signal") or watcher.stop_signal)
     instead = [watcher.processes[one] for one in props["kill"] if one in watcher.processes]
     # In this order: once circus goes on, it must not find one too many.
-    _retire(arbiter, watcher, instead, signal.SIGKILL)
+    _retire(arbiter, watcher, instead, signum, float(props["patience"]))
     if not holding.release(pid, keep=keep, stop_signal=signum) and not keep and pid in watcher.processes:
         # Another command of circus's that would stop it is yet to come.
         _retire(arbiter, watcher, [watcher.processes[pid]], signum)
     return {}
 
 
-def _retire(arbiter: Any, watcher: Any, going: Iterable[Any], signum: int) -> None:
+def _retire(arbiter: Any, watcher: Any, going: Iterable[Any], signum: int, patience: float | None = None) -> None:
+    """Stop *going*, by *signum* and the watcher's rules; or kill them, *patience* seconds after that signal."""
     refusals = []
     for process in going:
         # One that circus itself is stopping is circus's to wait for and to forget.
-        if not process.stopping and not (signum != signal.SIGKILL and holding.release(process.pid, keep=False)):
+        if not process.stopping and not (patience is None and holding.release(process.pid, keep=False)):
             try:
-                _Retiring(arbiter, watcher, process, signum)
+                _Retiring(arbiter, watcher, process, signum, patience)
             except Exception as error:
                 logger.exception("sockshare: can't retire %s process %s", watcher.name, process.pid)
                 refusals.append(f"pid {process.pid}: {error}")
@@ -246,19 +247,28 @@ _retiring: list[_Retiring] = []
 
 
 class _Retiring:
-    """A process that was told to end: circus's signal, events and timeout, then SIGKILL, then its burial."""
+    """A process that was told to end: circus's signal, events and timeout, then SIGKILL, then its burial.
 
-    def __init__(self, arbiter: Any, watcher: Any, process: Any, signum: int) -> None:
+    One that is given up has *patience* seconds instead of circus's timeout, or with none SIGKILL instead of the signal;
+    and nobody who descends from it is left.
+    """
+
+    def __init__(self, arbiter: Any, watcher: Any, process: Any, signum: int, patience: float | None) -> None:
         self.watcher = watcher
         self.process = process
         self._loop = arbiter.loop
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         _make_stop_wait(watcher)
         # Killed, it can't end its own workers, which would go on to serve.
-        descendants = self._descendants() if signum == signal.SIGKILL else []
+        self._doomed = [] if patience is None else self._descendants()
         # Sends the signal before it first yields, for which it wants the process in watcher.processes.
-        killed = holding.stop_process(watcher, process, signum, watcher.graceful_timeout)
-        _kill(descendants)
+        if patience is None:
+            killed = holding.stop_process(watcher, process, signum, watcher.graceful_timeout)
+        elif patience:
+            killed = holding.stop_process(watcher, process, signum, patience)
+        else:
+            killed = holding.stop_process(watcher, process, signal.SIGKILL, watcher.graceful_timeout)
+            _kill(self._doomed)
         if killed.done():
             killed.result()  # raises what kept the signal from being sent; circus still has the process then
         watcher.processes.pop(process.pid, None)
@@ -279,6 +289,7 @@ class _Retiring:
         if self.process.is_alive():
             # Its time is over. (circus's own SIGKILL finds it by watcher.processes, and misses grandchildren.)
             _kill([self.process._worker, *self._descendants()])
+        _kill(self._doomed)  # psutil's: a pid that is somebody else's by now is left alone
         self._bury()
 
     def _bury(self) -> None:

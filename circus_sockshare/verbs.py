@@ -172,7 +172,14 @@ class CircusVerbs:
         attempt()
 
     def settle(
-        self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        answer: Answer,
     ) -> None:
         """See `Verbs`."""
 
@@ -192,6 +199,7 @@ class CircusVerbs:
             known=list(known),
             count=count,
             kill=kill,
+            patience=patience,
             signal=self._stop_signal(program),
         )
 
@@ -205,7 +213,7 @@ class CircusVerbs:
             pid=pid,
         )
 
-    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], answer: Answer) -> None:
+    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
         """See `Holding`."""
         log.info("%s: circus %s pid %d", program, "keeps" if keep else "stops", pid)
         self._circusd.ask(
@@ -218,6 +226,7 @@ class CircusVerbs:
             pid=pid,
             keep=keep,
             kill=list(kill),
+            patience=patience,
             signal=self._stop_signal(program),
         )
 

@@ -57,14 +57,17 @@ def _wrap_parse(original: Callable[..., Any]) -> Callable[..., Any]:
             raise  # a mistake of the user's: a usage error at the start, a fault for `reread`
         except Exception as error:
             log.exception("sections: can't read the configuration")
-            raise ValueError(f"sockshare can't read the configuration: it has a bug ({error!r})") from error
+            declaration = plugin().as_before(self, parser)
+            if declaration is None:
+                raise ValueError(f"sockshare can't read the configuration: it has a bug ({error!r})") from error
         groups = original(self, parser)
         if declaration is not None:
             try:
                 plugin().parsed(self, declaration, groups)
             except Exception as error:
                 log.exception("sections: can't take the configuration")
-                raise ValueError(f"sockshare can't take the configuration: it has a bug ({error!r})") from error
+                if plugin().as_before(self) is None:
+                    raise ValueError(f"sockshare can't take the configuration: it has a bug ({error!r})") from error
         return groups
 
     return process_groups_from_parser

@@ -166,8 +166,9 @@ class Life:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
             sock.close()
             return
-        listeners.accept_descriptors(sock)  # it has us keep its gates; strangers could send nothing so far
         self._watch(pid)
+        # Whoever may connect to the listener can send it none; a broker has us keep its gates.
+        listeners.accept_descriptors(sock)
         if self._serving is None:
             self._serve(process, sock)
         else:

@@ -106,6 +106,15 @@ class Plugin:
         program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
 
+    def as_before(self, options: Any, parser: Any = None) -> Declaration | None:
+        """Go on with what is in force, where a bug of ours keeps us from reading what was to be: a `reload` of
+        supervisord that refused its configuration would be its end. None where it may be refused."""
+        if self._directory is None or _runs_already(options):
+            return None
+        if parser is not None:
+            program.inject(parser, self._directory, self._declared.digest())
+        return self._declared
+
     def _is_of(self, options: Any) -> bool:
         """Whether these are the options of the supervisord that we belong to: then this is a `reread`."""
         return self._supervisord is not None and self._supervisord.options is options

@@ -22,7 +22,7 @@ from typing import Any
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
 from sockshare.host.loop import Loop
-from sockshare.kernel import processes
+from sockshare.kernel import peers, processes
 
 from .inheritance import copy_foreign, keep_automatic_logs, share_logs
 from .places import RETIRED, TWIN, Place, is_of, key_of, name_of, own_place, program_of, role_of
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds until a stop signal is repeated that may have come too early.
 _AGAIN = 0.05
+#: Seconds that supervisord waits for longer than we do before it kills a process that is given up.
+_BEHIND = 1.0
 
 _LIVE = (ProcessStates.STARTING, ProcessStates.RUNNING)
 _HALTED = (ProcessStates.STOPPING, ProcessStates.STOPPED)
@@ -148,9 +150,17 @@ class Twins:
         return current
 
     def settle(
-        self, program: str, retire: Collection[int], known: Collection[int], kill: bool, stop_signal: int | None
+        self,
+        program: str,
+        retire: Collection[int],
+        known: Collection[int],
+        patience: float | None,
+        stop_signal: int | None,
     ) -> list[int]:
-        """Let none of *retire* be left, and no twin: each takes the place of an old one, or, with *kill*, is killed.
+        """Let none of *retire* be left, and no twin: each takes the place of an old one, or is given up.
+
+        Args:
+            patience: Twins are given up: killed, so many seconds after their stop signal. None: they take over.
 
         One of *retire* for which there is no twin, nor was to be, is stopped, and started again in its own place.
 
@@ -162,10 +172,10 @@ class Twins:
         """
         retired: list[int] = []
         twins = self._twins(program)
-        if kill:
+        if patience is not None:
             for twin in [twin for twin in twins if twin.pid in retire or twin.pid not in known]:
                 retired.append(twin.pid)
-                self.kill(twin)
+                self._give_up(twin, patience, stop_signal)
             return retired
         places = [place for place in self.places(program) if place.process.pid in retire and place.process.pid]
         able = [twin for twin in twins if twin.pid in known]
@@ -231,15 +241,19 @@ class Twins:
         if not pid:
             return []
         if old.state in _LIVE:
-            is_itself = _has_executed(pid)  # asked before the signal, which may end it
-            message = old.stop()
-            if message:
-                log.error("%s: can't stop pid %d: %s", place, pid, message)
-            elif not is_itself:
-                self._loop.call_later(_AGAIN, lambda: self._stop_again(old, pid))
+            self._stop(old)
         elif old.state in _ENDED:
             self._remove_later(old)
         return [pid]
+
+    def _stop(self, process: Any) -> None:
+        pid = process.pid
+        is_itself = _has_executed(pid)
+        message = process.stop()
+        if message:
+            log.error("%s: can't stop pid %d: %s", name_of(process), pid, message)
+        elif not is_itself:
+            self._loop.call_later(_AGAIN, lambda: self._stop_again(process, pid))
 
     def _stop_again(self, process: Any, pid: int) -> None:
         """A process that had not become its program yet has supervisord's own handlers, and forgets the signal."""
@@ -253,6 +267,25 @@ class Twins:
         except OSError as error:
             log.warning("%s: can't stop pid %d: %s", name_of(process), pid, error)
 
+    def _give_up(self, twin: Any, patience: float, stop_signal: int | None) -> None:
+        if not patience:
+            self.kill(twin)
+            return
+        # Its own copy. supervisord's SIGKILL, which misses what descends from it, is for when our timer is gone.
+        twin.config.stopwaitsecs = patience + _BEHIND
+        if stop_signal is not None:
+            twin.config.stopsignal = stop_signal
+        family = [(pid, start) for pid in processes.tree(twin.pid) if (start := _start_time(pid)) is not None]
+        self._stop(twin)
+        self._loop.call_later(patience, lambda: self._end_family(twin, family))
+
+    def _end_family(self, twin: Any, family: list[tuple[int, int]]) -> None:
+        if twin.pid == family[0][0]:
+            self.kill(twin)
+        for pid, start in family[1:]:
+            if _start_time(pid) == start:
+                _kill(pid)
+
     def kill(self, process: Any) -> None:
         """Kill *process* and what descends from it, which it can't end any more itself."""
         pids = processes.tree(process.pid) if process.pid else []
@@ -260,10 +293,7 @@ class Twins:
             process.administrative_stop = True
             process.kill(signal.SIGKILL)
         for pid in pids[1:]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                continue
+            _kill(pid)
 
     # What happens.
 
@@ -298,6 +328,20 @@ class Twins:
         name = process.config.name
         if process.group.processes.get(name) is process:
             del process.group.processes[name]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError as error:
+        log.debug("can't kill pid %d: %s", pid, error.strerror)
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        return peers.start_time(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _has_executed(pid: int) -> bool:

@@ -89,16 +89,24 @@ class SupervisorVerbs:
         answer.give(pid=process.pid, process=name_of(process))
 
     def settle(
-        self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        answer: Answer,
     ) -> None:
         """See `Verbs`. The *count* is what supervisord has anyway: a twin takes a place and adds none."""
         spec = self.specs.get(program)
         try:
-            retired = self._twins.settle(program, retire, known, kill, spec.stop_signal if spec else None)
+            given = patience if kill else None
+            retired = self._twins.settle(program, retire, known, given, spec.stop_signal if spec else None)
         except CannotStart as error:
             answer.refuse(f"can't stop a process of {program}: {error}")
             return
-        log.info("%s: %s %s", program, "killed" if kill else "retired", retired or "none")
+        log.info("%s: %s %s", program, "given up" if kill else "retired", retired or "none")
         answer.give(retired=retired, stopped=self._twins.is_stopped(program))
 
 

@@ -176,6 +176,16 @@ class Drainer:
             self._closer.submit(os.close, duplicate)
 
 
+def has_connections(pid: int, addresses: Iterable[Address]) -> bool:
+    """Whether the process tree of *pid* has a connection on one of *addresses*.
+
+    Raises:
+        OSError: It can't be told (PermissionError: a process may not be looked into).
+    """
+    present = [one for address in addresses for one in connections.established(*address) if one.inode]
+    return any(connections.connections_of(processes.tree(pid), present).values())
+
+
 def address_of(fd: int) -> Address | None:
     """Where the TCP socket *fd* listens; None for any other socket."""
     with socket.socket(fileno=os.dup(fd)) as sock:

@@ -23,8 +23,6 @@ from .hostlink import HostLink
 
 log = logging.getLogger(__name__)
 
-#: How often a process's registrations are read again for what came meanwhile.
-_ROUNDS = 8
 #: What makes room, by its note, in words.
 _CAUSES = {
     "gone": "has died",
@@ -156,17 +154,12 @@ class Line:
     def suspend(self, one: Claimant) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""
         try:
-            for _ in range(_ROUNDS):  # a worker may register meanwhile
-                armed = [entry for entry in self.entries(one) if entry.armed]
-                if not armed:
-                    return None
-                for entry in armed:
-                    epoll.suspend(entry, self.fd)
+            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
         except ProcessLookupError:
             return None
         except (OSError, NotPermitted) as error:
             return str(error)
-        return "it registers again and again"
+        return None
 
     def entries(self, one: Claimant) -> list[epoll.Registration]:
         """What the process tree of *one* has registered by itself.
@@ -174,9 +167,13 @@ class Line:
         Raises:
             NotPermitted, OSError: It may not be looked into.
         """
-        found = epoll.registrations(one.managed, [self.inode])
+        spared = self._spared(one)
+        return [entry for entry in epoll.registrations(one.managed, [self.inode]) if not spared(entry)]
+
+    def _spared(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
+        """Which of the entries that its processes have are ours: those in gates."""
         gates = [other.gate for other in self.of_process(one.managed) if other.gate is not None]
-        return [entry for entry in found if not any(gate.same(entry.pid, entry.epfd) for gate in gates)]
+        return lambda entry: any(gate.same(entry.pid, entry.epfd) for gate in gates)
 
     def _work_off(self) -> None:
         self._busy = True
@@ -234,10 +231,8 @@ class Line:
                 if one.gate is not None:  # else it has yet to show it again
                     one.gate.arm(self.fd)
             else:
-                found = self.entries(one)
-                for entry in found:
-                    epoll.resume(entry, self.fd)
-                if not found and one.means is Means.SUSPEND and processes.alive(one.managed):
+                count = epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
+                if not count and self.has_taken_back(one) and processes.alive(one.managed):
                     self.give_up(one, epoch)
         except ProcessLookupError:
             return  # its death is on its way

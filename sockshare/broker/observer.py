@@ -121,6 +121,12 @@ class Observer:
         """Whether a thread of *pid* is held as it has no registration."""
         return pid in self._parkings and self._parkings[pid].held > 0
 
+    def is_held_back(self, pid: int, sockets: Collection[str]) -> bool:
+        """Whether *pid* takes no new connection, after `suspend`: nothing of it waits for one on *sockets*."""
+        if any(entry.armed for entry in self.registrations(pid, sockets)):
+            return False
+        return self.holds(pid) or not self.waited(pid, sockets)
+
     def let_go(self, pid: int) -> None:
         """Let go the threads of *pid* that are held as it has no registration: it has to meet its stop signal."""
         parking = self._parkings.pop(pid, None)

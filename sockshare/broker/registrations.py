@@ -222,6 +222,18 @@ class Registrations:
                 line.feed(rules.Resumed(one.key, first))
         return count
 
+    def is_held_back(self, pid: int, sockets: Collection[str]) -> bool:
+        """Whether the managed process *pid* takes nothing new from *sockets*, after `suspend`."""
+        rest = []
+        for name in sockets:
+            line = self._lines.get(name)
+            mine = [] if line is None else line.of_process(pid)
+            if line is not None and any(line.holds(one.key) for one in mine):
+                return False
+            if line is None or line.is_shared or not mine:
+                rest.append(name)
+        return self._observer.is_held_back(pid, rest)
+
     def resume_unclaimed(self, pid: int, sockets: Collection[str], *, held_back: bool) -> int:
         """Resume what the broker before has left suspended, and no reload claims; how many of all there were."""
         if pid in self._quiesced:

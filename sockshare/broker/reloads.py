@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sockshare.core import steps
@@ -13,10 +14,12 @@ from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.rollout import Rollout, State
 from sockshare.core.steps import Plan, Process
+from sockshare.kernel import processes
 
-from .drain import Address, Drainer, Left
+from .drain import Address, Drainer, Left, has_connections
 from .endpoint import Caller
 from .hostlink import HostLink
+from .introductions import Introductions
 from .observer import Observer
 from .registrations import Registrations
 from .roster import Known, Managed, Roster
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a process that is starting: as long as a new registration may go unnoticed, and serve.
 _LOOK_EVERY = 0.004
+#: Seconds in which a process that was held back accepts what it was woken for before.
+_ACCEPTS_WITHIN = 0.02
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
 
@@ -38,6 +43,7 @@ class Services(NamedTuple):
     roster: Roster
     observer: Observer
     registrations: Registrations
+    introductions: Introductions
     #: Where the TCP ones of the sockets of these names listen.
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
@@ -79,7 +85,10 @@ class Reload:
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
         self._drainer: Drainer | None = None
-        self._held_back: int | None = None
+        self._kept_from_few: int | None = None
+        self._verifying: asyncio.Task[None] | None = None
+        self._noticed: set[object] = set()  # how the new process was seen to wait for connections
+        self._patience: float | None = None  # what the one that is given up needs of it, once that is known
 
     @property
     def slot(self) -> str:
@@ -164,7 +173,7 @@ class Reload:
         # The record first: a broker killed between two effects is followed by one that performs them again.
         if self._rollout.state is not State.ENDED:
             self._journal()
-        self._hold_back()
+        self._keep_from_few()
         for effect in effects:
             if isinstance(effect, steps.Start):
                 self._run(self._start())
@@ -176,17 +185,20 @@ class Reload:
                 newcomer = self._rollout.newcomer
                 successor = None if newcomer is None else newcomer.pid
                 how = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
-                if self._rollout.plan.drain:
+                if self._rollout.plan.drain and not self._rollout.plan.hand_over:
                     self._watch_connections(effect.pid)
                 self._loop.call_soon(self._feed, steps.Switched(how))
             elif isinstance(effect, steps.Verify):
-                self._run(self._verify(effect.pid))
+                self._verifying = self._run(self._verify(effect.pid))
+            elif isinstance(effect, steps.HandOver):
+                self._hand_over(effect)
             elif isinstance(effect, steps.Drain):
                 if self._drainer is not None:
                     self._drainer.end_idle()
             elif isinstance(effect, steps.Resume):
                 if self._drainer is not None and self._drainer.pid == effect.pid:
                     self._drainer.stop()  # it keeps its connections
+                self._services.introductions.stay(effect.pid)
                 self._services.registrations.resume(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Settle):
                 self._settling.add(self._run(self._settle(effect)))
@@ -196,13 +208,17 @@ class Reload:
                 self._finish(effect)
         if self._rollout.state is State.ENDED:
             self._end()
+        elif self._rollout.state is State.UNDO and self._verifying not in (None, asyncio.current_task()):
+            # Its page is not waited for any more, and must not look like a client's request.
+            self._verifying.cancel()
         self._schedule()
 
-    def _hold_back(self) -> None:
+    def _keep_from_few(self) -> None:
+        """Hold the new process back from what only some may have, as long as the rollout says."""
         pid = self._rollout.holds_back
-        if pid == self._held_back:
+        if pid == self._kept_from_few:
             return
-        before, self._held_back = self._held_back, pid
+        before, self._kept_from_few = self._kept_from_few, pid
         if before is not None and self._rollout.state not in (State.UNDO, State.ENDED):
             self._services.registrations.let_in(before)
         if pid is not None:
@@ -301,39 +317,98 @@ class Reload:
         newcomer = self._rollout.awaited
         if newcomer is None or newcomer.pid != managed.pid:
             return
-        how = self._expectation.shown_by(self._services.registrations.evidence(managed, self._expectation.sockets))
+        evidence = self._services.registrations.evidence(managed, self._expectation.sockets)
+        how = self._expectation.shown_by(evidence)
         if how is None:
+            self._hold_back(managed.pid, evidence)
             return
         if managed.ready is None:
             managed.ready = how
             self._services.roster.note(managed)
         self._feed(steps.Ready(managed.pid, how))
 
+    def _hold_back(self, pid: int, evidence: Evidence) -> None:
+        """Have *pid* held back, which waits for connections and is not ready: each time that there is more of it."""
+        if evidence.registered:
+            found = self._services.observer.registrations(pid, self._expectation.sockets)
+            seen: set[object] = {pid, *(entry[:3] for entry in found if entry.armed)}
+            if not seen <= self._noticed:
+                self._noticed |= seen
+                self._feed(steps.Registered(pid))
+
     async def _settle(self, effect: steps.Settle) -> None:
-        if not effect.kill:
+        if effect.kill:
+            effect = await self._spared(effect)
+        else:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
                 self._services.registrations.suspend(pid, self._expectation.sockets)
         try:
-            answer = await self._services.host.ask(
-                "settle",
-                program=self.program,
-                retire=list(effect.retire),
-                known=list(effect.known),
-                count=effect.size,
-                kill=effect.kill,
-            )
+            stopped = await self._have_settled(effect)
         except ManagerError as error:
             self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent)))
             return
         for pid in effect.retire:
             self._services.observer.let_go(pid)
-        self._feed(steps.Settled(bool(answer.get("stopped"))))
+        self._feed(steps.Settled(stopped))
+
+    async def _have_settled(self, effect: steps.Settle) -> bool:
+        """Have the manager do it; whether all of the program was stopped meanwhile."""
+        answer = await self._services.host.ask(
+            "settle",
+            program=self.program,
+            retire=list(effect.retire),
+            known=list(effect.known),
+            count=effect.size,
+            kill=effect.kill,
+            patience=effect.patience,
+        )
+        return bool(answer.get("stopped"))
+
+    async def _spared(self, effect: steps.Settle) -> steps.Settle:
+        """*effect* with as much patience as what is given up has use for; called when that is held back.
+
+        One that would not finish its requests by itself once it has its signal finishes them first.
+        """
+        for pid in effect.retire:  # one, the new process; what else may go is not known
+            if self._patience is None:
+                self._patience = await self._spare(pid, effect.patience)
+        return effect if self._patience is None else replace(effect, patience=self._patience)
+
+    async def _spare(self, pid: int, patience: float) -> float:
+        plan, sockets = self._rollout.plan, self._expectation.sockets
+        addresses = self._services.addresses(sockets)
+        await asyncio.sleep(_ACCEPTS_WITHIN)
+        drains_itself = False
+        try:
+            drains_itself = not plan.drain and processes.catches(pid, plan.stop_signal)
+            is_judged = len(addresses) == len(sockets)  # of others than TCP nobody can tell
+            if is_judged and not await self._loop.run_in_executor(None, has_connections, pid, addresses):
+                return 0.0
+        except OSError as error:
+            log.debug("pid %d: %s", pid, error)
+        if drains_itself:
+            return patience
+        if self._services.registrations.is_held_back(pid, sockets):  # else it takes new ones as fast as it loses others
+            drainer = Drainer(pid, addresses)
+            drainer.end_idle()
+            timer = self._loop.call_later(patience, drainer.stop)
+            how = await drainer.run(lambda left: None)
+            timer.cancel()
+            log.info("%s: pid %d, which is given up: %s", self.program, pid, how)
+        return 0.0
 
     def _watch_connections(self, pid: int) -> None:
         if self._drainer is not None:
             self._drainer.stop()
         self._drainer = Drainer(pid, self._services.addresses(self._expectation.sockets))
         self._run(self._drain(self._drainer))
+
+    def _hand_over(self, effect: steps.HandOver) -> None:
+        def done(how: str) -> None:
+            if self._rollout.old is not None and self._rollout.old.pid == effect.pid:
+                self._feed(steps.Drained(how))
+
+        self._services.introductions.retire(effect.pid, effect.successor, done)
 
     async def _drain(self, drainer: Drainer) -> None:
         how = await drainer.run(self._tell_left)

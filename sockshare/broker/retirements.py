@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sockshare.core import steps
-from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
+from sockshare.core.errors import ExitStatus, ManagerError
 from sockshare.core.readiness import Expectation
 from sockshare.core.spec import ProgramSpec
 from sockshare.core.steps import Process
@@ -50,22 +50,18 @@ class Retirement(Reload):
         # Which of the processes there are then came in whose place, nobody can tell.
         self._feed(steps.StartRefused("the manager starts the next one"))
 
-    async def _settle(self, effect: steps.Settle) -> None:
+    async def _have_settled(self, effect: steps.Settle) -> bool:
         plan = self._rollout.plan
-        old = plan.old[0]
-        if not effect.kill:
-            if not effect.retire:  # it has died, and the manager needs no telling
-                self._feed(steps.Settled())
-                return
-            self._services.registrations.suspend(old.pid, self._expectation.sockets)  # once more, as for any reload
-        kill = [plan.newcomer.pid] if effect.kill and plan.newcomer is not None else []
-        try:
-            await self._services.host.ask("release", program=self.program, pid=old.pid, keep=effect.kill, kill=kill)
-        except ManagerError as error:
-            self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent)))
-            return
-        self._services.observer.let_go(old.pid)
-        self._feed(steps.Settled())
+        if effect.kill or effect.retire:  # else it has died, and the manager needs no telling
+            await self._services.host.ask(
+                "release",
+                program=self.program,
+                pid=plan.old[0].pid,
+                keep=effect.kill,
+                kill=[plan.newcomer.pid] if effect.kill and plan.newcomer is not None else [],
+                patience=effect.patience,
+            )
+        return False
 
 
 class Retirements:
@@ -208,7 +204,7 @@ class Retirements:
 
     async def _release(self, program: str, pid: int, *, keep: bool, kill: Sequence[int] = ()) -> None:
         try:
-            await self._link.ask("release", program=program, pid=pid, keep=keep, kill=list(kill))
+            await self._link.ask("release", program=program, pid=pid, keep=keep, kill=list(kill), patience=0.0)
         except ManagerError as error:
             log.error("%s: %s", program, error)
 

@@ -277,6 +277,8 @@ class Exchange:
 
     def _refused(self, error: Exception) -> None:
         with self.lock:
+            if self._closed:
+                return
             self.taking_error, self._taking = error, None
             os.eventfd_write(self._wake, 1)
         self._tell_of_change()

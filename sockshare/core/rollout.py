@@ -3,16 +3,18 @@
 Theory of operation. A reload replaces a program's processes one by one; each replacement is a *turn*:
 
     START  a process is started beside the old one
-    WARM   it becomes ready, or `ready_timeout` passes
-    HOLD   it stays alive for `ready_hold` seconds, its own registration held back: a claim to be ready is not
-           believed alone, and until it is, no client sees the new version
+    WARM   it becomes ready, or `ready_timeout` passes; its own registration is held back as soon as it is noticed, so
+           that next to no client sees a version that has yet to prove itself
+    HOLD   it stays alive for `ready_hold` seconds, still held back: a claim to be ready is not believed alone
     SWITCH the new one's registration is let go, the old one's is suspended: it gets no new connections
     VERIFY a page must answer from the new one, where that was asked for
     QUIESCE what the old one has accepted, it reads
-    DRAIN  the old one's connections are ended as they become idle, where it would not do so itself
+    DRAIN  the old one's connections are ended as they become idle, where it would not do so itself; or it hands them
+           to the new one, where both can
     STOP   the old one has its stop signal, and finishes what it has
     RESPAWN the new one died when there was no old one to go back to: the manager's next one takes its place
-    UNDO   a failure before STOP: the old one is resumed, the new one killed
+    UNDO   a failure before STOP: the old one is resumed; the new one is held back, finishes what it has accepted, if
+           it does so soon, and is killed
 
 An old process that dies before the switch leaves its place to the new one, whose turn goes on. A manager that does not
 answer when a process is to go is asked until it does, if need be after whoever waits for the reload was told so: it may
@@ -39,10 +41,12 @@ from .steps import (
     Find,
     Finish,
     Gone,
+    HandOver,
     HoldBack,
     Plan,
     Process,
     Ready,
+    Registered,
     Report,
     Resume,
     Settle,
@@ -78,6 +82,8 @@ class State(Enum):
 
 #: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
 _STOP_GRACE = 10.0
+#: Seconds at most that a new process which is given up has for the requests that it has accepted.
+_PATIENCE = 10.0
 #: Seconds that whoever waits for a reload is left waiting for a manager that does not answer.
 _SILENCE = 10.0
 
@@ -123,10 +129,10 @@ class Rollout:
         """The pid whose registrations this reload claims to have suspended: nobody else may resume them."""
         if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN, State.STOP):
             return self.old and self.old.pid
-        if self.state is State.HOLD:
+        if self.state in (State.WARM, State.HOLD):
             return None if self._old_gone else self.newcomer and self.newcomer.pid
         if self.state is State.UNDO and not self._newcomer_gone:
-            # Resumed in the instant before it is killed, it would take connections with it.
+            # It is on its way out: what it accepted now might go with it.
             return self.newcomer and self.newcomer.pid
         return None
 
@@ -224,7 +230,7 @@ class Rollout:
                 # While its answer was waited for the roles may have been exchanged.
                 again = [Resume(self.newcomer.pid), *again, Verify(self.newcomer.pid)]
             if self.state is State.DRAIN:
-                again.append(Drain(self.old.pid))
+                again.append(self._drain(self.old))
             return again
         if self.state is State.STOP:
             return self._enter_stop(now)
@@ -266,7 +272,10 @@ class Rollout:
         if not self.plan.drain:
             return [self._report("drain", self.old, now, "it drains itself on its stop signal"), *self._enter_stop(now)]
         self.state, self.deadline = State.DRAIN, now + self.plan.drain_timeout
-        return [self._report("drain", self.old, now, f"from outside: {self.plan.drain}"), Drain(self.old.pid)]
+        how = f"from outside: {self.plan.drain}"
+        if self.plan.hand_over:
+            how = f"it hands its connections to {_named(self.newcomer) if self.newcomer else 'the others'}"
+        return [self._report("drain", self.old, now, how), self._drain(self.old)]
 
     def _enter_stop(self, now: float) -> list[Effect]:
         self.state, self.deadline = State.STOP, now + self.plan.stop_timeout + _STOP_GRACE
@@ -274,11 +283,15 @@ class Rollout:
         return [self._settle_stop()]
 
     def _enter_undo(self, now: float) -> list[Effect]:
-        self.state, self.deadline = State.UNDO, now + _STOP_GRACE
+        self.state, self.deadline = State.UNDO, now + self._patience + _STOP_GRACE
         self._settled = self._silent = False
         effects: list[Effect] = []
         if self.old is not None and not self._old_gone:
             effects.append(Resume(self.old.pid))
+        if self.newcomer is not None and not self._newcomer_gone:
+            # It may have accepted requests already, in the instant before it was held back or while it served: it may
+            # finish those, and is to accept no more.
+            effects.append(HoldBack(self.newcomer.pid))
         return [*effects, self._settle_undo()]
 
     # Transitions.
@@ -319,6 +332,11 @@ class Rollout:
         # Only after `recover`; otherwise nothing was asked to settle in this state.
         return [] if self._settled else self._enter_start(now)
 
+    def _registered(self, event: Registered, now: float) -> list[Effect]:
+        if self.newcomer is None or event.pid != self.newcomer.pid or self._old_gone:
+            return []
+        return [HoldBack(self.newcomer.pid)]
+
     def _ready(self, event: Ready, now: float) -> list[Effect]:
         if self.newcomer is None or event.pid != self.newcomer.pid:
             return []
@@ -339,8 +357,7 @@ class Rollout:
                 return [*([Resume(self.newcomer.pid)] if self.newcomer else []), *self._enter_stop(now)]
             if self.newcomer is not None:
                 # Its place is the new one's, at once: the manager has none to start for it.
-                effects: list[Effect] = [Resume(self.newcomer.pid)] if self.state is State.HOLD else []
-                return [*effects, self._settle((), kill=False)]
+                return [Resume(self.newcomer.pid), self._settle((), kill=False)]
         return []
 
     def _tick_start(self, event: Tick, now: float) -> list[Effect]:
@@ -444,7 +461,7 @@ class Rollout:
         return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
 
     def _undo_settled(self, event: Settled, now: float) -> list[Effect]:
-        self._settled, self.deadline = True, now + _STOP_GRACE
+        self._settled, self.deadline = True, now + self._patience + _STOP_GRACE
         if event.stopped:
             self._failure = (ExitStatus.NOT_SERVING, f"{self.plan.program} was stopped meanwhile")
         return self._end_if_undone(now)
@@ -483,6 +500,10 @@ class Rollout:
 
     # Parts of the above.
 
+    @property
+    def _patience(self) -> float:
+        return min(self.plan.stop_timeout, _PATIENCE)
+
     def _ask_again(self, reason: str, now: float, settle: Settle) -> list[Effect]:
         # No pause: each question waits for its answer as long as its manager's host has patience.
         if not self._silent:
@@ -497,6 +518,9 @@ class Rollout:
         if answered:
             return []
         return [self._report("failed", self.newcomer, now, reason), Finish("failed", ExitStatus.INTERNAL, reason)]
+
+    def _drain(self, old: Process) -> Effect:
+        return HandOver(old.pid, self.newcomer) if self.plan.hand_over else Drain(old.pid)
 
     def _settle_stop(self) -> Settle:
         return self._settle(() if self._old_gone or self.old is None else (self.old.pid,), kill=False)
@@ -533,7 +557,7 @@ class Rollout:
     def _settle(self, retire: Iterable[int], *, kill: bool) -> Settle:
         retired = tuple(retire)
         known = tuple(process.pid for process in self._living() if process.pid not in retired)
-        return Settle(retired, known, self.plan.size, kill)
+        return Settle(retired, known, self.plan.size, kill, self._patience if kill else 0.0)
 
     def _living(self) -> list[Process]:
         return [*self._pending, *self._replaced, *([self.newcomer] if self.newcomer else [])]
@@ -567,6 +591,7 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.START, Gone): Rollout._gone,
     (State.START, Tick): Rollout._tick_start,
     (State.START, Cancelled): Rollout._cancelled,
+    (State.WARM, Registered): Rollout._registered,
     (State.WARM, Ready): Rollout._ready,
     (State.WARM, Gone): Rollout._gone,
     (State.WARM, Tick): Rollout._tick_warm,

@@ -1,7 +1,12 @@
-"""The vocabulary of a reload: what is planned, what may happen (events), what is to be done (effects)."""
+"""The vocabulary of a reload: what is planned, what may happen (events), what is to be done (effects).
+
+Events and effects are data classes: two are equal only if they are of one kind. Named tuples would be equal whatever
+their names, and `Suspend(11)` the same to a test as `Resume(11)`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .errors import ExitStatus
@@ -29,81 +34,102 @@ class Plan(NamedTuple):
     verify: str = ""  # what must answer from the new process, for the broker to understand; empty: nothing
     drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
     drain_timeout: float = 0.0
+    stop_signal: int = 15  # by which the manager stops a process of the program
+    hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
     alone: bool = False  # the one old process goes, and nothing comes in its place
 
 
 # Events.
-class Started(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Started:
     """The manager started *process* beside the old one."""
 
     process: Process
 
 
-class StartRefused(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StartRefused:
     """The manager started nothing; or has not answered (*silent*), and may have."""
 
     reason: str
     silent: bool = False
 
 
-class Ready(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """*pid* was seen to wait for connections, by an event registration that was not seen before or otherwise."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
     """*pid* is ready; *how* says what showed it."""
 
     pid: int
     how: str
 
 
-class Gone(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gone:
     """*pid* has died; *reason* says how, as far as is known."""
 
     pid: int
     reason: str = "it died"
 
 
-class Switched(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Switched:
     """The old one's registration is suspended, or cannot be; *how* says which."""
 
     how: str
 
 
-class Verified(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Verified:
     """What had to answer from the new process has answered; *how* says what."""
 
     how: str
 
 
-class VerifyFailed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VerifyFailed:
     """It answered, and not as it had to."""
 
     reason: str
 
 
-class Drained(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Drained:
     """The old process has no connection left, or none that can be ended from outside; *how* says which."""
 
     how: str
 
 
-class Settled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Settled:
     """The manager has the processes that it was told to have, or is stopping the others; *stopped*: all of them."""
 
     stopped: bool = False
 
 
-class SettleRefused(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SettleRefused:
     """The manager did not do what `Settle` asks; or has not answered (*silent*), and may have."""
 
     reason: str
     silent: bool = False
 
 
-class Tick(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tick:
     """Time has passed."""
 
 
-class Cancelled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cancelled:
     """Whoever asked for the reload wants it undone."""
 
     reason: str
@@ -112,6 +138,7 @@ class Cancelled(NamedTuple):
 Event = (
     Started
     | StartRefused
+    | Registered
     | Ready
     | Gone
     | Switched
@@ -126,59 +153,80 @@ Event = (
 
 
 # Effects.
-class Start(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Start:
     """Have the manager start one more process; answer with `Started` or `StartRefused`."""
 
 
-class Find(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Find:
     """Find the process that the manager has started for one that died, none of *known*; answer as to `Start`."""
 
     known: tuple[int, ...]
 
 
-class HoldBack(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HoldBack:
     """Suspend the registrations of *pid*'s process tree, which is not to serve yet; no answer is waited for."""
 
     pid: int
 
 
-class Suspend(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Suspend:
     """Suspend the registrations of *pid*'s process tree; answer with `Switched`."""
 
     pid: int
 
 
-class Resume(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Resume:
     """Resume the registrations of *pid*'s process tree."""
 
     pid: int
 
 
-class Verify(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Verify:
     """Find out whether *pid* answers as it has to; answer with `Verified` or `VerifyFailed`."""
 
     pid: int
 
 
-class Drain(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Drain:
     """End the connections of *pid*'s process tree as they become idle; answer with `Drained`."""
 
     pid: int
 
 
-class Settle(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Have *pid* hand its connections to *successor* (None: to whom it likes); answer with `Drained`."""
+
+    pid: int
+    successor: Process | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
     """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
 
     Any beyond *size* that are not *known* go too: a newcomer that crashed may have been respawned.
+
+    With *kill* what goes is given up: it is killed, at the latest *patience* seconds after it was told to stop, and at
+    once if it has nothing in hand. Otherwise it is stopped as the manager stops any process.
     """
 
     retire: tuple[int, ...]
     known: tuple[int, ...]
     size: int
     kill: bool
+    patience: float = 0.0
 
 
-class Report(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Report:
     """Tell whoever follows the reload."""
 
     step: str
@@ -187,7 +235,8 @@ class Report(NamedTuple):
     reason: str = ""
 
 
-class Finish(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finish:
     """Whoever asked for the reload is answered. It has ended, unless a silent manager has yet to do its part."""
 
     result: str  # ok, rolled_back, failed
@@ -195,4 +244,4 @@ class Finish(NamedTuple):
     reason: str
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | Settle | Report | Finish
+Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Report | Finish

@@ -30,9 +30,15 @@ VERSION = 1
 
 #: Seconds until a broker that can't be told something is started afresh; too many descriptors in flight pass by then.
 _AFTER_FAILED_WRITE = 1.0
+#: Bytes that may wait for a broker to read them; one that asks and does not read is of no use.
+_MOST_UNSENT = 16 * 1024 * 1024
+#: Messages that can't be understood, or done, until the broker that sends them has to go.
+_MOST_FAILURES = 100
 #: Seconds from the end of a link, when a process's descriptors are closed, to its broker's death.
 _DIES_WITHIN = 0.5
 
+#: The verbs that only ask.
+_QUERIES = frozenset({"whois", "processes", "notify"})
 _KINDS = {"broker": socket.SOCK_STREAM, "door": socket.SOCK_SEQPACKET}
 
 
@@ -63,6 +69,8 @@ class Host:
         self._configuration = Configuration([], [], [], [])
         self._link: Channel | None = None
         self._writing = False
+        self._failures = 0
+        self._draining = False
         self._questions = 0
         self._asked: dict[int, tuple[Callable[[Message], None], Timer]] = {}
         self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name)
@@ -165,6 +173,7 @@ class Host:
         self.drain()
         self._link = link = Channel(sock)
         self._writing = False
+        self._failures = 0
         self._loop.add_reader(link.fileno(), self._readable)
         notify, kept = self._notify.sockets, self._store.kept
         hello = {
@@ -187,8 +196,12 @@ class Host:
     @guarded(log)
     def drain(self) -> None:
         """Do what a broker that has died still said, and drop its link: a journal line that was written counts."""
-        while self._link is not None and self._receive():
-            pass
+        self._draining = True
+        try:
+            while self._link is not None and self._receive():
+                pass
+        finally:
+            self._draining = False
         self._drop()
 
     @guarded(log)
@@ -233,11 +246,9 @@ class Host:
             self._loop.call_later(_DIES_WITHIN, self._end_unlinked)
             return False
         except (OSError, ProtocolError) as error:
-            log.error("link: %s; the broker has to go", error)
-            self._drop()
-            self._nonsense()
+            self._give_up(link, error)
             return False
-        for message, fds in messages:
+        for at, (message, fds) in enumerate(messages, 1):
             try:
                 if message.get("type") == "keep":
                     self._store.keep(str(message.get("key")), fds)
@@ -245,9 +256,16 @@ class Host:
                 close_all(fds)  # nothing else that a broker says needs one
                 self._hear(link, message)
             except Exception:
-                log.exception("link: can't do %r", message.get("verb", message.get("type")))
+                first = not self._failures  # a traceback of each would take supervisord's log more time than it has
+                log.error("link: can't do %r", message.get("verb", message.get("type")), exc_info=first)
+                self._failures += 1
+            if self._failures > _MOST_FAILURES:
+                for _, rest in messages[at:]:
+                    close_all(rest)
+                self._give_up(link, "most of what it says can't be done")
+                return False
         self._journal.save()
-        return bool(messages)
+        return bool(messages) or link.more
 
     @guarded(log)
     def _end_unlinked(self) -> None:
@@ -260,6 +278,8 @@ class Host:
             self._journal.put(str(message["key"]), message["record"])
         elif kind == "forget":
             self._store.forget(str(message["key"]))
+        elif kind == "ask" and self._draining and message["verb"] in _QUERIES:
+            pass  # nobody waits for the answer any more
         elif kind == "ask":
             number = message["id"]
             answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))
@@ -273,6 +293,7 @@ class Host:
             if asked is not None:
                 asked[0](message)
         else:
+            self._failures += 1
             log.warning("link: the broker said something unknown (type=%r)", kind)
 
     def _answer(self, link: Channel, number: int, message: Message, answer: Answer) -> None:
@@ -285,12 +306,20 @@ class Host:
             self._verbs.start(message["program"], answer)
         elif verb == "settle":
             self._verbs.settle(
-                message["program"], message["retire"], message["known"], message["count"], message["kill"], answer
+                message["program"],
+                message["retire"],
+                message["known"],
+                message["count"],
+                message["kill"],
+                message["patience"],
+                answer,
             )
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):
-            self._verbs.release(message["program"], message["pid"], message["keep"], message["kill"], answer)
+            self._verbs.release(
+                message["program"], message["pid"], message["keep"], message["kill"], message["patience"], answer
+            )
         elif verb == "notify":
             self._give_notify(link, number, message["pid"], answer)
         else:
@@ -322,6 +351,14 @@ class Host:
         if link.wants_write and not self._writing:
             self._writing = True
             self._loop.add_writer(link.fileno(), self._writable)
+        if link.wants_write and link.unsent > _MOST_UNSENT:
+            self._give_up(link, "it does not read what it is told")
+
+    def _give_up(self, link: Channel, why: object) -> None:
+        log.error("link: the broker has to go: %s", why)
+        if link is self._link:
+            self._drop()
+            self._nonsense()
 
     def _unwritable(self, error: OSError) -> None:
         # A broker that has died, or is about to, is no surprise, and what it said is read when its end is seen.

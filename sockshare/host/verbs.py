@@ -69,9 +69,19 @@ class Verbs(Protocol):
         """`pid` and `process` of one more process of *program*, beside the others."""
 
     def settle(
-        self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        answer: Answer,
     ) -> None:
-        """`retired`: *program* has *count* processes from now on, none of them in *retire*; `stopped`: it has none."""
+        """`retired`: *program* has *count* processes from now on, none of them in *retire*; `stopped`: it has none.
+
+        With *kill* they get SIGKILL, *patience* seconds after their stop signal; with no patience, instead of it.
+        """
 
 
 @runtime_checkable
@@ -81,5 +91,5 @@ class Holding(Protocol):
     def claim(self, program: str, pid: int, answer: Answer) -> None:
         """Promise a `release` of the held process *pid*."""
 
-    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], answer: Answer) -> None:
-        """Have the manager go on: stop *pid*, or keep it; the processes *kill* are killed before."""
+    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
+        """Have the manager go on: stop *pid*, or keep it; the processes *kill* are killed before, as by `settle`."""

@@ -16,8 +16,8 @@ Message = dict[str, Any]
 
 #: A line longer than this is garbage.
 _LONGEST_LINE = 4 * 1024 * 1024
-#: So many bytes are enough for one `receive`.
-_ENOUGH = 256 * 1024
+#: So many bytes are enough for one `receive`: less than a hundred messages, some milliseconds of a host's loop.
+_ENOUGH = 4096
 
 
 class Channel:
@@ -29,6 +29,8 @@ class Channel:
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+        self.unsent = 0  # bytes that wait for the socket to become writable
+        self.more = False  # whether the last `receive` ended before there was nothing left to read
 
     def fileno(self) -> int:
         """The descriptor to watch; -1 once closed."""
@@ -50,6 +52,7 @@ class Channel:
         if fds:
             message = {**message, "fds": len(fds)}
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self.unsent += len(line)
         # Descriptors travel with the first bytes of their line: they never arrive later than what counts them.
         for start in range(0, len(fds), MOST):
             self._unsent.append((line[:1] if start + MOST < len(fds) else line, fds[start : start + MOST]))
@@ -76,6 +79,7 @@ class Channel:
                     sent = self._sock.send(data)
             except BlockingIOError:
                 return
+            self.unsent -= sent
             if sent < len(data):
                 self._unsent[0] = (data[sent:], ())
             else:
@@ -84,17 +88,17 @@ class Channel:
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The whole messages that have arrived, each with its descriptors, which are the caller's to close.
 
-        Of very many the first; the socket stays readable.
+        Of very many the first, which `more` tells; the socket stays readable.
 
         Raises:
             EOFError: The other end is gone, and all that it said was returned before.
             ProtocolError: A line is no JSON object, or counts descriptors that did not come: the channel is of no use.
         """
-        ended, read = False, 0
+        ended, read, self.more = False, 0, False
         # An end to it, also where the other writes as fast as we read: the loop of a host is not ours alone.
-        while read < _ENOUGH or not (b"\n" in self._received or len(self._received) > _LONGEST_LINE):
+        while not self.more:
             try:
-                data, fds = receive(self._sock, 65536, MOST)
+                data, fds = receive(self._sock, _ENOUGH, MOST)
             except BlockingIOError:
                 break
             except ConnectionError:
@@ -106,6 +110,7 @@ class Channel:
                 break
             self._received += data
             read += len(data)
+            self.more = read >= _ENOUGH
         messages = []
         while (end := self._received.find(b"\n")) >= 0:
             line = bytes(self._received[:end])

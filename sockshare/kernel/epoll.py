@@ -5,10 +5,19 @@ asked for, and leaves the record of it in the entry itself: event bits 16-26 mea
 and shows them. So whoever comes later, a new broker too, resumes from what it reads there and needs no file:
 
     bit 26      the marker: suspended by us
-    bit 25      the entry was EPOLLEXCLUSIVE. The kernel refuses to modify such an entry: it is deleted and added again
+    bit 25      the entry was EPOLLEXCLUSIVE
     bits 16-24  the events of `_SAVED`, in that order
     bits 29-31  EPOLLWAKEUP, EPOLLONESHOT, EPOLLET: left as they are
     bits 3-4    EPOLLERR, EPOLLHUP: the kernel sets them in every entry that is modified
+
+The kernel refuses to modify an EPOLLEXCLUSIVE entry: it is deleted and added again. Lest the record be lost when we are
+killed in between, a marked *copy* of the entry is there meanwhile, under another number. Such an entry can only have
+asked for EPOLLIN and EPOLLOUT (epoll_ctl(2)), so seven of the bits are free to say that it is one, and of which number:
+
+    bit 17      with bit 25: a copy
+    bits 19-24  its number less that of the entry, in two's complement
+
+`suspend_all` and `resume_all` first put in order what they find of that.
 
 The program does not notice, and its own EPOLL_CTL_DEL works. Its own EPOLL_CTL_MOD undoes the suspension: one-shot
 programs do that after each event, so `suspend_all` again while one may still work on its last event. It all needs the
@@ -52,6 +61,11 @@ _SAVED = {
     )
 }
 _ASKED = sum(_SAVED)
+#: Of a copy: the mark, and where the distance of its number begins.
+_COPY = _SAVED[select.EPOLLPRI]
+_DISTANCE_AT, _DISTANCE_BITS = 19, 0x3F
+_SAVED_EXCLUSIVE = _SAVED[select.EPOLLIN] | _SAVED[select.EPOLLOUT]
+_DISTANCES = (*range(-1, -32, -1), *range(1, 32))  # lower numbers first, which no limit on descriptors forbids
 
 #: Numbers for entries of our own in other processes' epolls.
 _REMINDER = (1000, 1001)
@@ -77,6 +91,14 @@ class Registration(NamedTuple):
         return bool(self.events & _MARKER)
 
     @property
+    def copied(self) -> int | None:
+        """The number of the entry that this is the copy of; None if it is an entry of its program."""
+        if not self.suspended or not self.events & _WAS_EXCLUSIVE or not self.events & _COPY:
+            return None
+        distance = self.events >> _DISTANCE_AT & _DISTANCE_BITS
+        return self.tfd - (distance - 64 if distance > 31 else distance)
+
+    @property
     def armed(self) -> bool:
         """Whether the entry reports readiness: not suspended, nor paused by its program, nor a one-shot that fired."""
         return not self.suspended and bool(self.events & _ASKED)
@@ -86,8 +108,9 @@ class Registration(NamedTuple):
         """The events as the program asked for them, suspended or not."""
         if not self.suspended:
             return self.events
-        asked = sum(event for event, saved in _SAVED.items() if self.events & saved)
         exclusive = select.EPOLLEXCLUSIVE if self.events & _WAS_EXCLUSIVE else 0
+        record = self.events & (_SAVED_EXCLUSIVE if exclusive else ~0)
+        asked = sum(event for event, saved in _SAVED.items() if record & saved)
         return self.events & (_KEPT | _ALWAYS) | asked | exclusive
 
     @property
@@ -168,12 +191,12 @@ def resume(registration: Registration, sock_fd: int) -> bool:
     """Give a suspended entry back what its program asked for; connections that wait are reported to it at once.
 
     Returns:
-        False when there was nothing to do: the entry is gone or not suspended.
+        False when there was nothing to do: the entry is gone or not suspended, or is a copy.
 
     Raises:
         NotPermitted, OSError: As `suspend`.
     """
-    if not registration.suspended:
+    if not registration.suspended or registration.copied is not None:
         return False
     return _change("resume", registration, sock_fd, registration.wanted)
 
@@ -227,11 +250,14 @@ def end_reminder(registration: Registration, sock_fd: int) -> bool:
 
 def _remind(verb: str, entry: Registration, sock_fd: int, change: Change) -> bool:
     # An entry is known by file and number: any other number makes another entry.
-    return _control(verb, entry._replace(tfd=_REMINDER[entry.tfd == _REMINDER[0]]), sock_fd, [change])
+    return _control(verb, entry._replace(tfd=_REMINDER[entry.tfd == _REMINDER[0]]), sock_fd, change)
 
 
-def suspend_all(pid: int, sockets: Mapping[int, int]) -> int:
-    """Suspend every registration of *sockets* (inode: our descriptor) in *pid* and its descendants.
+_Which = Callable[[Registration], bool]
+
+
+def suspend_all(pid: int, sockets: Mapping[int, int], *, spared: _Which = lambda entry: False) -> int:
+    """Suspend every registration of *sockets* (inode: our descriptor) in *pid* and its descendants, but those *spared*.
 
     Looks again until it finds none that is armed, as a worker may register meanwhile.
 
@@ -241,23 +267,27 @@ def suspend_all(pid: int, sockets: Mapping[int, int]) -> int:
     Raises:
         NotPermitted, OSError: As `suspend`; what was suspended before stays so.
     """
-    return _all(pid, sockets, lambda entry: entry.armed, suspend)
+    return _all(pid, sockets, lambda entry: entry.armed and not spared(entry), suspend)
 
 
-def resume_all(pid: int, sockets: Mapping[int, int]) -> int:
+def resume_all(pid: int, sockets: Mapping[int, int], *, spared: _Which = lambda entry: False) -> int:
     """Resume every suspended registration of *sockets* in *pid* and its descendants: `suspend_all` undone."""
-    return _all(pid, sockets, lambda entry: entry.suspended, resume)
+    return _all(pid, sockets, lambda entry: entry.suspended and not spared(entry), resume)
 
 
 def _all(
     pid: int,
     sockets: Mapping[int, int],
-    due: Callable[[Registration], bool],
+    due: _Which,
     change: Callable[[Registration, int], bool],
 ) -> int:
     count = 0
     for _ in range(_ROUNDS):
-        entries = [entry for entry in registrations(pid, sockets) if due(entry)]
+        found = registrations(pid, sockets)
+        copies = [entry for entry in found if entry.copied is not None]
+        for copy in copies:
+            _put_back(copy, sockets[copy.inode])
+        entries = [entry for entry in (registrations(pid, sockets) if copies else found) if due(entry)]
         if not entries:
             break
         count += sum(change(entry, sockets[entry.inode]) for entry in entries)
@@ -266,20 +296,21 @@ def _all(
 
 def _change(verb: str, entry: Registration, sock_fd: int, events: int) -> bool:
     if (entry.events | events) & select.EPOLLEXCLUSIVE:
-        # Such an entry can't be modified. A process that were killed between the two would lose the
-        # entry: they are a microsecond apart, and no other thread of ours runs between them.
-        changes = [
-            Change(syscalls.EPOLL_CTL_DEL),
-            Change(syscalls.EPOLL_CTL_ADD, _addable(events), entry.data),
-        ]
-    else:
-        changes = [Change(syscalls.EPOLL_CTL_MOD, events, entry.data)]
-    return _control(verb, entry, sock_fd, changes)
+        return _as_sentence(verb, entry, lambda: _replace(entry, sock_fd, events))
+    return _control(verb, entry, sock_fd, Change(syscalls.EPOLL_CTL_MOD, events, entry.data))
 
 
-def _control(verb: str, entry: Registration, sock_fd: int, changes: list[Change]) -> bool:
+def _control(verb: str, entry: Registration, sock_fd: int, change: Change) -> bool:
+    def work() -> bool:
+        control(entry.pid, entry.epfd, entry.tfd, sock_fd, [change])
+        return True
+
+    return _as_sentence(verb, entry, work)
+
+
+def _as_sentence(verb: str, entry: Registration, work: Callable[[], bool]) -> bool:
     try:
-        control(entry.pid, entry.epfd, entry.tfd, sock_fd, changes)
+        return work()
     except ControlError as error:
         if _is_gone(error):
             return False
@@ -288,7 +319,49 @@ def _control(verb: str, entry: Registration, sock_fd: int, changes: list[Change]
         if error.errno == errno.EPERM:
             raise NotPermitted(sentence) from error
         raise OSError(error.errno, sentence) from error
+
+
+def _replace(entry: Registration, sock_fd: int, events: int) -> bool:
+    """Delete *entry* and add it again with *events*; at each moment the kernel has a record of it."""
+    taken = {one.tfd for one in _entries(entry.pid, entry.epfd, {entry.inode: b" ino:%x " % entry.inode})}
+    if entry.tfd not in taken:
+        return False
+    distance = next(one for one in _DISTANCES if entry.tfd + one >= 0 and entry.tfd + one not in taken)
+    marks = _COPY | (distance & _DISTANCE_BITS) << _DISTANCE_AT
+    copy = entry._replace(tfd=entry.tfd + distance, events=entry.marked | marks)
+    drop = Change(syscalls.EPOLL_CTL_DEL, number=copy.tfd, settled=errno.ENOENT)
+    changes = [
+        Change(syscalls.EPOLL_CTL_ADD, copy.events, copy.data, copy.tfd),
+        Change(syscalls.EPOLL_CTL_DEL),
+        Change(syscalls.EPOLL_CTL_ADD, _addable(events), entry.data),
+        drop,
+    ]
+    try:
+        control(entry.pid, entry.epfd, entry.tfd, sock_fd, changes)
+    except ControlError as error:
+        if error.done == 1 or (error.done == 2 and error.errno == errno.EEXIST):
+            # Its program has deleted it, or deleted it and added it anew: that is what counts.
+            control(entry.pid, entry.epfd, entry.tfd, sock_fd, [drop])
+            return False
+        if error.done == 2:
+            _put_back(copy, sock_fd)
+        raise
     return True
+
+
+def _put_back(copy: Registration, sock_fd: int) -> None:
+    """Have the entry of which *copy* was left, suspended if there was no other of it, and the copy no more."""
+    assert copy.copied is not None
+    events = copy.events & ~(_COPY | _DISTANCE_BITS << _DISTANCE_AT)
+    changes = [
+        Change(syscalls.EPOLL_CTL_ADD, events, copy.data, settled=errno.EEXIST),
+        Change(syscalls.EPOLL_CTL_DEL, number=copy.tfd, settled=errno.ENOENT),
+    ]
+    try:
+        control(copy.pid, copy.epfd, copy.copied, sock_fd, changes)
+    except ControlError as error:
+        if not _is_gone(error):
+            raise
 
 
 def _addable(events: int) -> int:
@@ -303,7 +376,8 @@ def _is_gone(error: ControlError) -> bool:
     if error.step in ("process", "epoll"):
         return error.errno in (errno.ESRCH, errno.EBADF)
     # EINVAL: that number is another kind of file now, or the program has replaced its entry by an exclusive one.
-    return error.step == "change" and error.errno in (errno.ENOENT, errno.EINVAL)
+    # EEXIST: it has added one under the number of our copy.
+    return error.step == "change" and error.errno in (errno.ENOENT, errno.EINVAL, errno.EEXIST)
 
 
 def _entries(pid: int, epfd: int, wanted: Mapping[int, bytes]) -> Iterator[Registration]:

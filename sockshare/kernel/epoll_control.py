@@ -30,12 +30,19 @@ class Change(NamedTuple):
     operation: int
     events: int = 0
     data: int = 0
+    number: int | None = None  # under which the entry is; None: the number that `control` was given
+    settled: int = 0  # the errno that says that there is nothing to do
 
 
 class ControlError(OSError):
-    """A step failed; `step` says which: ``thread``, ``socket``, ``number``, ``process``, ``epoll`` or ``change``."""
+    """A step failed; `step` says which: ``thread``, ``socket``, ``number``, ``process``, ``epoll`` or ``change``.
+
+    Attributes:
+        done: How many changes were made before it.
+    """
 
     step = ""
+    done = 0
 
 
 def control(pid: int, epfd: int, tfd: int, sock_fd: int, changes: Sequence[Change]) -> None:
@@ -48,13 +55,13 @@ def control(pid: int, epfd: int, tfd: int, sock_fd: int, changes: Sequence[Chang
     """
     outcome = _current().run(pid, epfd, tfd, sock_fd, changes)
     if outcome is not None:
-        step, number = outcome
+        step, number, done = outcome
         error = ControlError(number, os.strerror(number))
-        error.step = step
+        error.step, error.done = step, done
         raise error
 
 
-_Outcome = tuple[str, int] | None
+_Outcome = tuple[str, int, int] | None
 
 
 class _Job:
@@ -93,42 +100,48 @@ class _Controller:
         # (unshare(2) would do the first half, but container runtimes refuse it.)
         result = syscalls.close_range(0, syscalls.LAST_DESCRIPTOR, syscalls.CLOSE_RANGE_UNSHARE)
         if result < 0:
-            job.outcome = ("thread", -result)
+            job.outcome = ("thread", -result, 0)
         job.done.release()
         while result >= 0:
             job = self._jobs.get()
             try:
                 job.outcome = self._perform(*job.arguments)
             except BaseException:  # nobody could read a traceback from here, and the caller waits
-                job.outcome = ("thread", errno.EINVAL)
+                job.outcome = ("thread", errno.EINVAL, 0)
             syscalls.close_range(0, syscalls.LAST_DESCRIPTOR)
             job.done.release()
 
     def _perform(self, pid: int, epfd: int, tfd: int, sock_fd: int, changes: Sequence[Change]) -> _Outcome:
         own = syscalls.pidfd_open(self._pid)
         if own < 0:
-            return "thread", -own
+            return "thread", -own, 0
         sock = syscalls.pidfd_getfd(own, sock_fd)
         if sock < 0:
-            return "socket", -sock
-        # `own` may be the wanted number itself: it is not needed any more. From here on only `tfd` is
-        # open, so whatever comes next gets another number.
-        number = syscalls.dup2(sock, tfd)
-        if number < 0:
-            return "number", -number
-        if tfd > 0:
-            syscalls.close_range(0, tfd - 1)
-        syscalls.close_range(tfd + 1, syscalls.LAST_DESCRIPTOR)
+            return "socket", -sock, 0
+        # `own` may be a wanted number itself: it is not needed any more. From here on only the wanted numbers are
+        # open, so whatever comes next gets another one.
+        numbers = sorted({tfd, *(change.number for change in changes if change.number is not None)})
+        for wanted in numbers:
+            number = syscalls.dup2(sock, wanted)
+            if number < 0:
+                return "number", -number, 0
+        free = 0
+        for wanted in numbers:
+            if wanted > free:
+                syscalls.close_range(free, wanted - 1)
+            free = wanted + 1
+        syscalls.close_range(free, syscalls.LAST_DESCRIPTOR)
         target = syscalls.pidfd_open(pid)
         if target < 0:
-            return "process", -target
+            return "process", -target, 0
         epoll = syscalls.pidfd_getfd(target, epfd)
         if epoll < 0:
-            return "epoll", -epoll
-        for change in changes:
-            result = syscalls.epoll_ctl(epoll, change.operation, tfd, change.events, change.data)
-            if result < 0:
-                return "change", -result
+            return "epoll", -epoll, 0
+        for done, change in enumerate(changes):
+            number = tfd if change.number is None else change.number
+            result = syscalls.epoll_ctl(epoll, change.operation, number, change.events, change.data)
+            if result < 0 and -result != change.settled:
+                return "change", -result, done
         return None
 
 

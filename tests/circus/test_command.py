@@ -93,9 +93,11 @@ class Circus(Stage):
         wait_until(lambda: answer["pid"] in self.noted("started"), 10, "the new process runs", 0.02)
         return int(answer["pid"])
 
-    def settle(self, retire: list[int], known: list[int], count: int, kill: bool = False) -> dict[str, Any]:
+    def settle(
+        self, retire: list[int], known: list[int], count: int, kill: bool = False, patience: float = 0.0
+    ) -> dict[str, Any]:
         """The answer to `settle`."""
-        return self.op("settle", name="web", retire=retire, known=known, count=count, kill=kill)
+        return self.op("settle", name="web", retire=retire, known=known, count=count, kill=kill, patience=patience)
 
 
 @pytest.fixture
@@ -215,6 +217,34 @@ def test_workers_go_with_a_killed_newcomer(circus: Start) -> None:
     [worker] = wait_until(lambda: one.noted("workers"), 5, "the worker runs")
     one.settle([new], old, 1, kill=True)
     wait_until(lambda: not is_running(worker) and not is_running(new), 5, "both are gone")
+    assert one.live() == old
+
+
+def test_newcomer_that_is_given_up_has_its_signal_first(circus: Start) -> None:
+    """It is not counted any more, drains, and ends by itself within the patience that there is."""
+    one = circus(numprocesses=1)
+    old = one.live()
+    new = one.begin()
+    one.settle([new], old, 1, kill=True, patience=20.0)
+    assert one.live() == old
+    assert one.facts()["numprocesses"] == 1
+    wait_until(lambda: one.noted("signalled") == {new}, 5, "it has its signal")
+    assert is_running(new)
+    (one.directory / "drained").touch()
+    wait_until(lambda: not os.path.exists(f"/proc/{new}"), 5, "it is gone, and reaped")
+    assert one.live() == old
+
+
+def test_newcomer_that_is_given_up_is_killed_when_patience_ends(circus: Start) -> None:
+    """With its workers; circus's own, longer timeout is not waited for."""
+    one = circus("graceful_timeout = 60\n", numprocesses=1)
+    old = one.live()
+    (one.directory / "forking").touch()
+    new = one.begin()
+    [worker] = wait_until(lambda: one.noted("workers"), 5, "the worker runs")
+    one.settle([new], old, 1, kill=True, patience=0.5)
+    wait_until(lambda: not is_running(worker) and not is_running(new), 5, "both are gone")
+    assert one.noted("signalled") == {new}
     assert one.live() == old
 
 

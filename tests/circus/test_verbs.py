@@ -82,7 +82,7 @@ class Stage:
         self.verbs.start("web", Answer(self.answers.append))
 
     def settle(self) -> None:
-        self.verbs.settle("web", [], [11], 1, True, Answer(self.answers.append))
+        self.verbs.settle("web", [], [11], 1, True, 2.5, Answer(self.answers.append))
 
 
 def test_start_is_tried_again_while_circusd_is_busy() -> None:

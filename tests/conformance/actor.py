@@ -19,6 +19,7 @@ from contextlib import closing
 from typing import Any
 
 import sockshare
+from sockshare.client.registration import Claiming, Registration
 
 HOME = os.environ["APP_DIRECTORY"]
 PATIENCE = 10_000  # ms for anything to come
@@ -57,6 +58,9 @@ class Actor:
         self.held: dict[str, socket.socket] = {}
         self.children: list[int] = []
         self.mailbox: socket.socket | None = None
+        self.epolls: dict[str, select.epoll] = {}
+        self.claims: dict[str, Claiming] = {}
+        self.registrations: dict[str, Registration] = {}
 
     # The library.
 
@@ -78,6 +82,45 @@ class Actor:
         """The same with a ticket that lies in a file, or comes through a FIFO."""
         with open(path, "rb") as file:
             return self.redeem(file.read().hex(), key)
+
+    def register(self, name: str) -> int:
+        """Hold the registration of the socket *name*; its epoch."""
+        self.claims[name] = self.share.registration(name, timeout=PATIENCE / 1000)
+        self.registrations[name] = self.claims[name].__enter__()
+        return self.registrations[name].epoch
+
+    def unregister(self, name: str) -> None:
+        """Leave it."""
+        del self.registrations[name]
+        self.claims.pop(name).__exit__(None, None, None)
+
+    def notified(self, name: str) -> bool:
+        """Whether the library says that something waits on the socket *name*."""
+        return self.registrations[name].waiting()
+
+    def lost(self, name: str) -> str:
+        """Why the registration of *name* is lost for good; empty if it is held."""
+        if not self.registrations[name].revoked.wait(0):
+            return ""
+        try:
+            self.registrations[name].wait(0)
+        except sockshare.RegistrationLost as error:
+            return str(error)
+        return ""
+
+    # An epoll of its own, as a program has that does not use the library.
+
+    def watch(self, key: str, events: int) -> None:
+        """Register *key* with an epoll; once more: with other events."""
+        if key not in self.epolls:
+            self.epolls[key] = select.epoll()
+            self.epolls[key].register(self.held[key], events)
+        else:
+            self.epolls[key].modify(self.held[key], events)
+
+    def events(self, key: str) -> int:
+        """What that epoll reports now."""
+        return sum(event for _, event in self.epolls[key].poll(0)) if key in self.epolls else 0
 
     # Processes.
 
@@ -246,6 +289,11 @@ class Actor:
             os.kill(pid, signal.SIGKILL)  # our own and not waited for before, so no other process has the number
             os.waitpid(pid, 0)
         self.children.clear()
+        for name in list(self.claims):
+            self.unregister(name)
+        for epoll in self.epolls.values():  # before the sockets: closed the other way round it would report for ever
+            epoll.close()
+        self.epolls.clear()
         for sock in (*self.held.values(), *filter(None, [self.mailbox])):
             sock.close()
         self.held.clear()

@@ -22,6 +22,10 @@ COMMAND = f"{sys.executable} -m tests.conformance.actor"
 #: The programs, and how many processes each has; all but the stranger may have every socket.
 CAST = {"first": 2, "other": 1, "stranger": 1}
 STRANGERS_OWN = "unix-own"
+#: The policy of the sockets of rule 6, of which each test leaves one changed.
+LATEST_KEYS = {"registration": "latest", "stall_timeout": "0"}  # actors leave untaken what waits, for ever
+LATEST = ("-gate", "-epoll", "-split")
+WARM_UP = "unix-warm-up"
 #: Beside the socket that every test leaves as it found it, there is of each kind one with changed options, one that is
 #: shut down, and of the datagram kinds one that has a peer; for the rules that only the kernel has a part in.
 SPARE = ("-options", "-shut", "-connected")
@@ -108,19 +112,20 @@ class Theatre:
     """A circusd or a supervisord that runs a cast: programs and how many processes of each.
 
     Attributes:
-        first, sibling: The two processes of one program.
-        other: That of another program.
-        stranger: That of a program that may have none of the sockets but its own.
         places: Every shared socket by name: each kind's own, and others of it for tests that leave them changed.
     """
 
-    def __init__(self, manager: str, stage: Circusd, cast: Mapping[str, int], *, spare: bool) -> None:
+    def __init__(self, manager: str, stage: Circusd, cast: Mapping[str, int], *, spare: bool, latest: bool) -> None:
         self.manager = manager
+        self.latest = latest
         self.cast = cast
         self.stage = stage
         self.places: dict[str, Place] = {}
+        if latest:
+            self.places[WARM_UP] = self._place(WARM_UP, KINDS["unix"])
         for name, kind in KINDS.items():
-            self.places[name] = self._place(name, kind)
+            for suffix in LATEST if latest else ("",):
+                self.places[name + suffix] = self._place(name + suffix, kind)
             for suffix in SPARE if spare else ():
                 if suffix != "-connected" or not kind.listens:
                     self.places[name + suffix] = self._place(name + suffix, kind)
@@ -149,9 +154,10 @@ class Theatre:
         self.stage.start()
         pids = {program: self._await_pids(program, count) for program, count in self.cast.items()}
         self._puppets += [Puppet(self.stage, pid) for program in self.cast for pid in pids[program]]
-        self.first, *others = self._puppets
-        if self.cast == CAST:
-            self.sibling, self.other, self.stranger = others
+        if self.latest:  # the first registration begins a thread that goes on
+            for puppet in self._puppets:
+                puppet.do("register", name=WARM_UP)
+                puppet.do("unregister", name=WARM_UP)
         self._dialogue = Dialogue(str(self.stage.runtime))
 
     def _configure_circusd(self) -> None:
@@ -170,6 +176,8 @@ class Theatre:
             lines += [f"sockshare.sockets = {self._wanted(program)}"]
         lines += ["[plugin:sockshare]", "use = circus_sockshare.SockShare", "use_sockets = True"]
         lines += [f"runtime_dir = {self.stage.runtime}", f"logfile = {self.stage.sockshare_log}"]
+        for name in self.places if self.latest else ():
+            lines += [f"{name}.{key} = {value}" for key, value in LATEST_KEYS.items()]
         self.stage.write("\n".join([*lines, ""]))
 
     def _configure_supervisord(self, stage: Supervisord) -> None:
@@ -184,7 +192,10 @@ class Theatre:
             if place.kind.family != socket.AF_UNIX:
                 host, port = where
                 where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            stage.sections[f"sockshare:{name}"] = {"socket": f"{place.kind.scheme}://{where}"}
+            stage.sections[f"sockshare:{name}"] = {
+                "socket": f"{place.kind.scheme}://{where}",
+                **(LATEST_KEYS if self.latest else {}),
+            }
         for program, count in self.cast.items():
             stage.sections[f"program:{program}"] = {
                 "command": COMMAND,
@@ -213,6 +224,26 @@ class Theatre:
             puppet.close()
         if self._dialogue is not None:
             self._dialogue.close()
+
+    @property
+    def first(self) -> Puppet:
+        """A process of the program "first"."""
+        return self._puppets[0]
+
+    @property
+    def sibling(self) -> Puppet:
+        """The other process of that program."""
+        return self._puppets[1]
+
+    @property
+    def other(self) -> Puppet:
+        """A process of another program."""
+        return self._puppets[2]
+
+    @property
+    def stranger(self) -> Puppet:
+        """A process of a program that may have none of the sockets but its own."""
+        return self._puppets[3]
 
     @property
     def holders(self) -> tuple[Puppet, Puppet, Puppet]:
@@ -281,16 +312,19 @@ class Theatre:
 
 
 @contextmanager
-def theatre(manager: str, cast: Mapping[str, int] = CAST, *, spare: bool = False) -> Iterator[Theatre]:
+def theatre(
+    manager: str, cast: Mapping[str, int] = CAST, *, spare: bool = False, latest: bool = False
+) -> Iterator[Theatre]:
     """A theatre with the curtain raised; nothing of it is left afterwards.
 
     Args:
-        cast: What is run; a smaller one has a `first` only.
+        cast: What is run: the programs of `CAST`, of which the last ones may be left out.
         spare: Whether it has the sockets of `SPARE`.
+        latest: Whether it has those of `LATEST`, with ``registration = latest``, and no others.
     """
     started = {"circus": circusd, "supervisor": supervisord}[manager]
     with started("puppet", leave=True) as stage:
-        house = Theatre(manager, stage, cast, spare=spare)
+        house = Theatre(manager, stage, cast, spare=spare, latest=latest)
         try:
             house.raise_curtain()
             yield house

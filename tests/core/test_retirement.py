@@ -52,7 +52,7 @@ def test_old_one_serves_on_when_it_cannot_go_alone() -> None:
     rollout.feed(Tick(), 0.3)
     assert rollout.state is State.STOP
     effects = rollout.feed(SettleRefused("no"), 0.3)
-    assert effects[1:] == [Resume(11), Settle((), (11,), 1, kill=True)]
+    assert effects[1:] == [Resume(11), Settle((), (11,), 1, kill=True, patience=10.0)]
     assert rollout.feed(Settled(), 0.4)[-1] == Finish("rolled_back", ExitStatus.INTERNAL, "no")
 
 

@@ -25,6 +25,7 @@ from sockshare.core.steps import (
     Plan,
     Process,
     Ready,
+    Registered,
     Report,
     Resume,
     Settle,
@@ -149,10 +150,27 @@ def test_old_process_is_resumed_when_the_new_one_dies_before_drain(stage: str) -
     drive = Drive(plan())
     getattr(drive, stage)()
     drive.feed(Gone(21, "exited with status 1"))
-    assert drive.effects[-2:] == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    assert drive.effects[-2:] == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True, patience=10.0)]
     drive.feed(Settled())
     assert drive.steps[-2:] == ["failed", "rolled_back"]
     assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "web:3 (pid 21) exited with status 1")
+
+
+def test_new_process_that_is_given_up_may_finish_what_it_has_accepted() -> None:
+    """The old one is resumed before anything, the new one takes no more, and its stop signal comes before SIGKILL."""
+    for stage, state in (("to_warm", "warm"), ("to_hold", "hold"), ("to_verify", "verify")):
+        drive = Drive(careful()._replace(stop_timeout=4.0))
+        getattr(drive, stage)()
+        assert drive.state.value == state
+        given_up = [Resume(11), HoldBack(21), Settle(retire=(21,), known=(11,), size=1, kill=True, patience=4.0)]
+        assert drive.feed(Cancelled("interrupted"))[1:] == given_up
+        assert drive.rollout.suspends == 21
+        assert drive.restart() == given_up
+        assert drive.feed(Settled()) == []
+        assert drive.after(13.9) == []
+        drive.feed(Gone(21))
+        assert drive.finish.exit is ExitStatus.ROLLED_BACK
+        assert drive.rollout.suspends is None
 
 
 def test_rollback_ends_only_when_the_new_process_is_gone() -> None:
@@ -163,6 +181,13 @@ def test_rollback_ends_only_when_the_new_process_is_gone() -> None:
     drive.feed(Gone(21))
     assert drive.finish.exit is ExitStatus.TIMED_OUT
     assert drive.finish.reason == "web:3 (pid 21) was not ready within 30 s: no sign of its event registration of web"
+
+
+def test_effects_are_equal_only_if_they_are_of_one_kind() -> None:
+    """A test that compares effects must see what is to be done, not only to whom."""
+    kinds = (HoldBack(11), Suspend(11), Resume(11), Verify(11), Drain(11))
+    assert len(set(kinds)) == len(kinds)
+    assert Suspend(11) == Suspend(11)
 
 
 def test_readiness_is_not_believed_before_the_hold_has_passed() -> None:
@@ -353,7 +378,7 @@ def test_new_process_has_the_place_of_an_old_one_that_died_before_the_switch() -
     assert drive.feed(Gone(11)) == []
     assert drive.feed(Started(NEW[0]))[-1] == place
     drive = Drive(plan()).to_warm()
-    assert drive.feed(Gone(11)) == [place]
+    assert drive.feed(Gone(11)) == [Resume(21), place]
     assert drive.restart() == []
     assert drive.feed(Settled()) == []
     assert drive.feed(Gone(21))[-1] == Find(known=(11, 21))
@@ -394,7 +419,7 @@ def test_silent_manager_is_asked_again_and_the_command_is_told_of_it() -> None:
 def test_silent_manager_does_not_keep_what_it_may_have_started() -> None:
     """A start without an answer may have happened."""
     drive = Drive(plan())
-    undo = Settle(retire=(), known=(11,), size=1, kill=True)
+    undo = Settle(retire=(), known=(11,), size=1, kill=True, patience=10.0)
     silent = SettleRefused("no answer", silent=True)
     assert drive.feed(StartRefused("no answer", silent=True))[-1] == undo
     assert drive.feed(silent) == [undo]
@@ -443,7 +468,7 @@ def test_failed_rollback_is_reported_as_such() -> None:
     assert drive.finish.reason == "web:3 (pid 21) it died; and can't roll back: no answer"
     drive = Drive(plan()).to_warm()
     drive.feed(Cancelled("interrupted"), Settled())
-    assert drive.after(9.9) == []
+    assert drive.after(19.9) == []
     drive.after(0.2)
     assert drive.finish.reason == "interrupted; and can't roll back: the new process has not ended"
 
@@ -472,9 +497,14 @@ def test_broker_killed_after_the_switch_finishes() -> None:
     assert drive.finish.exit is ExitStatus.OK
 
 
-def test_no_client_sees_the_new_version_before_the_hold_has_passed() -> None:
-    """What claims to be ready is held back at once, and let go just before the old process is suspended."""
+def test_new_process_is_held_back_from_its_registration_to_the_switch() -> None:
+    """What waits for connections is held back at once, though not ready, and let go just before the old one is
+    suspended."""
     drive = Drive(plan()).to_warm()
+    assert drive.feed(Registered(21)) == [HoldBack(21)]
+    assert drive.feed(Registered(21)) == [HoldBack(21)]  # it has forked another worker
+    assert drive.feed(Registered(22)) == []
+    assert drive.rollout.suspends == 21
     assert drive.feed(Ready(21, "registration"))[0] == HoldBack(21)
     assert drive.rollout.suspends == 21
     assert drive.after(1.0)[-2:] == [Resume(21), Suspend(11)]
@@ -494,7 +524,9 @@ def test_new_process_is_let_go_when_the_old_one_dies_during_the_hold() -> None:
     assert drive.feed(Gone(11))[0] == Resume(21)
     assert drive.rollout.suspends is None
     drive = Drive(plan()).to_warm()
-    drive.feed(Gone(11))
+    drive.feed(Registered(21))
+    assert drive.feed(Gone(11))[0] == Resume(21)
+    assert drive.feed(Registered(21)) == []
     assert HoldBack(21) not in drive.feed(Ready(21, "registration"))
 
 
@@ -557,7 +589,7 @@ def test_broker_killed_in_a_later_turn_goes_on() -> None:
     drive = Drive(plan(OLD)).to_drain()
     drive.feed(Settled(), Gone(11))
     effects = drive.restart()
-    assert effects == [Settle(retire=(), known=(12, 21), size=2, kill=True)]
+    assert effects == [Settle(retire=(), known=(12, 21), size=2, kill=True, patience=10.0)]
     assert drive.feed(Settled()) == [Start()]
     assert drive.feed(Settled()) == []
     drive.to_hold(NEW[1])
@@ -575,7 +607,7 @@ def test_broker_killed_while_undoing_goes_on_undoing() -> None:
     """Undoing may be done twice."""
     drive = Drive(plan()).to_warm()
     drive.feed(Gone(21))
-    assert drive.restart() == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True)]
+    assert drive.restart() == [Resume(11), Settle(retire=(21,), known=(11,), size=1, kill=True, patience=10.0)]
     drive.feed(Gone(21), Settled())
     assert drive.finish.exit is ExitStatus.ROLLED_BACK
 
@@ -584,7 +616,9 @@ def test_undo_of_a_dead_old_process_resumes_nothing() -> None:
     """There is nobody to resume."""
     drive = Drive(plan())
     drive.feed(Gone(11))
-    assert drive.feed(Cancelled("interrupted"))[1:] == [Settle(retire=(), known=(11,), size=1, kill=True)]
+    assert drive.feed(Cancelled("interrupted"))[1:] == [
+        Settle(retire=(), known=(11,), size=1, kill=True, patience=10.0)
+    ]
     drive = Drive(plan()).to_warm()
     drive.feed(Cancelled("interrupted"), Gone(11), Gone(99), Settled(), Gone(21))
     assert drive.finish.exit is ExitStatus.NOT_SERVING
@@ -727,6 +761,12 @@ class AnyOrder(RuleBasedStateMachine):
             pid = data.draw(st.sampled_from(sorted(self.alive)))
             self.died_by_themselves.add(pid)
             self.dies(pid, "died")
+
+    @rule()
+    def newcomer_registers(self) -> None:
+        newcomer = self.rollout.newcomer
+        if newcomer is not None and newcomer.pid in self.alive:
+            self.feed(Registered(newcomer.pid))
 
     @rule()
     def newcomer_is_ready(self) -> None:

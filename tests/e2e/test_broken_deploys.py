@@ -50,7 +50,8 @@ def before(stage: Circusd) -> Shape:
 def test_old_ones_serve_on_when_new_one_fails(
     stage: Circusd, before: Shape, fault: str, statuses: set[int], said: str
 ) -> None:
-    """0 failed requests, the same pids serve, an exit status and a reason, for each way to be broken."""
+    """0 failed requests, the same pids serve (but for three answers), an exit status and a reason, for each way to be
+    broken."""
     pids = stage.pids()
     stage.deploy("broken", fault)
     with loaded(stage, "fresh:100", "keepalive:4x5") as load:
@@ -64,7 +65,7 @@ def test_old_ones_serve_on_when_new_one_fails(
     assert said in reload.stdout + reload.stderr, f"{said!r} is not in {reload}"
     assert "Traceback" not in reload.stderr, reload
     assert_none_failed(result, since=reload.began)
-    # Also of the one that registers, and would serve well for a moment: it is held back as soon as that is noticed.
+    # At most `UNNOTICED` answers also of the one that registers: it is held back as soon as that is noticed.
     assert_answered_by_old_ones(result, pids)
     assert_shape(stage, before)
 

@@ -1,7 +1,11 @@
-"""Whatever happens to whomever at whichever step: the old version or the new one serves, and the next reload works."""
+"""Whatever happens to whomever at whichever step: the old version or the new one serves, and the next reload works.
+
+``SOCKSHARE_SOAK_TIMES=3 pytest -n 0 -m soak tests/e2e/test_every_step.py`` runs each pair so often instead of 10 times.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -19,7 +23,9 @@ ENDS = {OK, ExitStatus.ROLLED_BACK, ExitStatus.TIMED_OUT}
 ACCEPTED = 1.2  # s before its death that a killed process may have accepted what it has not answered; /slow takes 1
 
 PAIRS = [(state, mishap) for state in REACH for mishap in MISHAPS if applies(state, mishap)]
-#: What a commit waits for; `-m soak` has them all, ten times each.
+#: How often `-m soak` runs each pair.
+TIMES = int(os.environ.get("SOCKSHARE_SOAK_TIMES", "10"))
+#: What a commit waits for; `-m soak` has them all.
 REPRESENTATIVE = [
     (State.START, "circusd busy"),
     (State.WARM, "new killed"),
@@ -39,7 +45,7 @@ def _parameters() -> list[object]:
     soak = (pytest.mark.soak, pytest.mark.timeout(1200))
     return [
         *(pytest.param(state, mishap, 1, id=name(state, mishap)) for state, mishap in REPRESENTATIVE),
-        *(pytest.param(state, mishap, 10, id=f"{name(state, mishap)}-soak", marks=soak) for state, mishap in PAIRS),
+        *(pytest.param(state, mishap, TIMES, id=f"{name(state, mishap)}-soak", marks=soak) for state, mishap in PAIRS),
     ]
 
 

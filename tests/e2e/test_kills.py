@@ -140,7 +140,8 @@ def test_nothing_fails_when_host_is_killed(circusd: Circusds) -> None:
 
 @pytest.mark.parametrize("step", ["start", "ready"])
 def test_old_one_serves_on_when_command_is_interrupted(circusd: Circusds, step: str) -> None:
-    """Ctrl-C before the switch rolls back: exit 5, the same pids, and next to nobody has seen the new version."""
+    """Ctrl-C before the switch rolls back: exit 5, the same pids; of the new version there are at most three answers,
+    which it gave before its registration was noticed (`UNNOTICED`)."""
     stage = circusd("uvicorn", import_seconds=0.5)
     all_ready(stage)
     pids = stage.pids()

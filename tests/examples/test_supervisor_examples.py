@@ -32,6 +32,7 @@ ALL = [
     Example("uvicorn", "web", 2, "app.py", ask_http),
     Example("gunicorn-gthread", "web", 1, "app.py", ask_http),
     Example("listen-fds", "web", 1, "server.py", ask_http),
+    Example("registration", "consumer", 3, "consumer.py", ask_udp),
     Example("udp-echo", "echo", 1, "echo.py", ask_udp),
     Example("fcgi", "app", 1, "app.py", ask_http),
 ]

@@ -37,9 +37,16 @@ class Orders:
         answer.refuse("can't learn what runs: circusd is busy")
 
     def settle(
-        self, program: str, retire: Sequence[int], known: Sequence[int], count: int, kill: bool, answer: Answer
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        answer: Answer,
     ) -> None:
-        answer.give(retired=list(retire), seen=[program, list(known), count, kill])
+        answer.give(retired=list(retire), seen=[program, list(known), count, kill, patience])
 
     async def report(self) -> tuple[dict[str, Any], Answer]:
         """The next report of a stub."""

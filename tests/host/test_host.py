@@ -112,7 +112,7 @@ def test_broker_is_replaced_when_it_breaks_the_link(tmp_path: Path, shared: sock
     run(body)
 
 
-SETTLE = {"program": "web", "retire": [1], "known": [2], "count": 3, "kill": True}
+SETTLE = {"program": "web", "retire": [1], "known": [2], "count": 3, "kill": True, "patience": 2.5}
 
 
 def test_every_question_has_an_answer(tmp_path: Path, shared: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
@@ -123,7 +123,7 @@ def test_every_question_has_an_answer(tmp_path: Path, shared: socket.socket, cap
             report = await do(one, ask={"verb": "settle", **SETTLE})
             assert report["answer"]["ok"]
             assert report["answer"]["retired"] == [1]
-            assert report["answer"]["seen"] == ["web", [2], 3, True]
+            assert report["answer"]["seen"] == ["web", [2], 3, True, 2.5]
             for verb, fields, word in (
                 ("processes", {}, "circusd is busy"),
                 ("whois", {"pid": 1}, "a defect of the plugin"),

@@ -45,7 +45,7 @@ def read_for_ever(channel: Channel) -> None:
 
 
 def test_endless_line_is_refused_while_it_is_still_being_written(ends: tuple[Channel, socket.socket]) -> None:
-    """Who writes as fast as we read does not keep us: a few MiB are read, not all that comes."""
+    """Who writes as fast as we read does not keep us: as much is read as a line may have, not all that comes."""
     channel, other = ends
     sent = flood(other, b"x" * 65536)
     with pytest.raises(ProtocolError, match="a line of more than"):
@@ -54,13 +54,13 @@ def test_endless_line_is_refused_while_it_is_still_being_written(ends: tuple[Cha
 
 
 def test_endless_messages_are_returned_in_pieces(ends: tuple[Channel, socket.socket]) -> None:
-    """One `receive` returns some of them, in order, and leaves the rest for the next."""
+    """One `receive` returns some hundred of them, and leaves the rest for the next."""
     channel, other = ends
     flood(other, b'{"type": "journal"}\n' * 1000)
     counts: list[int] = []
     while len(counts) < 20:
         counts += filter(None, [len(channel.receive())])
-    assert max(counts) * 20 <= 2 * 256 * 1024
+    assert max(counts) < 2000
 
 
 def test_long_message_arrives_in_one_piece(ends: tuple[Channel, socket.socket]) -> None:

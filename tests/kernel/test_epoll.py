@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +33,13 @@ def listener() -> Iterator[socket.socket]:
         yield sock
 
 
-@given(st.sets(st.sampled_from(POLLS + PRIVATE)).filter(lambda events: events & set(POLLS)))
+def is_possible(events: set[int]) -> bool:
+    """Whether epoll_ctl(2) takes them: exclusive entries may ask for few things."""
+    few = {select.EPOLLIN, select.EPOLLOUT, select.EPOLLEXCLUSIVE, select.EPOLLET, 1 << 29}
+    return bool(events & set(POLLS)) and (select.EPOLLEXCLUSIVE not in events or events <= few)
+
+
+@given(st.sets(st.sampled_from(POLLS + PRIVATE)).filter(is_possible))
 def test_record_in_the_entry_gives_the_events_back(chosen: set[int]) -> None:
     """Whatever a program asked for, the suspended entry says it and reports none of it."""
     before = Registration(1, 2, 3, sum(chosen) | ALWAYS, 4, 5)
@@ -173,6 +180,74 @@ def test_what_a_killed_process_suspended_another_resumes(listener: socket.socket
             assert second.line() == "1"
         assert server.registration == before
         assert ask(listener) == server.pid
+
+
+KILLED = """
+import os, signal, sys
+from sockshare.kernel import epoll, syscalls
+verb, left, pid, inode, fd = sys.argv[1], *map(int, sys.argv[2:])
+change = syscalls.epoll_ctl
+def change_and_perhaps_die(*arguments):
+    global left
+    result = change(*arguments)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+syscalls.epoll_ctl = change_and_perhaps_die
+getattr(epoll, verb)(pid, {inode: fd})
+"""
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "edge-exclusive"])
+@pytest.mark.parametrize("verb", ["suspend_all", "resume_all"])
+@pytest.mark.parametrize("changes", [1, 2, 3])
+def test_exclusive_entry_survives_a_kill_between_its_deletion_and_its_addition(
+    listener: socket.socket, mode: str, verb: str, changes: int
+) -> None:
+    """After whichever call of epoll_ctl(2): what comes next finds a record of it, and the program its own entry."""
+    for then in ("resume_all", "suspend_all"):
+        with start(listener, mode, 7) as server:
+            before = server.registration
+            if verb == "resume_all":
+                assert epoll.suspend_all(server.pid, server.sockets) == 1
+            arguments = [verb, str(changes), str(server.pid), str(inode(listener)), str(listener.fileno())]
+            run = subprocess.run(
+                [sys.executable, "-c", KILLED, *arguments],
+                pass_fds=[listener.fileno()],
+                cwd=ROOT,
+                timeout=20,
+                check=False,
+            )
+            assert run.returncode == -signal.SIGKILL
+            assert len([entry for entry in server.registrations if entry.copied == 7]) == 1
+            getattr(epoll, then)(server.pid, server.sockets)
+            if then == "suspend_all":
+                assert server.registration == before._replace(events=before.marked)
+                assert server.tell("u") == "ok"
+                assert server.registrations == []
+                assert server.tell("r") == "ok"
+            assert server.registration == before
+            assert ask(listener) == server.pid
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_copy_has_a_number_that_its_program_has_not_used(listener: socket.socket, number: int) -> None:
+    """One file under several numbers in one epoll: each entry is suspended and resumed as its own."""
+    numbers = (number, number + 1, max(number - 1, 0))
+    with start(listener, "exclusive", number) as server:
+        before = server.registration
+        # In the program's epoll, by the way that we change entries there.
+        for other in set(numbers[1:]) - {number}:
+            added = [epoll_control.Change(syscalls.EPOLL_CTL_ADD, before.events, 1000 + other)]
+            epoll_control.control(server.pid, before.epfd, other, listener.fileno(), added)
+        all_before = sorted(server.registrations)
+        assert len(all_before) == len(set(numbers))
+        assert epoll.suspend_all(server.pid, server.sockets) == len(all_before)
+        assert sorted(entry.wanted for entry in server.registrations) == sorted(entry.events for entry in all_before)
+        assert all(entry.suspended and entry.copied is None for entry in server.registrations)
+        assert epoll.resume_all(server.pid, server.sockets) == len(all_before)
+        assert sorted(server.registrations) == all_before
 
 
 @pytest.mark.parametrize("mode", ["level", "edge", "oneshot", "exclusive"])

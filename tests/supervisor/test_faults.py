@@ -105,6 +105,51 @@ def test_supervisord_lives_when_any_method_raises(stage: Supervisord) -> None:
     assert_replaced(stage, stage.pids(), stage.reload())
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "part",
+    ["", "registry", "loop", "_twins", "_verbs", "_life", "host", "host._journal", "host._notify"],
+    ids=lambda part: part or "plugin",
+)
+def test_supervisord_lives_when_each_method_raises(stage: Supervisord, part: str) -> None:
+    """As above, one by one, each method there is; and through `update`, `restart` and a `reload` of all."""
+    methods = stage.rpc("faults.methods", part)
+    print(f"\n{part or 'plugin'}: {len(methods)}: {' '.join(methods)}")
+    for number, method in enumerate(methods):
+        stage.sections["sockshare:web"]["socket_backlog"] = str(100 + number % 2)
+        stage.configure()
+        with loaded(stage, "fresh:20") as load:
+            stage.rpc("faults.breakMethod", method)
+            command = stage.command("reload", "web", "--timeout", "0.5")
+            try:
+                stage.kill(stage.broker())
+                assert stage.alive(), method
+                stage.ctl("update", "all")
+                with suppress(Fault):
+                    stage.rpc("sockshare.status")
+                with suppress(subprocess.TimeoutExpired):
+                    assert "Traceback" not in command.communicate(timeout=0.5)[1], method
+            finally:
+                command.kill()
+                command.communicate()
+            assert stage.alive(), method
+            stage.rpc("faults.mend")
+            restored(stage)
+            result = load.stop()
+        failures = [record for record in result.failures if record.outcome in ("refused", "timeout")]
+        assert not failures, (method, failures)
+    for method in methods:
+        stage.rpc("faults.breakMethod", method)
+        stage.ctl("reload")
+        wait_until(stage.alive, 20, "supervisord answers", 0.1)
+        stage.rpc("faults.mend")
+        if stage.sockshare("status", timeout=30).returncode == 75:  # what was broken had made no directory
+            stage.ctl("reload")
+            wait_until(stage.alive, 20, "supervisord answers", 0.1)
+        restored(stage)
+
+
 @pytest.mark.parametrize("text", ["garbage\n", "[]\n", '{"type": "hello"}\n', '{"fds": 3}\n', "[" * 10000 + "\n"])
 def test_garbage_on_the_link_ends_the_broker_only(stage: Supervisord, text: str) -> None:
     """A broker that can't make sense of its host, or a host of its broker, is followed by the next one."""

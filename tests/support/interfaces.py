@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, ClassVar, NamedTuple
 
 from supervisor_sockshare import polling
 
@@ -74,8 +75,30 @@ class Loop:
 class Faults:
     """Exceptions out of any method of the plugin's objects."""
 
-    def __init__(self, supervisord: Any) -> None:
-        self._undo: list[tuple[Any, str]] = []
+    _undo: ClassVar[list[tuple[Any, str]]] = []  # the plugin outlives a `reload`, and so does what is broken
+
+    def methods(self, path: str) -> list[str]:
+        """Return the methods of an object of the plugin that are not guarded themselves
+
+        @param string path such as _twins, or nothing for the plugin
+        @return array paths, as breakMethod takes them
+        """
+        owner = type(self._find(path.split(".") if path else []))
+        return [
+            f"{path}.{name}" if path else name
+            for name, value in vars(owner).items()
+            # A guard that is replaced guards nothing; and what is broken has been made already.
+            if isinstance(value, FunctionType) and not hasattr(value, "__wrapped__") and name != "__init__"
+        ]
+
+    @staticmethod
+    def _find(names: list[str]) -> Any:
+        from supervisor_sockshare.hooks import plugin
+
+        target: Any = plugin()
+        for name in names:
+            target = getattr(target, name)
+        return target
 
     def breakMethod(self, path: str) -> bool:
         """Let ``object.method``, from the plugin on, raise from now on
@@ -83,12 +106,8 @@ class Faults:
         @param string path such as _twins.start
         @return boolean always true
         """
-        from supervisor_sockshare.hooks import plugin
-
         *names, method = path.split(".")
-        target: Any = plugin()
-        for name in names:
-            target = getattr(target, name)
+        target = self._find(names)
 
         def fail(*args: Any, **kwargs: Any) -> Any:
             raise RuntimeError(f"injected into {path}")
@@ -128,4 +147,4 @@ def make_loop(supervisord: Any, **config: str) -> Loop:
 
 def make_faults(supervisord: Any, **config: str) -> Faults:
     """The factory of ``Faults``."""
-    return Faults(supervisord)
+    return Faults()

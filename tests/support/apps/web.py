@@ -62,7 +62,7 @@ async def asgi(
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
-    """``/`` answers at once, ``/slow`` after a second."""
+    """``/`` answers at once, ``/slow`` after a second, ``/never`` not."""
     if scope["type"] == "lifespan":
         await receive()
         if FAULT == "never_register":
@@ -73,8 +73,8 @@ async def asgi(
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
         return
-    if scope["path"] == "/slow":
-        await asyncio.sleep(1)
+    if scope["path"] in ("/slow", "/never"):
+        await asyncio.sleep(1 if scope["path"] == "/slow" else 3600)
     answer = body()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
