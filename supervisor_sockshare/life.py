@@ -166,7 +166,6 @@ class Life:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
             sock.close()
             return
-        listeners.accept_descriptors(sock)  # it has us keep its gates; strangers could send nothing so far
         self._watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.
         listeners.accept_descriptors(sock)
@@ -180,7 +179,6 @@ class Life:
             self._exchange()
         self._serving = process.pid
         log.info("broker: serves (pid=%d)", process.pid)
-        listeners.accept_descriptors(sock)  # it is no stranger: it gives the host gates to keep
         self._host.serve(sock)
         self._start_spare_in(_SPARE_AFTER)
 

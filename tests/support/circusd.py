@@ -41,12 +41,16 @@ PROGRAMS = {
     "blocking": "{python} -m tests.support.apps.blocking",
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",
+    "taking-exclusive": "{python} {apps}/taking.py exclusive",
+    "standby": "{python} {apps}/taking.py epoll",
+    "turns": "{python} {apps}/turns.py",
     "taking-udp": "{python} {apps}/taking.py epoll",
     "gated": "{python} {apps}/taking.py gate",
     "gated-udp": "{python} {apps}/taking.py gate",
     "node": "{node} {apps}/node_default.js",
 }
-USES_THE_LIBRARY = ("plain", "puppet", "gated", "gated-udp")  # so they need no `exec`
+USES_THE_LIBRARY = ("plain", "puppet", "gated", "gated-udp", "turns")  # so they need no `exec`
+STANDBYS = ("standby",)  # they wait for the registration before they are started
 DATAGRAMS = ("udp", "taking-udp", "gated-udp")  # what they have is a UDP socket
 
 
@@ -80,6 +84,12 @@ def command_of(program: str) -> str:
         if word in command:
             command = command.replace(word, find())
     return command
+
+
+def behind_exec(program: str, command: str) -> str:
+    """*command*, which is *program*'s, as one that gets its sockets from us."""
+    own = " --registration" if program in STANDBYS else ""
+    return f"{sys.executable} -m sockshare exec{own} -- " + command.replace("{fd}", "{fd:web}")
 
 
 running: list[Circusd] = []  # what a failing test's report shows the logs of
@@ -176,7 +186,7 @@ class Circusd(Stage):
                 command = f"env APP_FD={fd} {command}"
             command = command.replace("{fd}", fd) + (f" --bind fd://{fd}" if "gunicorn" in command else "")
         elif program not in USES_THE_LIBRARY:
-            command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
+            command = behind_exec(program, command)
         sections: dict[str, dict[str, str]] = {
             "socket:web": {
                 "host": "127.0.0.1",

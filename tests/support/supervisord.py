@@ -13,7 +13,7 @@ from typing import Any
 
 from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
-from tests.support.circusd import DATAGRAMS, USES_THE_LIBRARY, Circusd, command_of, is_running, running
+from tests.support.circusd import DATAGRAMS, USES_THE_LIBRARY, Circusd, behind_exec, command_of, is_running, running
 from tests.support.forks import FORKS
 
 __all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
@@ -71,7 +71,7 @@ class Supervisord(SupervisorStage, Circusd):
 
         command = command_of(program)
         if not stock and program not in USES_THE_LIBRARY:
-            command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
+            command = behind_exec(program, command)
         scheme = "udp" if program in DATAGRAMS else "tcp"
         stderr = f"{self.stderr_log}.%(process_num)s" if numprocesses > 1 else str(self.stderr_log)
         self.sections: dict[str, dict[str, str]] = {

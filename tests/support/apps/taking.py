@@ -4,9 +4,9 @@ SIGUSR1 has it take its registration back, SIGUSR2 register (again), whether it 
 and first takes the registration back. A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by
 SIGSTOP, just before it takes something.
 
-HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``: the same, edge-triggered;
-``gate``: one that uses the library. The socket is ``web``; a datagram begins with its number, 4 bytes, and a
-connection gets this process's pid as an HTTP answer.
+HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``, ``exclusive``: the same,
+edge-triggered or with EPOLLEXCLUSIVE; ``gate``: one that uses the library. The socket is ``web``; a datagram begins
+with its number, 4 bytes, and a connection gets this process's pid as an HTTP answer.
 """
 
 from __future__ import annotations
@@ -73,6 +73,18 @@ class Taker:
         return True
 
 
+FLAGS = {"edge": select.EPOLLET, "exclusive": select.EPOLLEXCLUSIVE}
+
+
+def drop() -> None:
+    """Become the user TAKING_UID, if there is one: who starts this may be able to read what that one can't."""
+    uid = int(os.environ.get("TAKING_UID", "0"))
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+
+
 def serve(watched: int, taker: Taker, flags: int) -> None:
     """Until SIGTERM."""
     told, telling = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -118,11 +130,16 @@ def main() -> None:
 
         with sockshare.attach() as share:
             sock = share.socket("web")
+            taker = Taker(sock, _ALWAYS)
+            drop()
             with share.registration("web") as registration:
-                serve(registration.fileno(), Taker(sock, registration.waiting), select.EPOLLIN)
+                taker.may = registration.waiting
+                serve(registration.fileno(), taker, select.EPOLLIN)
         return
     with socket.socket(fileno=3) as sock:
-        serve(3, Taker(sock, _ALWAYS), select.EPOLLIN | (select.EPOLLET if how == "edge" else 0))
+        taker = Taker(sock, _ALWAYS)
+        drop()
+        serve(3, taker, select.EPOLLIN | FLAGS.get(how, 0))
 
 
 if __name__ == "__main__":
