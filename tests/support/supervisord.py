@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import socket
 import subprocess
-import sys
 import xmlrpc.client
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
