@@ -169,7 +169,7 @@ class Life:
         self._watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.
         listeners.accept_descriptors(sock)
-        if self._serving is None:
+        if self._process(self._serving) is None:  # not `_serving`: that its death was noticed is not all of our hope
             self._serve(process, sock)
         else:
             self._waiting[pid] = sock
