@@ -29,7 +29,7 @@ import sockshare
 from benchmarks import figures
 from sockshare.cli.stage import Stage, free_port, wait_until
 
-CONNECTIONS, ROUNDS = 2000, 9
+CONNECTIONS, ROUNDS = 1000, 7
 IN_FLIGHT = 64
 
 INI = """
