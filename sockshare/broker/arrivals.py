@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds from an arrival to the first look, and between two looks after it.
 _FIRST_LOOK, _LOOK_EVERY = 0.01, 0.05
-#: Seconds that the one who holds a registration has to take what arrives before it is the next one's turn.
-_TAKEN_WITHIN = 0.001
+#: Seconds of a turn in which nothing is taken of what waits, and between two looks at it.
+_TURN, _LOOK_AT_TURN = 0.005, 0.001
 _EDGE = select.EPOLLIN | select.EPOLLET
 
 
@@ -37,24 +37,46 @@ class _Standing:
         self.since = self.looked = now
 
 
+class _Turn:
+    """Of the one who holds the registration, until something was taken: which is known when less waits than waited when
+    it began and has arrived since, edge by edge (there may have been more)."""
+
+    __slots__ = ("base", "edges", "pause", "since", "timer")
+
+    def __init__(self) -> None:
+        self.timer: asyncio.TimerHandle | None = None
+        self.pause = _LOOK_AT_TURN
+        self.begin(0, 0.0)
+
+    def begin(self, waiting: int, now: float) -> None:
+        self.base, self.edges, self.since = waiting, 0, now
+
+    def edge(self, now: float) -> None:
+        self.edges += 1
+        if self.base == 0 and self.edges == 1:
+            self.since = now
+
+    def taken(self, waiting: int) -> bool:
+        return waiting < self.base + self.edges
+
+
 class _Watched:
-    __slots__ = ("each", "sock", "stall_timeout", "standing", "taken", "timer")
+    __slots__ = ("sock", "stall_timeout", "standing", "timer", "turn")
 
     def __init__(self, sock: socket.socket, stall_timeout: float, each: bool) -> None:
         self.sock = sock
         self.stall_timeout = stall_timeout
-        self.each = each
+        self.turn = _Turn() if each else None
         self.standing: _Standing | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.taken: asyncio.TimerHandle | None = None  # when the last arrival had its time to be taken
 
 
 class Arrivals:
     """Watches sockets; made in the running loop.
 
     Args:
-        arrived: Called with the name of a socket that is watched for *each* arrival, when the next one comes or, if
-            none does, a moment later: who holds the registration is to take it, and not to race with the next.
+        arrived: Called with the name of a socket that is watched for *each* arrival, once one was taken, or was not
+            within some milliseconds.
         waits: Called at each look at which something still waits.
         stalled: Called when what waits has stood untaken for the socket's stall time-out, and each time again.
     """
@@ -95,8 +117,10 @@ class Arrivals:
         for watched in self._watched.values():
             self._edges.unregister(watched.sock)  # before it is closed: others keep the socket (epoll(7), Q6)
             watched.sock.close()
-            for timer in filter(None, (watched.timer, watched.taken)):
-                timer.cancel()
+            if watched.timer is not None:
+                watched.timer.cancel()
+            if watched.turn is not None and watched.turn.timer is not None:
+                watched.turn.timer.cancel()
         self._watched.clear()
         self._edges.close()
 
@@ -104,19 +128,42 @@ class Arrivals:
         for fd, _ in self._edges.poll(0):
             name = self._names[fd]
             watched = self._watched[name]
-            if watched.each and watched.taken is None:
-                watched.taken = self._loop.call_later(_TAKEN_WITHIN, self._had_its_time, name)
-            elif watched.each:
-                self._arrived(name)
+            if watched.turn is not None:
+                watched.turn.edge(self._loop.time())
+                self._look_at_turn(name, watched, watched.turn)
             if watched.standing is None:
-                if not watched.each:
+                if watched.turn is None:
                     self._edges.modify(fd, 0)  # enough is known until the queue is empty again
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
                 watched.timer = self._loop.call_later(_FIRST_LOOK, self._look, name)
 
-    def _had_its_time(self, name: str) -> None:
-        self._watched[name].taken = None
-        self._arrived(name)
+    def _look_at_turn(self, name: str, watched: _Watched, turn: _Turn) -> None:
+        if turn.timer is not None:
+            turn.timer.cancel()
+            turn.timer = None
+        try:
+            waiting, now = queues.look(watched.sock).amount, self._loop.time()
+        except OSError as error:
+            log.warning("%s: can't tell what waits: %s", name, error)
+            return
+        taken = turn.taken(waiting)
+        if taken or (waiting and now - turn.since >= _TURN):
+            # Where nobody takes anything there is no hurry to look at the next one.
+            turn.pause = _LOOK_AT_TURN if taken else min(2 * turn.pause, _LOOK_EVERY)
+            turn.begin(waiting, now)
+            self._arrived(name)
+            if not waiting:
+                self._come_first(watched.sock)
+        if waiting:
+            turn.timer = self._loop.call_later(turn.pause, self._look_at_turn, name, watched, turn)
+
+    def _come_first(self, sock: socket.socket) -> None:
+        """Have the next arrival told to us before it is to the one that holds the registration.
+
+        The kernel wakes first who has registered last, and what was taken before we look has never arrived for us.
+        """
+        self._edges.unregister(sock)
+        self._edges.register(sock, _EDGE)
 
     def _look(self, name: str) -> None:
         watched = self._watched[name]

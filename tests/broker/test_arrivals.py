@@ -116,15 +116,36 @@ def test_the_time_begins_anew_when_another_one_has_it() -> None:
 
 
 def test_every_arrival_is_told_where_that_was_asked_for() -> None:
-    """And none is made up: nothing is told while nothing arrives."""
+    """When it is taken, or has stood for some milliseconds; and nothing is told while nothing arrives."""
 
     async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
-        for number in range(1, 6):
+        for _ in range(5):
+            before = told.counts["arrived"]
             with client(listener):
-                await told.until("arrived", number)
+                await told.until("arrived", before + 1)
                 listener.accept()[0].close()
         await asyncio.sleep(3 * STALL)
-        assert told.counts == {"arrived": 5, "waits": told.counts["waits"]}
+        before = told.counts["arrived"]
+        await asyncio.sleep(3 * STALL)
+        assert told.counts == {"arrived": before, "waits": told.counts["waits"]}
+
+    run(body, each=True)
+
+
+def test_each_of_those_that_came_together_is_told_when_it_is_taken() -> None:
+    """One edge may be of many."""
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        clients = [client(listener) for _ in range(4)]
+        try:
+            await told.until("arrived")
+            for _ in clients:
+                before = told.counts["arrived"]
+                listener.accept()[0].close()
+                await told.until("arrived", before + 1)
+        finally:
+            for one in clients:
+                one.close()
 
     run(body, each=True)
 
