@@ -179,7 +179,6 @@ class Life:
             self._exchange()
         self._serving = process.pid
         log.info("broker: serves (pid=%d)", process.pid)
-        listeners.accept_descriptors(sock)  # it is no stranger: it gives the host gates to keep
         self._host.serve(sock)
         self._start_spare_in(_SPARE_AFTER)
 

@@ -162,11 +162,13 @@ class Twins:
         Args:
             patience: Twins are given up: killed, so many seconds after their stop signal. None: they take over.
 
+        One of *retire* for which there is no twin, nor was to be, is stopped, and started again in its own place.
+
         Returns:
             The pids of those that are told to end.
 
         Raises:
-            CannotStart: There is no twin to take the place of one of *retire*; nothing was done.
+            CannotStart: One of *known* is gone that was to take the place of one of *retire*; nothing was done.
         """
         retired: list[int] = []
         twins = self._twins(program)
@@ -177,7 +179,7 @@ class Twins:
             return retired
         places = [place for place in self.places(program) if place.process.pid in retire and place.process.pid]
         able = [twin for twin in twins if twin.pid in known]
-        if len(places) > len(able):
+        if len(places) > len(able) and not set(known) <= {process.pid for process in self.live(program)}:
             raise CannotStart("the new process is gone")
         for twin in twins:
             if twin.pid not in known:
@@ -192,7 +194,28 @@ class Twins:
             places = [one for one in places if one is not place]
             if place is not None:
                 retired += self._take_over(place, twin, stop_signal)
+        for place in places:
+            retired += self._stop_and_start(place)
         return retired
+
+    def _stop_and_start(self, place: Place) -> list[int]:
+        process, pid = place.process, place.process.pid
+        message = process.stop()
+        if message:
+            log.error("%s: can't stop pid %d: %s", place, pid, message)
+            return []
+        self._loop.call_later(_AGAIN, lambda: self._start_again(process))
+        return [pid]
+
+    def _start_again(self, process: Any) -> None:
+        """What supervisord does by itself with one that ends, but not with one that was stopped."""
+        if process.state == ProcessStates.STOPPING:
+            self._loop.call_later(_AGAIN, lambda: self._start_again(process))
+            return
+        known = process.group.processes.get(process.config.name) is process and role_of(process) is None
+        running = self._supervisord().options.mood >= SupervisorStates.RUNNING
+        if process.state == ProcessStates.STOPPED and process.config.autorestart and known and running:
+            process.spawn()
 
     def _take_over(self, place: Place, twin: Any, stop_signal: int | None) -> list[int]:
         group, key, old = place.group, place.key, place.process

@@ -133,7 +133,8 @@ class Arrivals:
                 self._look_at_turn(name, watched, watched.turn)
             if watched.standing is None:
                 if watched.turn is None:
-                    self._edges.modify(fd, 0)  # enough is known until the queue is empty again
+                    # Enough is known until the queue is empty again. Edge-triggered still: EPOLLHUP is always reported.
+                    self._edges.modify(fd, select.EPOLLET)
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
                 watched.timer = self._loop.call_later(_FIRST_LOOK, self._look, name)
 
@@ -176,7 +177,15 @@ class Arrivals:
             log.warning("%s: can't tell what waits: %s", name, error)
         except Exception:
             log.exception("%s: can't tell what waits", name)
-        watched.timer = self._loop.call_later(_LOOK_EVERY, self._look, name)
+        watched.timer = self._loop.call_later(self._next_look(watched), self._look, name)
+
+    def _next_look(self, watched: _Watched) -> float:
+        """Seconds until then: no later than when what waits may have to be called stalled."""
+        standing = watched.standing
+        assert standing is not None
+        patience = watched.stall_timeout / 2 if standing.closely is None else watched.stall_timeout
+        left = standing.since + patience - self._loop.time()
+        return left if 0 < left < _LOOK_EVERY else _LOOK_EVERY
 
     def _still_waits(self, name: str, watched: _Watched) -> bool:
         standing, now, patience = watched.standing, self._loop.time(), watched.stall_timeout

@@ -90,11 +90,12 @@ class Keeping:
 
     def _is_gate(self, entry: epoll.Registration) -> bool:
         line = next((line for line in self._lines.values() if line.inode == entry.inode), None)
-        claimants = [] if line is None else list(line.claimants.values())
-        claimants.sort(key=lambda one: one.identity.pid != entry.pid)  # mostly it is one of its own
-        gates = [one.gate for one in claimants if one.gate is not None]
+        gated = [] if line is None else [one for one in line.claimants.values() if one.means is Means.GATE]
+        if any(one.gate is None and one.identity.pid == entry.pid for one in gated):
+            return True  # it may be: it is lost, and has yet to be shown again
+        gated.sort(key=lambda one: one.identity.pid != entry.pid)  # mostly it is one of its own
         try:
-            return any(gate.same(entry.pid, entry.epfd) for gate in gates)
+            return any(one.gate is not None and one.gate.same(entry.pid, entry.epfd) for one in gated)
         except (NotPermitted, OSError):
             return False
 
@@ -171,18 +172,20 @@ class Keeping:
                 continue
             known = self._watching.entries(one.managed, name)
             try:
-                if not known or any(epoll.present(found, line.fd) for found in known) or line.entries(one):
+                if any(epoll.present(found, line.fd) for found in known) or line.entries(one):
                     continue
             except (OSError, NotPermitted):
                 continue
-            log.info("%s: %s (pid=%d) has taken its registration back", name, one.process, one.managed)
-            self._watching.forget(one.managed, name)
-            line.feed(rules.Released(one.key, entry.epoch))
-            line.leave(one)
+            line.give_up(one, entry.epoch)
+
+    def taken_back(self, pid: int, name: str) -> None:
+        """The managed process *pid* has taken its registration of the socket *name* back."""
+        self._watching.forget(pid, name)
 
     def stalled(self, name: str) -> None:
         """What waits on the socket is not taken, though somebody holds the registration."""
         line = self._lines[name]
+        self._forgive(line)
         for entry in line.rules.holders:
             if entry.standing is not Standing.HELD:
                 continue
@@ -195,3 +198,18 @@ class Keeping:
             reason = f"for {line.spec.stall_timeout:g} s; its state is {state} ({_STATES.get(state, 'see proc(5)')})"
             log.warning("%s: %s (pid=%d) has not taken what waits %s", name, claim.process, claim.pid, reason)
             line.feed(rules.Stalled(claim.key, entry.epoch, reason))
+
+    def _forgive(self, line: Line) -> None:
+        """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""
+        waiting = [entry for entry in line.rules.claims if entry.standing is Standing.WAITING and not entry.paused]
+        if all(entry.stalled for entry in waiting):
+            for entry in waiting:
+                if _runs(entry.claim.pid):
+                    line.feed(rules.Resumed(entry.claim.key))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return processes.state(pid) not in "TtZX"
+    except ProcessLookupError:
+        return False

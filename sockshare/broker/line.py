@@ -14,7 +14,7 @@ from sockshare.core.errors import NotPermitted
 from sockshare.core.registration import Registration
 from sockshare.core.registration_steps import Claim, Means, Policy, Standing
 from sockshare.core.spec import SocketSpec
-from sockshare.kernel import epoll
+from sockshare.kernel import epoll, processes
 from sockshare.kernel.peers import Identity
 
 from .endpoint import Caller
@@ -47,6 +47,8 @@ class Services(NamedTuple):
     moved: Callable[[str], None]
     #: The claim of this process is over.
     left: Callable[[Identity], None]
+    #: This managed process has taken its registration of the socket of this name back.
+    taken_back: Callable[[int, str], None] = lambda pid, name: None
 
 
 class Line:
@@ -227,17 +229,16 @@ class Line:
             self._busy = False
         self._schedule()
 
-    def _perform(self, effects: list[Any]) -> None:
-        """Disarm, record, arm, tell. An armed gate is in the kernel, and swept by a broker that does not know of it:
-        it comes before the record, and its process is told of its epoch after that."""
-        late: list[Any] = []
-        record = False
+    def _perform(self, effects: Iterable[Any]) -> None:
+        # They come in this order: disarm, record, arm, tell. So a broker that comes after a death in between knows of
+        # everybody that could be armed. (A turn is not recorded: after such a death it begins anew, by the sweep.)
         for effect in effects:
             if isinstance(effect, rules.Record):
-                record = True
+                if not self._turning:
+                    self._services.link.journal(f"registration:{self.name}", self.rules.record())
                 continue
             one = self.claimants.get(effect.key)
-            if one is None:
+            if one is None:  # it was told that it is over
                 continue
             if isinstance(effect, rules.Disarm):
                 failure = self._disarm(one, swept=effect.epoch == 0)
@@ -245,18 +246,8 @@ class Line:
                     self._happened.append(rules.Disarmed(effect.key, effect.epoch))
                 else:
                     self._happened.append(rules.NotDisarmed(effect.key, effect.epoch, failure))
-            elif isinstance(effect, rules.Arm) and one.means is Means.GATE:
-                self._arm(one)
-            else:
-                late.append(effect)
-        if record and not self._turning:
-            self._services.link.journal(f"registration:{self.name}", self.rules.record())
-        for effect in late:
-            one = self.claimants.get(effect.key)
-            if one is None:  # it was told that it is over
-                continue
-            if isinstance(effect, rules.Arm):
-                self._arm(one)
+            elif isinstance(effect, rules.Arm):
+                self._arm(one, effect.epoch)
             elif isinstance(effect, rules.Tell):
                 self._tell(one, effect)
             elif isinstance(effect, rules.Stop):
@@ -264,7 +255,21 @@ class Line:
             else:
                 self._note(one, effect)
 
-    def _arm(self, one: Claimant) -> None:
+    def has_taken_back(self, one: Claimant) -> bool:
+        """Whether *one* is an unmodified program that is not registered any more."""
+        try:
+            return one.means is Means.SUSPEND and not self.entries(one)
+        except (OSError, NotPermitted):
+            return False
+
+    def give_up(self, one: Claimant, epoch: int) -> None:
+        """The unmodified program of *one*, which holds under *epoch*, has taken its registration back."""
+        log.info("%s: %s (pid=%d) has taken its registration back", self.name, one.process, one.managed)
+        self._services.taken_back(one.managed, self.name)
+        self.feed(rules.Released(one.key, epoch))
+        self.leave(one)
+
+    def _arm(self, one: Claimant, epoch: int) -> None:
         self._services.moved(self.name)
         try:
             if one.means is Means.GATE:
@@ -272,9 +277,10 @@ class Line:
                     one.gate.arm(self.fd)
             else:
                 # What waits is not to wait until all of /proc is read.
-                for entry in self._where_it_was(one):
-                    epoll.resume(entry, self.fd)
-                epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
+                quick = [epoll.resume(entry, self.fd) for entry in self._where_it_was(one)]
+                count = epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
+                if not any(quick) and not count and self.has_taken_back(one) and processes.alive(one.managed):
+                    self.give_up(one, epoch)
         except ProcessLookupError:
             return  # its death is on its way
         except (OSError, NotPermitted) as error:

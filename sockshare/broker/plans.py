@@ -51,6 +51,7 @@ def make(
         drain=_why_from_outside(spec, int(facts["stop_signal"]), old),
         drain_timeout=spec.drain_timeout,
         stop_signal=spec.stop_signal or int(facts["stop_signal"]),
+        hand_over=spec.drain == "hand_over",
         expires=expires,
     )
     return plan, expectation
@@ -60,6 +61,8 @@ def _why_from_outside(spec: ProgramSpec, stop_signal: int, old: Sequence[Process
     """Why the *old* processes have to be drained from outside; empty when they drain themselves."""
     if spec.drain == "signal":
         return ""
+    if spec.drain == "hand_over":
+        return "its section says drain = hand_over"
     if spec.drain == "observe":
         return "its section says drain = observe"
     number = spec.stop_signal or stop_signal

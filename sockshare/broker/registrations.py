@@ -68,13 +68,14 @@ class Registrations:
         self._observer = observer
         self._pidfds: dict[Identity, int] = {}
         self._held_back: set[int] = set()  # managed processes that are not to have anything yet
-        self._displaced: set[tuple[str, int]] = set()  # who held what, before it was suspended for a successor
-        self._quiesced = {int(key[9:]): record["start"] for key, record in journal.items() if key[:9] == "quiesced:"}
+        #: Who held what, before it was suspended for a successor.
+        self._displaced = {(pid, name) for pid, name in self._noted("displaced", journal)}
+        self._quiesced = {pid for pid, _ in self._noted("quiesced", journal)}
         self._stopping: set[asyncio.Task[None]] = set()
         self._siblings = Siblings(observer, live)
         gates = Gates(link, kept)
         gates.sweep([fd for _, fd in shared.values()])
-        services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd)
+        services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd, self._taken_back)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
         self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop)
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
@@ -116,6 +117,22 @@ class Registrations:
         for line in self._lines.values():
             line.close()
 
+    def _noted(self, kind: str, journal: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+        """The pid, and what else is in the key, of each record of *kind* whose process lives still."""
+        for key, record in journal.items():
+            word, _, rest = key.partition(":")
+            if word == kind:
+                pid, _, name = rest.partition(":")
+                if _lives(int(pid), record["start"]):
+                    yield int(pid), name
+                else:
+                    self._link.journal(key, None)
+
+    def _forget_displaced(self, pid: int, name: str) -> None:
+        if (pid, name) in self._displaced:
+            self._displaced.discard((pid, name))
+            self._link.journal(f"displaced:{pid}:{name}", None)
+
     # Processes.
 
     def handed_out(self, managed: Managed, names: Iterable[str]) -> None:
@@ -127,9 +144,15 @@ class Registrations:
     def process_died(self, managed: Managed, sockets: Iterable[str]) -> None:
         """The managed process has died. What it held its pidfd has freed; here is what else hangs on it."""
         self._held_back.discard(managed.pid)
-        self._displaced = {one for one in self._displaced if one[1] != managed.pid}
-        if self._quiesced.pop(managed.pid, None) is not None:
+        for pid, name in [one for one in self._displaced if one[0] == managed.pid]:
+            self._forget_displaced(pid, name)
+        if managed.pid in self._quiesced:
+            self._quiesced.discard(managed.pid)
             self._link.journal(f"quiesced:{managed.pid}", None)
+        for its, one in self._claims_on_few(managed.pid):
+            # Whichever of its pidfds is read first: what was seen of it is about to be forgotten.
+            if one.means is not Means.GATE:
+                self._keeping.suspend_orphans(its, managed.pid)
         self._keeping.died(managed.pid)
         for name in sockets:
             line = self._lines.get(name)
@@ -171,7 +194,8 @@ class Registrations:
             heirs = [] if successor is None else line.of_process(successor)
             held = any(line.holds(one.key) for one in mine)
             if held and successor is not None:
-                self._displaced.add((name, pid))
+                self._displaced.add((pid, name))
+                self._link.journal(f"displaced:{pid}:{name}", {"start": mine[0].identity.start})
             for one in mine:
                 line.feed(rules.Paused(one.key, heirs[0].key if heirs else None))
             if any(line.holds(one.key) for one in mine):
@@ -190,8 +214,8 @@ class Registrations:
         )
         for name in sockets:
             line = self._lines.get(name)
-            first = (name, pid) in self._displaced
-            self._displaced.discard((name, pid))
+            first = (pid, name) in self._displaced
+            self._forget_displaced(pid, name)
             for one in [] if line is None else line.of_process(pid):
                 count += 1
                 assert line is not None
@@ -260,6 +284,8 @@ class Registrations:
             return "it holds the registration already"
         if self.is_paused(managed.pid):
             raise NotPermitted(f"{to}: it is quiesced; run `sockshare wake {managed.name}` first")
+        if line.has_taken_back(mine[0]):
+            raise NotPermitted(f"{to}: it has taken its registration back")
         line.feed(rules.MoveTo(mine[0].key))
         if line.standing(mine[0].key) is Standing.HELD:
             return "it holds the registration now"
@@ -268,14 +294,15 @@ class Registrations:
 
     def quiesce(self, managed: Managed, sockets: Collection[str]) -> str:
         """Have *managed* get nothing more, until `wake`; what came of it, in words."""
-        self._quiesced[managed.pid] = managed.start
+        self._quiesced.add(managed.pid)
         self._link.journal(f"quiesced:{managed.pid}", {"start": managed.start})
         return self.suspend(managed.pid, sockets)
 
     def wake(self, managed: Managed, sockets: Collection[str]) -> str:
         """End `quiesce`; what came of it, in words."""
-        if self._quiesced.pop(managed.pid, None) is None:
+        if managed.pid not in self._quiesced:
             return "it was not quiesced"
+        self._quiesced.discard(managed.pid)
         self._link.journal(f"quiesced:{managed.pid}", None)
         self.resume(managed.pid, sockets)
         return "it takes part again"
@@ -294,6 +321,9 @@ class Registrations:
 
     def _moved(self, name: str) -> None:
         self._arrivals.begin_anew(name)
+
+    def _taken_back(self, pid: int, name: str) -> None:
+        self._keeping.taken_back(pid, name)
 
     def _stop(self, name: str, one: Claimant, reason: str) -> None:
         self.stop(name, one.program, one.managed, one.identity.start, reason)
@@ -362,3 +392,10 @@ class Registrations:
                 for one in mine:
                     line.leave(one)
         self._forget_pidfd(identity)
+
+
+def _lives(pid: int, start: int) -> bool:
+    try:
+        return peers.start_time(pid) == start
+    except ProcessLookupError:
+        return False

@@ -19,6 +19,7 @@ from sockshare.kernel import processes
 from .drain import Address, Drainer, Left, has_connections
 from .endpoint import Caller
 from .hostlink import HostLink
+from .introductions import Introductions
 from .observer import Observer
 from .registrations import Registrations
 from .roster import Known, Managed, Roster
@@ -42,6 +43,7 @@ class Services(NamedTuple):
     roster: Roster
     observer: Observer
     registrations: Registrations
+    introductions: Introductions
     #: Where the TCP ones of the sockets of these names listen.
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
@@ -183,17 +185,20 @@ class Reload:
                 newcomer = self._rollout.newcomer
                 successor = None if newcomer is None else newcomer.pid
                 how = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
-                if self._rollout.plan.drain:
+                if self._rollout.plan.drain and not self._rollout.plan.hand_over:
                     self._watch_connections(effect.pid)
                 self._loop.call_soon(self._feed, steps.Switched(how))
             elif isinstance(effect, steps.Verify):
                 self._verifying = self._run(self._verify(effect.pid))
+            elif isinstance(effect, steps.HandOver):
+                self._hand_over(effect)
             elif isinstance(effect, steps.Drain):
                 if self._drainer is not None:
                     self._drainer.end_idle()
             elif isinstance(effect, steps.Resume):
                 if self._drainer is not None and self._drainer.pid == effect.pid:
                     self._drainer.stop()  # it keeps its connections
+                self._services.introductions.stay(effect.pid)
                 self._services.registrations.resume(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Settle):
                 self._settling.add(self._run(self._settle(effect)))
@@ -397,6 +402,13 @@ class Reload:
             self._drainer.stop()
         self._drainer = Drainer(pid, self._services.addresses(self._expectation.sockets))
         self._run(self._drain(self._drainer))
+
+    def _hand_over(self, effect: steps.HandOver) -> None:
+        def done(how: str) -> None:
+            if self._rollout.old is not None and self._rollout.old.pid == effect.pid:
+                self._feed(steps.Drained(how))
+
+        self._services.introductions.retire(effect.pid, effect.successor, done)
 
     async def _drain(self, drainer: Drainer) -> None:
         how = await drainer.run(self._tell_left)

@@ -392,7 +392,13 @@ class Broker:
     def services(self) -> Services:
         """What a reload works with."""
         return Services(
-            self._link, self.roster, self.observer, self.registrations, self._addresses, self.endpoint.reply
+            self._link,
+            self.roster,
+            self.observer,
+            self.registrations,
+            self.introductions,
+            self._addresses,
+            self.endpoint.reply,
         )
 
     def _addresses(self, names: Iterable[str]) -> list[Address]:

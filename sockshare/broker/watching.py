@@ -89,8 +89,7 @@ class Watching:
         watched.names.update(dict.fromkeys(new, False))
         if new:
             watched.since = self._loop.time()
-        if self._starting is None:
-            self._starting = self._loop.call_soon(self._look_at_starting)
+        self._look_soon()
         if self._checking is None:
             self._checking = self._loop.call_later(_CHECK_EVERY, self._check)
 
@@ -113,17 +112,23 @@ class Watching:
             watched.names[name] = True
 
     def forget(self, pid: int, name: str) -> None:
-        """*pid* has taken its registration of the socket *name* back."""
+        """*pid* has taken its registration of the socket *name* back: it is looked at as if it had just started."""
         watched = self._watched.get(pid)
         if watched is not None and name in watched.names:
             watched.names[name] = False
-            watched.entries = []
+            watched.entries = [entry for entry in watched.entries if entry.inode != self._observer.inode(name)]
+            watched.since = self._loop.time()
+            self._look_soon()
 
     def entries(self, pid: int, name: str) -> list[epoll.Registration]:
         """The registrations of the socket *name* in the process tree of *pid*, as they were seen last."""
         watched = self._watched.get(pid)
         inode = self._observer.inode(name)
         return [] if watched is None else [entry for entry in watched.entries if entry.inode == inode]
+
+    def _look_soon(self) -> None:
+        if self._starting is None:
+            self._starting = self._loop.call_soon(self._look_at_starting)
 
     def _look_at_starting(self) -> None:
         self._starting = None

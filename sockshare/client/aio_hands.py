@@ -108,4 +108,15 @@ class Retiring:
             SockshareError: The share was closed.
         """
         hands = self._share._hands or await self._share._with_hands()
-        return await hands.retires()
+        successor = await hands.retires()
+        assert successor is not None
+        return successor
+
+    async def over(self) -> None:
+        """Return when it is not to, or not any more: the reload was undone, and this process goes on.
+
+        Raises:
+            SockshareError: The share was closed.
+        """
+        hands = self._share._hands or await self._share._with_hands()
+        await hands.retires(yes=False)

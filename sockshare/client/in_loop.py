@@ -121,14 +121,14 @@ class LoopExchange:
                 elif came.cancelled() and self._waiting:  # it was woken, and can't take what came
                     _resolve(self._waiting.popleft())
 
-    async def retires(self) -> Successor:
-        """Return when this process is to hand its connections over, and to whom."""
+    async def retires(self, *, yes: bool = True) -> Successor | None:
+        """Return when this process is to hand its connections over, and to whom; or when it is not (any more)."""
         exchange = self.exchange
         exchange.watch_retiring()
         while True:
             exchange.check_open()
             successor = exchange.retiring.successor
-            if successor is not None:
+            if (successor is not None) == yes:
                 return successor
             told: asyncio.Future[None] = self._loop.create_future()
             self._retiring.add(told)

@@ -9,7 +9,8 @@ Theory of operation. A reload replaces a program's processes one by one; each re
     SWITCH the new one's registration is let go, the old one's is suspended: it gets no new connections
     VERIFY a page must answer from the new one, where that was asked for
     QUIESCE what the old one has accepted, it reads
-    DRAIN  the old one's connections are ended as they become idle, where it would not do so itself
+    DRAIN  the old one's connections are ended as they become idle, where it would not do so itself; or it hands them
+           to the new one, where both can
     STOP   the old one has its stop signal, and finishes what it has
     RESPAWN the new one died when there was no old one to go back to: the manager's next one takes its place
     UNDO   a failure before STOP: the old one is resumed; the new one is held back, finishes what it has accepted, if
@@ -40,6 +41,7 @@ from .steps import (
     Find,
     Finish,
     Gone,
+    HandOver,
     HoldBack,
     Plan,
     Process,
@@ -228,7 +230,7 @@ class Rollout:
                 # While its answer was waited for the roles may have been exchanged.
                 again = [Resume(self.newcomer.pid), *again, Verify(self.newcomer.pid)]
             if self.state is State.DRAIN:
-                again.append(Drain(self.old.pid))
+                again.append(self._drain(self.old))
             return again
         if self.state is State.STOP:
             return self._enter_stop(now)
@@ -270,7 +272,10 @@ class Rollout:
         if not self.plan.drain:
             return [self._report("drain", self.old, now, "it drains itself on its stop signal"), *self._enter_stop(now)]
         self.state, self.deadline = State.DRAIN, now + self.plan.drain_timeout
-        return [self._report("drain", self.old, now, f"from outside: {self.plan.drain}"), Drain(self.old.pid)]
+        how = f"from outside: {self.plan.drain}"
+        if self.plan.hand_over:
+            how = f"it hands its connections to {_named(self.newcomer) if self.newcomer else 'the others'}"
+        return [self._report("drain", self.old, now, how), self._drain(self.old)]
 
     def _enter_stop(self, now: float) -> list[Effect]:
         self.state, self.deadline = State.STOP, now + self.plan.stop_timeout + _STOP_GRACE
@@ -513,6 +518,9 @@ class Rollout:
         if answered:
             return []
         return [self._report("failed", self.newcomer, now, reason), Finish("failed", ExitStatus.INTERNAL, reason)]
+
+    def _drain(self, old: Process) -> Effect:
+        return HandOver(old.pid, self.newcomer) if self.plan.hand_over else Drain(old.pid)
 
     def _settle_stop(self) -> Settle:
         return self._settle(() if self._old_gone or self.old is None else (self.old.pid,), kill=False)

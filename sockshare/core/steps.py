@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
     drain_timeout: float = 0.0
     stop_signal: int = 15  # by which the manager stops a process of the program
+    hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
     alone: bool = False  # the one old process goes, and nothing comes in its place
@@ -200,6 +201,14 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Have *pid* hand its connections to *successor* (None: to whom it likes); answer with `Drained`."""
+
+    pid: int
+    successor: Process | None
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
 
@@ -235,4 +244,4 @@ class Finish:
     reason: str
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | Settle | Report | Finish
+Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Report | Finish

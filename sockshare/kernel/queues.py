@@ -24,18 +24,22 @@ class Waiting(NamedTuple):
     """What waits at one moment."""
 
     amount: int  # connections, or bytes of datagrams; 0: nothing waits
-    #: What tells those that wait from others: clients' addresses of a TCP listener looked at *closely*, the first
-    #: datagram of a datagram socket; empty where that is not known.
-    marks: frozenset[object]
+    #: Clients' addresses, of a TCP listener looked at *closely*; else empty.
+    clients: frozenset[object] = frozenset()
+    #: The first datagram and who sent it; None where there is none.
+    first: object = None
 
     def was_taken_from(self, before: Waiting) -> bool:
         """Whether somebody has taken something since the look *before*, as far as the two tell."""
-        if self.amount < before.amount:
+        if self.amount < before.amount or (before.first is not None and self.first != before.first):
             return True
-        return bool(before.marks) and bool(self.marks) and not before.marks <= self.marks
+        # A client that resets its connection is not among the clients any more, and still in the queue: if nothing
+        # was taken, that is longer by those who have come.
+        come = len(self.clients - before.clients)
+        return bool(self.clients) and not before.clients <= self.clients and self.amount < before.amount + come
 
 
-NOTHING = Waiting(0, frozenset())
+NOTHING = Waiting(0)
 
 
 def look(sock: socket.socket, *, closely: bool = False) -> Waiting:
@@ -55,7 +59,7 @@ def look(sock: socket.socket, *, closely: bool = False) -> Waiting:
     if not is_readable(sock):
         return NOTHING
     try:
-        return Waiting(connections.listener_queue(sock.family, os.fstat(sock.fileno()).st_ino).length, frozenset())
+        return Waiting(connections.listener_queue(sock.family, os.fstat(sock.fileno()).st_ino).length)
     except LookupError:
         return NOTHING
 
@@ -83,4 +87,4 @@ def _datagrams(sock: socket.socket) -> Waiting:
     except (OSError, struct.error):
         memory = 0
     # What waits on a unix socket is charged to who sent it: then its amount is not known.
-    return Waiting(max(memory, 1), frozenset({(data, sender)}))
+    return Waiting(max(memory, 1), first=(data, sender))

@@ -205,20 +205,19 @@ def test_a_grant_is_recorded_before_it_is_given() -> None:
 
     async def body(world: World) -> None:
         def look() -> None:
-            held = {
-                one["claim"][0]
-                for one in world.host.records["registration:web"]["claims"]
-                if one["standing"] in ("held", "revoking")
-            }
-            assert set(world.armed()) - dead <= held
+            assert set(world.armed()) - dead <= recorded[-1]  # when this line was not written yet
+            claims = world.host.records["registration:web"]["claims"]
+            recorded.append({one["claim"][0] for one in claims if one["standing"] in ("held", "revoking")})
 
         dead: set[str] = set()
+        recorded: list[set[str]] = [set()]
         world.host.at_each_line = look
         for key in (A, B, C):
             world.claim(key)
         dead.add(A)  # what its gate lets through nobody hears
         world.children[0].kill()
         await world.until(lambda: world.armed() == [B], "the second holds it")
+        assert recorded[-1] == {B}
 
     play("exclusive", body)
 
@@ -424,5 +423,38 @@ def test_a_gate_that_was_lost_with_the_host_is_taken_back() -> None:
             world.broker.claims.presented(key, shown[key])
         assert world.armed() == [A]
         assert world.standing(B) is Standing.WAITING
+
+    play("exclusive", body)
+
+
+def test_what_was_taken_for_a_successor_is_given_back_by_the_next_broker_too() -> None:
+    """A reload that is rolled back after the broker has died in it; and nothing of it is left in the journal."""
+
+    async def body(world: World) -> None:
+        claims = [world.claim(key) for key in (A, B, C)]
+        world.broker.suspend(claims[0].managed, ["web"], claims[2].managed)
+        assert world.armed() == [C]
+        world.restart()
+        assert world.armed() == [C]
+        world.broker.resume(claims[0].managed, ["web"])
+        assert world.armed() == [A]
+        assert list(world.host.records) == ["registration:web"]
+
+    play("exclusive", body)
+
+
+def test_what_was_said_of_a_process_is_forgotten_when_it_died_without_a_broker() -> None:
+    """Its pid may be another's by now."""
+
+    async def body(world: World) -> None:
+        one = world.claim(A)
+        world.broker.quiesce(Managed(one.managed, "web", "web:1", one.identity.start), ["web"])
+        assert f"quiesced:{one.managed}" in world.host.records
+        world.broker.close()
+        world.children[0].kill()
+        world.children[0].wait()
+        world.broker = world.start_broker()
+        assert not world.broker.is_paused(one.managed)
+        assert f"quiesced:{one.managed}" not in world.host.records
 
     play("exclusive", body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,9 +90,28 @@ def test_what_was_taken_is_noticed(kind: Kind) -> None:
     before = queues.look(shared, closely=True)
     take()
     assert queues.look(shared, closely=True).was_taken_from(before)
-    if before.marks:
+    if before.clients or before.first:
         send()
         assert queues.look(shared, closely=True).was_taken_from(before)
+
+
+def test_a_client_that_resets_its_connection_is_not_taken_for_progress() -> None:
+    """As health checks do: what they leave behind stands in the queue of one that hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        clients = [socket.create_connection(shared.getsockname()) for _ in range(3)]
+        try:
+            before = queues.look(shared, closely=True)
+            clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            clients[0].close()
+            clients.append(socket.create_connection(shared.getsockname()))
+            assert not queues.look(shared, closely=True).was_taken_from(before)
+            for _ in range(2):  # the one that was reset, and one that waits
+                shared.accept()[0].close()
+            clients.append(socket.create_connection(shared.getsockname()))
+            assert queues.look(shared, closely=True).was_taken_from(before)
+        finally:
+            for client in clients:
+                client.close()
 
 
 def test_a_listener_that_is_shut_down_has_nothing_waiting() -> None:

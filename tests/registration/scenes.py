@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sockshare.client.dialogue import Dialogue
 from tests.support.circusd import Circusd, circusd, is_running, wait_until
-from tests.support.oracle import armed
+from tests.support.oracle import armed, roots, tree
 from tests.support.supervisord import supervisord
 
 PROCESSES = 4
@@ -48,10 +50,14 @@ def staged(
         else:
             watcher = {"startsecs": "0", "autorestart": "true", **options.pop("watcher", {})}
             stage = stack.enter_context(supervisord(program, sock=keys, watcher=watcher, **options))
-        stage.start()
-        if waiting:
-            wait_until(lambda: len(in_line(stage)) == processes, 30, "every process is in line", 0.02)
-        yield stage
+        try:
+            stage.start()
+            if waiting:
+                wait_until(lambda: len(in_line(stage)) == processes, 30, "every process is in line", 0.02)
+            yield stage
+        except BaseException:
+            print(stage.logs())  # which the report of a failure shows
+            raise
 
 
 def record(stage: Circusd, name: str = "web") -> dict[str, Any]:
@@ -114,11 +120,35 @@ class Scene:
         with socket.create_connection(("127.0.0.1", self.stage.port), timeout) as client:
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: client.recv(65536), b""))
-        return int(json.loads(answer.partition(b"\r\n\r\n")[2])["pid"])
+        try:
+            return int(json.loads(answer.partition(b"\r\n\r\n")[2])["pid"])
+        except ValueError:
+            raise ConnectionResetError(f"no answer, but {answer!r}") from None
 
     def tally(self, count: int = 10) -> Counter[int]:
         """Who answers *count* requests, one after the other."""
         return Counter(self.ask() for _ in range(count))
+
+    def tell(self, op: str, **fields: Any) -> str:
+        """What the broker answers to a command, as its command-line tool would ask it."""
+        dialogue = Dialogue(str(self.stage.runtime))
+        try:
+            return str(dialogue.ask(op, deadline=time.monotonic() + 10, **fields)["reason"])
+        finally:
+            dialogue.close()
+
+    def move(self, pid: int) -> str:
+        """Hand the registration to the process *pid*."""
+        return self.tell("move", socket="web", process=self.names()[pid])
+
+    def names(self) -> dict[int, str]:
+        """The names of the processes in line."""
+        return {int(one["claim"][6]): str(one["claim"][3]) for one in record(self.stage)["claims"]}
+
+    def root(self, pid: int) -> int:
+        """The managed process that *pid* is or descends from; 0 if there is none."""
+        assert self.stage.process is not None
+        return next((one for one in roots(self.stage.process.pid) if pid in tree(one)), 0)
 
     def facts(self) -> dict[str, Any]:
         """What `status` says of the socket."""

@@ -133,12 +133,16 @@ class Storm:
         wait_until(lambda: self._find_broker() not in (0, broker), 10, "a broker comes after it", 0.01)
 
     def broker(self) -> int:
-        """The broker that serves: the one beside it, which stands by, does not have the socket."""
+        """The broker that serves."""
         return int(wait_until(self._find_broker, 10, "a broker serves", 0.01))
 
     def _find_broker(self) -> int:
-        found = children(self.stage.host())
-        return next((pid for pid in found if is_broker(pid) and has_socket(pid, self.oracle.inode)), 0)
+        return broker_of(self.stage, self.oracle.inode)
+
+
+def broker_of(stage: Circusd, inode: int) -> int:
+    """The broker that serves the socket *inode*, or 0: the one that stands by does not have it."""
+    return next((pid for pid in children(stage.host()) if is_broker(pid) and has_socket(pid, inode)), 0)
 
 
 def _spread(mishaps: list[Mishap]) -> list[Mishap]:

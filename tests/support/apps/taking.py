@@ -1,10 +1,12 @@
 """Takes connections or datagrams and writes each down: ``taking.py HOW``.
 
-A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by SIGSTOP, just before it takes something.
+SIGUSR1 has it take its registration back, SIGUSR2 register (again), whether it is its turn or not. SIGTERM ends it,
+and first takes the registration back. A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by
+SIGSTOP, just before it takes something.
 
-HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``: the same, edge-triggered;
-``gate``: one that uses the library. The socket is ``web``; a datagram begins with its number, 4 bytes, and a
-connection gets this process's pid as an HTTP answer.
+HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``, ``exclusive``: the same,
+edge-triggered or with EPOLLEXCLUSIVE; ``gate``: one that uses the library. The socket is ``web``; a datagram begins
+with its number, 4 bytes, and a connection gets this process's pid as an HTTP answer.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
@@ -70,20 +73,53 @@ class Taker:
         return True
 
 
+FLAGS = {"edge": select.EPOLLET, "exclusive": select.EPOLLEXCLUSIVE}
+
+
+def drop() -> None:
+    """Become the user TAKING_UID, if there is one: who starts this may be able to read what that one can't."""
+    uid = int(os.environ.get("TAKING_UID", "0"))
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+
+
 def serve(watched: int, taker: Taker, flags: int) -> None:
     """Until SIGTERM."""
-    stopped, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(told)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    told, telling = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(telling)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
     with select.epoll() as poll:
-        poll.register(watched, flags)
-        poll.register(stopped, select.EPOLLIN)
+        poll.register(told, select.EPOLLIN)
+        register(poll, watched, flags)
         while True:
             for fd, _events in poll.poll():
-                if fd == stopped:
-                    poll.unregister(watched)
-                    return
-                taker.take()
+                if fd != told:
+                    taker.take()
+                    continue
+                for said in os.read(told, 16):
+                    if said == signal.SIGUSR2:
+                        register(poll, watched, flags)
+                    else:
+                        unregister(poll, watched)
+                    if said == signal.SIGTERM:
+                        return
+
+
+def register(poll: select.epoll, fd: int, flags: int) -> None:
+    """Whether it is there or not."""
+    try:
+        poll.register(fd, flags)
+    except FileExistsError:
+        poll.modify(fd, flags)
+
+
+def unregister(poll: select.epoll, fd: int) -> None:
+    """Whether it is there or not."""
+    with suppress(FileNotFoundError):
+        poll.unregister(fd)
 
 
 def main() -> None:
@@ -94,11 +130,16 @@ def main() -> None:
 
         with sockshare.attach() as share:
             sock = share.socket("web")
+            taker = Taker(sock, _ALWAYS)
+            drop()
             with share.registration("web") as registration:
-                serve(registration.fileno(), Taker(sock, registration.waiting), select.EPOLLIN)
+                taker.may = registration.waiting
+                serve(registration.fileno(), taker, select.EPOLLIN)
         return
     with socket.socket(fileno=3) as sock:
-        serve(3, Taker(sock, _ALWAYS), select.EPOLLIN | (select.EPOLLET if how == "edge" else 0))
+        taker = Taker(sock, _ALWAYS)
+        drop()
+        serve(3, taker, select.EPOLLIN | FLAGS.get(how, 0))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""Where the broker has no rights over the programs: it says so, and what needs none of them holds."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.registration.scenes import Scene, staged
+from tests.support.circusd import Circusd, wait_until
+from tests.support.oracle import Oracle, look, roots
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="starts programs of another user")
+
+NOBODY = "65534"
+_PR_CAPBSET_DROP, _CAP_SYS_PTRACE = 24, 19
+
+
+def without_ptrace(start: Callable[[], None]) -> None:
+    """Have *start* start its process without CAP_SYS_PTRACE: each thread has a bounding set of its own (prctl(2))."""
+    refused: list[int] = []
+
+    def dropped() -> None:
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_CAPBSET_DROP, _CAP_SYS_PTRACE, 0, 0, 0):
+            refused.append(ctypes.get_errno())
+        else:
+            start()
+
+    thread = threading.Thread(target=dropped)
+    thread.start()
+    thread.join()
+    assert not refused, f"can't drop CAP_SYS_PTRACE: {os.strerror(refused[0])}"
+
+
+@contextmanager
+def unprivileged(monkeypatch: pytest.MonkeyPatch, manager: str, program: str, **options: Any) -> Iterator[Scene]:
+    """A stage whose broker may not look into its programs, which run as nobody."""
+    begin = Circusd.start
+
+    def start(self: Circusd) -> None:
+        without_ptrace(lambda: begin(self))
+
+    monkeypatch.setenv("TAKING_UID", NOBODY)
+    if manager == "circus":
+        monkeypatch.setattr(Circusd, "start", start)
+    with staged(manager, program, processes=3, **options) as stage:
+        yield Scene(stage)
+
+
+def facts(scene: Scene) -> list[dict[str, Any]]:
+    """What `status` says of the processes."""
+    holders: list[dict[str, Any]] = scene.facts()["holders"]
+    return holders
+
+
+def test_degraded_mode_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `status`, for each process, with the reason; and in the log."""
+    with unprivileged(monkeypatch, "circus", "taking", waiting=False) as scene:
+        wait_until(lambda: len(look(scene.stage.pids(), scene.inode)[1]) == 3, 20, "all are registered", 0.05)
+        wait_until(lambda: all(one["not_kept"] for one in facts(scene)), 10, "it is said", 0.1)
+        for one in facts(scene):
+            assert one["kept_by"] is None
+            assert f"it runs as uid {NOBODY}" in one["not_kept"] or "may not be looked into" in one["not_kept"]
+        wait_until(lambda: scene.log().count("degraded: ") >= 3, 10, "the log says it")
+        assert set(scene.tally(10)) <= set(scene.stage.pids())  # they serve, all of them
+
+
+def test_one_runs_at_a_time_behind_exec_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, and are not started; the holder dies: one of them is. No rights are needed for that."""
+    with unprivileged(monkeypatch, "circus", "standby") as scene:
+        manager = scene.stage.process
+        assert manager is not None
+        with Oracle(scene.inode, manager.pid) as oracle:
+            for _ in range(3):
+                holder = scene.holder()
+                assert look(roots(manager.pid), scene.inode)[0] == [holder]
+                assert {one["kept_by"] for one in facts(scene)} == {"cooperate"}
+                assert scene.tally(5) == {holder: 5}
+                scene.signal(holder, signal.SIGKILL)
+                assert scene.ask() != holder
+            watch = oracle.stop()
+        assert watch.several(settled=False) == []
+
+
+def test_gates_need_no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that use the library: one holds, is followed when it dies or hangs, and never are there two."""
+    with unprivileged(monkeypatch, "circus", "gated") as scene:
+        manager = scene.stage.process
+        assert manager is not None
+        with Oracle(scene.inode, manager.pid) as oracle:
+            holder = scene.holder()
+            assert {one["kept_by"] for one in facts(scene)} == {"gate"}
+            scene.signal(holder, signal.SIGSTOP)
+            try:
+                follower = scene.ask()
+                assert follower != holder
+            finally:
+                scene.stage.kill(holder, signal.SIGCONT)
+            scene.signal(follower, signal.SIGKILL)
+            assert scene.ask() != follower
+            watch = oracle.stop()
+        assert watch.several(settled=False) == []
