@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds from an arrival to the first look, and between two looks after it.
 _FIRST_LOOK, _LOOK_EVERY = 0.01, 0.05
-#: Seconds of a turn in which nothing is taken of what waits, and between two looks at it.
-_TURN, _LOOK_AT_TURN = 0.005, 0.001
 _EDGE = select.EPOLLIN | select.EPOLLET
 
 
@@ -37,36 +35,13 @@ class _Standing:
         self.since = self.looked = now
 
 
-class _Turn:
-    """Of the one who holds the registration, until something was taken: which is known when less waits than waited when
-    it began and has arrived since, edge by edge (there may have been more)."""
-
-    __slots__ = ("base", "edges", "pause", "since", "timer")
-
-    def __init__(self) -> None:
-        self.timer: asyncio.TimerHandle | None = None
-        self.pause = _LOOK_AT_TURN
-        self.begin(0, 0.0)
-
-    def begin(self, waiting: int, now: float) -> None:
-        self.base, self.edges, self.since = waiting, 0, now
-
-    def edge(self, now: float) -> None:
-        self.edges += 1
-        if self.base == 0 and self.edges == 1:
-            self.since = now
-
-    def taken(self, waiting: int) -> bool:
-        return waiting < self.base + self.edges
-
-
 class _Watched:
-    __slots__ = ("sock", "stall_timeout", "standing", "timer", "turn")
+    __slots__ = ("look_every", "sock", "stall_timeout", "standing", "timer")
 
-    def __init__(self, sock: socket.socket, stall_timeout: float, each: bool) -> None:
+    def __init__(self, sock: socket.socket, stall_timeout: float, look_every: float) -> None:
         self.sock = sock
         self.stall_timeout = stall_timeout
-        self.turn = _Turn() if each else None
+        self.look_every = look_every
         self.standing: _Standing | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -75,17 +50,12 @@ class Arrivals:
     """Watches sockets; made in the running loop.
 
     Args:
-        arrived: Called with the name of a socket that is watched for *each* arrival, once one was taken, or was not
-            within some milliseconds.
         waits: Called at each look at which something still waits.
         stalled: Called when what waits has stood untaken for the socket's stall time-out, and each time again.
     """
 
-    def __init__(
-        self, *, arrived: Callable[[str], None], waits: Callable[[str], None], stalled: Callable[[str], None]
-    ) -> None:
+    def __init__(self, *, waits: Callable[[str], None], stalled: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._arrived = arrived
         self._waits = waits
         self._stalled = stalled
         self._watched: dict[str, _Watched] = {}
@@ -93,15 +63,15 @@ class Arrivals:
         self._edges = select.epoll()
         self._loop.add_reader(self._edges.fileno(), self._edge)
 
-    def watch(self, name: str, fd: int, *, stall_timeout: float, each: bool) -> None:
+    def watch(self, name: str, fd: int, *, stall_timeout: float, look_every: float = _LOOK_EVERY) -> None:
         """Watch the socket *fd* under *name*.
 
         Args:
             stall_timeout: Seconds after which what stands untaken is said to be stalled; 0: never.
-            each: Whether every arrival is told.
+            look_every: Seconds between two looks while something waits.
         """
         sock = socket.socket(fileno=os.dup(fd))
-        self._watched[name] = _Watched(sock, stall_timeout, each)
+        self._watched[name] = _Watched(sock, stall_timeout, look_every)
         self._names[sock.fileno()] = name
         self._edges.register(sock.fileno(), _EDGE)  # reports at once what waits already
 
@@ -119,8 +89,6 @@ class Arrivals:
             watched.sock.close()
             if watched.timer is not None:
                 watched.timer.cancel()
-            if watched.turn is not None and watched.turn.timer is not None:
-                watched.turn.timer.cancel()
         self._watched.clear()
         self._edges.close()
 
@@ -128,43 +96,11 @@ class Arrivals:
         for fd, _ in self._edges.poll(0):
             name = self._names[fd]
             watched = self._watched[name]
-            if watched.turn is not None:
-                watched.turn.edge(self._loop.time())
-                self._look_at_turn(name, watched, watched.turn)
             if watched.standing is None:
-                if watched.turn is None:
-                    # Enough is known until the queue is empty again. Edge-triggered still: EPOLLHUP is always reported.
-                    self._edges.modify(fd, select.EPOLLET)
+                # Enough is known until the queue is empty again. Edge-triggered still: EPOLLHUP is always reported.
+                self._edges.modify(fd, select.EPOLLET)
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
-                watched.timer = self._loop.call_later(_FIRST_LOOK, self._look, name)
-
-    def _look_at_turn(self, name: str, watched: _Watched, turn: _Turn) -> None:
-        if turn.timer is not None:
-            turn.timer.cancel()
-            turn.timer = None
-        try:
-            waiting, now = queues.look(watched.sock).amount, self._loop.time()
-        except OSError as error:
-            log.warning("%s: can't tell what waits: %s", name, error)
-            return
-        taken = turn.taken(waiting)
-        if taken or (waiting and now - turn.since >= _TURN):
-            # Where nobody takes anything there is no hurry to look at the next one.
-            turn.pause = _LOOK_AT_TURN if taken else min(2 * turn.pause, _LOOK_EVERY)
-            turn.begin(waiting, now)
-            self._arrived(name)
-            if not waiting:
-                self._come_first(watched.sock)
-        if waiting:
-            turn.timer = self._loop.call_later(turn.pause, self._look_at_turn, name, watched, turn)
-
-    def _come_first(self, sock: socket.socket) -> None:
-        """Have the next arrival told to us before it is to the one that holds the registration.
-
-        The kernel wakes first who has registered last, and what was taken before we look has never arrived for us.
-        """
-        self._edges.unregister(sock)
-        self._edges.register(sock, _EDGE)
+                watched.timer = self._loop.call_later(min(_FIRST_LOOK, watched.look_every), self._look, name)
 
     def _look(self, name: str) -> None:
         watched = self._watched[name]
@@ -185,7 +121,7 @@ class Arrivals:
         assert standing is not None
         patience = watched.stall_timeout / 2 if standing.closely is None else watched.stall_timeout
         left = standing.since + patience - self._loop.time()
-        return left if 0 < left < _LOOK_EVERY else _LOOK_EVERY
+        return left if 0 < left < watched.look_every else watched.look_every
 
     def _still_waits(self, name: str, watched: _Watched) -> bool:
         standing, now, patience = watched.standing, self._loop.time(), watched.stall_timeout

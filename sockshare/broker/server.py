@@ -32,7 +32,7 @@ from sockshare.kernel.peers import Identity, Peer, identity
 from .door import Door
 from .drain import Address, address_of
 from .endpoint import Caller, Endpoint
-from .gates import GATE
+from .gates import GATE, TALLY
 from .holders import Holders
 from .hostlink import HostLink
 from .introductions import LANE, Introductions
@@ -179,6 +179,8 @@ class Broker:
         if self.mistakes:
             raise BadConfiguration("\n".join(self.mistakes))
         try:
+            if name.startswith(TALLY):
+                return self.registrations.claims.tally_of(name[len(TALLY) :], known.identity)
             self.entitled(known, name)
         except SockshareError as error:
             self.refused(peer.pid, str(error))
