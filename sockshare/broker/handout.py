@@ -13,7 +13,7 @@ from sockshare.core.tickets import SECRET_BYTES, Tickets
 from sockshare.kernel.descriptors import MOST
 from sockshare.kernel.peers import Identity, Peer, identity
 
-from .gates import GATE
+from .gates import GATE, TALLY
 from .introductions import LANE, Introductions
 from .roster import Known, Managed
 from .state import State
@@ -73,6 +73,8 @@ class HandOut:
         if self._state.mistakes:
             raise BadConfiguration("\n".join(self._state.mistakes))
         try:
+            if name.startswith(TALLY):
+                return self._state.registrations.claims.tally_of(name[len(TALLY) :], known.identity)
             self._state.entitled(known, name)
         except SockshareError as error:
             self._state.refused(peer.pid, str(error))

@@ -38,10 +38,24 @@ class Claim:
             refused, or cancelled by another's registration.
         epoch: Of the hold, if it is or was held; else 0.
         gate: Once the broker gave it; kept when the claim is over, and the caller's to close.
+        tally: An eventfd to which the broker wants added what is taken; as `gate`. None where that does not matter.
         error: Why it is over, if not because we released it.
     """
 
-    __slots__ = ("cooperate", "due", "epoch", "error", "gate", "key", "leaves", "name", "number", "pause", "standing")
+    __slots__ = (
+        "cooperate",
+        "due",
+        "epoch",
+        "error",
+        "gate",
+        "key",
+        "leaves",
+        "name",
+        "number",
+        "pause",
+        "standing",
+        "tally",
+    )
 
     def __init__(self, name: str, *, cooperate: bool = False) -> None:
         self.name = name
@@ -50,6 +64,7 @@ class Claim:
         self.standing = "asked"
         self.epoch = 0
         self.gate: Gate | None = None
+        self.tally: int | None = None
         self.error: Exception | None = None
         self.leaves = False  # it is to be released
         self.number = 0
@@ -191,6 +206,8 @@ class Claims:
             self._fetch(claim, bytes.fromhex(event["gate"]))
         elif "present" in event:
             self._present(claim)
+        elif "tally" in event:
+            self._fetch_tally(claim)
         else:
             self._told(claim, str(event["registration"]), int(event.get("epoch") or 0), str(event.get("reason") or ""))
 
@@ -229,6 +246,17 @@ class Claims:
             close_all([fd])
             raise
         self._changed(claim)
+
+    def _fetch_tally(self, claim: Claim) -> None:
+        try:
+            fd = door.take(self._directory, f"tally:{claim.key}", time.monotonic() + _AT_DOOR)
+        except (SockshareError, OSError):
+            return  # without it we only wait longer for our turns
+        if claim.tally is None:
+            claim.tally = fd
+        else:  # of a broker before; another thread may just be using it
+            os.dup2(fd, claim.tally, inheritable=False)
+            os.close(fd)
 
     def _present(self, claim: Claim) -> None:
         if claim.gate is None:

@@ -107,6 +107,33 @@ def test_program_hears_of_what_waits_while_it_holds(host: GateHost) -> None:
     registration.release()
 
 
+def test_what_is_taken_is_tallied_where_turns_are_taken(host: GateHost) -> None:
+    """Each time the program was told to take something, and never else; also to the next broker."""
+    host.start(tally=True)
+    with attach(host) as share, share.registration("web") as registration:
+        key = host.wait_for("tallies")
+        listener = share.socket("web")
+
+        def take(count: int) -> str:
+            for _ in range(count):
+                assert not registration.waiting()
+                with client(host):
+                    assert select.select([registration], [], [], TIMEOUT)[0]
+                    assert registration.waiting()
+                    listener.accept()[0].close()
+            host.give("tally")
+            return host.wait_for("taken")
+
+        until(lambda: registration.claim.tally is not None, "it has its tally")
+        assert take(3) == "3"
+        assert take(0) == "0"
+        host.kill()
+        host.start(tally=True)
+        assert host.wait_for("tallies") == key
+        until(lambda: take(1) == "1", "the next broker's is used")
+        assert take(2) == "2"
+
+
 def test_datagrams_are_told_as_connections_are(host: GateHost) -> None:
     """A socket of datagrams has a registration too."""
     host.start()
