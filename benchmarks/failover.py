@@ -121,8 +121,8 @@ def nginx(port: int) -> Iterator[Callable[[], bool]]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def measure(rounds: int) -> tuple[dict[str, list[float]], list[str]]:
-    """Seconds of each way, which take turns; and what could not be measured."""
+def measure(rounds: int, seconds: float) -> tuple[dict[str, list[float]], list[str]]:
+    """Seconds of each way, which take turns, for no longer than *seconds*; and what could not be measured."""
     with tempfile.TemporaryDirectory(prefix="ss-") as directory, ExitStack() as stack:
         lock, notes = Path(directory) / "lock", []
         programs = {
@@ -143,12 +143,17 @@ def measure(rounds: int) -> tuple[dict[str, list[float]], list[str]]:
             ways["nginx, accept_mutex"] = Way(port, stack.enter_context(nginx(port)), GET)
         else:
             notes.append("nginx is not installed: not compared")
+        end = time.monotonic() + seconds
         for _ in range(rounds):
-            for name, way in list(ways.items()):
+            if time.monotonic() > end:
+                break
+            for name, way in ways.items():
                 try:
                     way.once()
                 except OSError as error:
                     notes.append(f"{name}: {error}")
+                    if not way.samples:
+                        raise
         return {name: way.samples for name, way in ways.items()}, notes
 
 
@@ -158,14 +163,16 @@ def report(samples: Mapping[str, list[float]], notes: list[str]) -> None:
     rows: list[tuple[str, ...]] = [("", "p50", "p99", "worst", "ratio to flock", "aim")]
     aims = {"gate, aio.start_server": "1.5", "suspend, any program": "2"}
     for name, seen in samples.items():
+        if not seen:
+            continue
         middle = figures.median(seen)
         times = (middle, figures.quantile(seen, 0.99), max(seen))
         rows.append((name, *map(figures.fine, times), f"{middle / flock:.2f}", aims.get(name, "")))
-    count = min(map(len, samples.values()))
+    count = max(map(len, samples.values()))
     what = f"SIGKILL of the one that serves, until another has answered, {count} times, {PROCESSES} processes"
     figures.show(what, rows, [*notes, "aim for p99: under 20 ms"])
 
 
-def run(rounds: int) -> None:
+def run(rounds: int, seconds: float) -> None:
     """Measure and report."""
-    report(*measure(rounds))
+    report(*measure(rounds, seconds))

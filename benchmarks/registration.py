@@ -7,6 +7,8 @@ EPOLLEXCLUSIVE, SO_REUSEPORT, the bare system calls.
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 
 from benchmarks import failover, idle, moves, spread
 
@@ -16,7 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.registration", description=__doc__.partition("\n")[0])
     parts = ("failover", "moves", "spread", "idle")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all, if none is named")
-    parser.add_argument("--kills", type=int, default=100, help="of each way")
+    parser.add_argument("--kills", type=int, default=100, help="of each way, at most")
+    parser.add_argument("--kill-seconds", type=float, default=120.0, help="for all of them, at most")
     parser.add_argument("--moves", type=int, default=2000, help="of each kind")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8], help="that connections spread over")
     parser.add_argument("--rate", type=float, default=200.0, help="connections a second of the low load")
@@ -28,9 +31,11 @@ def main() -> None:
     for part in options.parts:
         if part not in parts:
             parser.error(f"no such part: {part!r}")
+    # By default it would end at once, and leave all that it has started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = options.parts or parts
     if "failover" in chosen:
-        failover.run(options.kills)
+        failover.run(options.kills, options.kill_seconds)
     if "moves" in chosen:
         moves.run(options.moves)
     if "spread" in chosen:

@@ -104,5 +104,5 @@ def streams(name: str) -> None:
 
 
 if __name__ == "__main__":
-    kinds: dict[str, Callable[..., None]] = {one.__name__: one for one in (epoll, exclusive, reuseport, flock, gate)}
-    kinds[sys.argv[1]](*sys.argv[2:])
+    kinds: list[Callable[..., None]] = [epoll, exclusive, reuseport, flock, gate, streams]
+    {one.__name__: one for one in kinds}[sys.argv[1]](*sys.argv[2:])

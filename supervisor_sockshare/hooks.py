@@ -104,8 +104,8 @@ def _wrap_cleanup(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             ours = plugin().descriptors()
         except Exception:
-            log.exception("descriptors: can't tell ours; they will be closed")
-            ours = []
+            log.exception("descriptors: can't tell which are ours, so none is cleaned up")
+            return None
 
         def spare(low: int, high: int) -> None:
             for fd in ours:

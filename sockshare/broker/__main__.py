@@ -61,6 +61,7 @@ def main() -> int:
     arguments = parser.parse_args()
     output = logfile.of_stderr()
     output.addFilter(Sparing())
+    logfile.sparingly()
     logging.basicConfig(level=logging.INFO, format=logfile.FORMAT, handlers=[output])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # libzmq aborts the process that accepts without a free descriptor (libzmq issue 1306).

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds from an arrival to the first look, and between two looks after it.
 _FIRST_LOOK, _LOOK_EVERY = 0.01, 0.05
+#: Seconds that the one who holds a registration has to take what arrives before it is the next one's turn.
+_TAKEN_WITHIN = 0.001
 _EDGE = select.EPOLLIN | select.EPOLLET
 
 
@@ -36,7 +38,7 @@ class _Standing:
 
 
 class _Watched:
-    __slots__ = ("each", "sock", "stall_timeout", "standing", "timer")
+    __slots__ = ("each", "sock", "stall_timeout", "standing", "taken", "timer")
 
     def __init__(self, sock: socket.socket, stall_timeout: float, each: bool) -> None:
         self.sock = sock
@@ -44,13 +46,15 @@ class _Watched:
         self.each = each
         self.standing: _Standing | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.taken: asyncio.TimerHandle | None = None  # when the last arrival had its time to be taken
 
 
 class Arrivals:
     """Watches sockets; made in the running loop.
 
     Args:
-        arrived: Called with the name of a socket that is watched for *each* arrival.
+        arrived: Called with the name of a socket that is watched for *each* arrival, when the next one comes or, if
+            none does, a moment later: who holds the registration is to take it, and not to race with the next.
         waits: Called at each look at which something still waits.
         stalled: Called when what waits has stood untaken for the socket's stall time-out, and each time again.
     """
@@ -91,8 +95,8 @@ class Arrivals:
         for watched in self._watched.values():
             self._edges.unregister(watched.sock)  # before it is closed: others keep the socket (epoll(7), Q6)
             watched.sock.close()
-            if watched.timer is not None:
-                watched.timer.cancel()
+            for timer in filter(None, (watched.timer, watched.taken)):
+                timer.cancel()
         self._watched.clear()
         self._edges.close()
 
@@ -100,7 +104,9 @@ class Arrivals:
         for fd, _ in self._edges.poll(0):
             name = self._names[fd]
             watched = self._watched[name]
-            if watched.each:
+            if watched.each and watched.taken is None:
+                watched.taken = self._loop.call_later(_TAKEN_WITHIN, self._had_its_time, name)
+            elif watched.each:
                 self._arrived(name)
             if watched.standing is None:
                 if not watched.each:
@@ -108,6 +114,10 @@ class Arrivals:
                     self._edges.modify(fd, select.EPOLLET)
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
                 watched.timer = self._loop.call_later(_FIRST_LOOK, self._look, name)
+
+    def _had_its_time(self, name: str) -> None:
+        self._watched[name].taken = None
+        self._arrived(name)
 
     def _look(self, name: str) -> None:
         watched = self._watched[name]

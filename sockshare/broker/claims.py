@@ -106,7 +106,7 @@ class Claims:
             self._tell(one.caller, {"event": {"present": True}})
         entry = self._lines[one.socket].rules.find(one.key)
         if entry is not None:
-            held = entry.standing is Standing.HELD
+            held = self._lines[one.socket].is_told(one.key)
             self._tell(one.caller, event("held" if held else "waiting", entry.epoch if held else 0))
 
     def eligible(self, name: str, key: str) -> None:
@@ -134,7 +134,8 @@ class Claims:
         entry = line.rules.find(key)
         if entry is not None:
             holds = entry.standing is not Standing.WAITING
-            if holds and entry.epoch != epoch:
+            # Where turns are taken its process does not know the epoch of this one.
+            if holds and entry.epoch != epoch and not line.takes_turns:
                 return False
             line.feed(rules.Released(key, entry.epoch if holds else 0))
         line.leave(one)

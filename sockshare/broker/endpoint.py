@@ -112,14 +112,20 @@ class Endpoint:
         self._draining = True
         for _ in range(_BATCH):
             try:
-                frames = self._socket.recv_multipart(_NOW, copy=False)
+                # Frame by frame: recv_multipart would make an object of the route, and ask for options in between.
+                route: bytes = self._socket.recv(_NOW)
+                frame = self._socket.recv(_NOW, copy=False)
             except zmq.Again:
                 self._draining = False
                 return
-            if len(frames) == 2:
-                self._take(frames[0].bytes, frames[1])
-            else:
-                log.warning("endpoint: a message of %d frames was dropped", len(frames))
+            if not frame.more:
+                self._take(route, frame)
+                continue
+            count = 2
+            while frame.more:
+                frame = self._socket.recv(_NOW, copy=False)
+                count += 1
+            log.warning("endpoint: a message of %d frames was dropped", count)
         self._loop.call_soon(self._readable)
 
     def _take(self, route: bytes, frame: zmq.Frame) -> None:

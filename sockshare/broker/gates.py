@@ -27,7 +27,19 @@ GATE = "gate:"
 class Claimant:
     """One claim, as the broker needs it beside the rules."""
 
-    __slots__ = ("caller", "eligible", "gate", "identity", "key", "managed", "means", "process", "program", "socket")
+    __slots__ = (
+        "caller",
+        "eligible",
+        "epolls",
+        "gate",
+        "identity",
+        "key",
+        "managed",
+        "means",
+        "process",
+        "program",
+        "socket",
+    )
 
     def __init__(
         self, key: str, socket: str, identity: Identity, managed: int, process: str, program: str, means: Means
@@ -42,6 +54,7 @@ class Claimant:
         self.gate: Gate | None = None
         self.caller: Caller | None = None  # whom to tell, once it has asked this broker
         self.eligible = False
+        self.epolls: set[int] = set()  # descriptors of those of the managed process that the socket was in
 
 
 class Gates:

@@ -37,6 +37,8 @@ _AT_ONCE = 32
 _OPEN = 256
 #: Seconds that a retiring process has to ask what it is to do, when the broker has just started.
 _SAYS_WITHIN = 2.0
+#: Seconds after a broker's start until it believes that it has heard of all: "nobody is there" is said at once else.
+_HEARD_OF_ALL = 1.0
 
 
 class _Receiver:
@@ -114,6 +116,7 @@ class Introductions:
         self._numbers = itertools.count(1)
         self._watching: dict[int, Caller] = {}  # who wants to hear that it retires
         self._retiring: dict[int, _Retirement] = {}
+        self._complete = self._loop.time() + _HEARD_OF_ALL
 
     # The operations.
 
@@ -325,6 +328,9 @@ class Introductions:
                 giver.at_door += 1
             self._tell(giver, {"receiver": fields})
         if not giver.waiting:
+            if self._loop.time() < self._complete:
+                self._loop.call_at(self._complete, self._advance, giver)
+                return
             here = sum(1 for receiver in self._receivers.values() if giver.means(receiver))
             self._tell(giver, {"known": here})
 

@@ -93,6 +93,7 @@ class Keeping:
         gated = [] if line is None else [one for one in line.claimants.values() if one.means is Means.GATE]
         if any(one.gate is None and one.identity.pid == entry.pid for one in gated):
             return True  # it may be: it is lost, and has yet to be shown again
+        gated.sort(key=lambda one: one.identity.pid != entry.pid)  # mostly it is one of its own
         try:
             return any(one.gate is not None and one.gate.same(entry.pid, entry.epfd) for one in gated)
         except (NotPermitted, OSError):

@@ -74,6 +74,9 @@ class Line:
         self._cause = ""  # what has made room last
         self.turned = 0.0  # when `rotate` has moved it, in the loop's time
         self._happened: deque[Any] = deque()
+        self._turn_of: str | None = None  # whose turn has just been ended
+        self._turning = False  # whether what is being performed is that, and the next one's turn
+        self._in_turn: set[str] = set()  # who was told that it holds, where turns are taken
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -81,6 +84,15 @@ class Line:
     def is_shared(self) -> bool:
         """Whether everybody may have it."""
         return self.policy.kind == "shared"
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether it goes round: a turn is neither recorded nor told, as there may be thousands a second."""
+        return self.policy.kind == "rotate"
+
+    def is_told(self, key: str) -> bool:
+        """Whether the claim *key* is to be told that it holds: it does, or takes its turns."""
+        return key in self._in_turn or self.standing(key) is Standing.HELD
 
     def of_process(self, pid: int) -> list[Claimant]:
         """The claimants that are of the managed process *pid*."""
@@ -104,6 +116,10 @@ class Line:
         Raises:
             KeyError, TypeError, ValueError: It is no record of a line.
         """
+        if self.takes_turns:
+            # Turns are not recorded: who had the last one, in which epoch, is not known. It begins anew, by the sweep.
+            anew = {"standing": Standing.WAITING.value, "epoch": 0}
+            record = {**record, "claims": [{**claim, **anew} for claim in record["claims"]]}
         self.rules, effects = Registration.recover(self.policy, record, _now())
         for entry in self.rules.claims:
             claim = entry.claim
@@ -118,7 +134,7 @@ class Line:
         """Perform what `take_up` returned."""
         self._busy = True
         try:
-            self._perform(effects, record=True)
+            self._perform(list(effects))
         finally:
             self._busy = False
         self._work_off()
@@ -138,6 +154,7 @@ class Line:
     def leave(self, one: Claimant) -> None:
         """The claim of *one*, which is out of the line, is over."""
         self.claimants.pop(one.key, None)
+        self._in_turn.discard(one.key)
         if one.gate is not None:
             self._services.gates.drop(one.key, one.gate)
             one.gate = None
@@ -154,12 +171,32 @@ class Line:
     def suspend(self, one: Claimant) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""
         try:
-            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
+            for entry in self._where_it_was(one):
+                epoll.suspend(entry, self.fd)
+            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._noting(one))
         except ProcessLookupError:
             return None
         except (OSError, NotPermitted) as error:
             return str(error)
         return None
+
+    def _where_it_was(self, one: Claimant) -> list[epoll.Registration]:
+        """As `entries`, where something was suspended before: that is found in a fraction of the time."""
+        spared = self._spared(one)
+        found = [entry for epfd in one.epolls for entry in epoll.entries(one.managed, epfd)]
+        return [entry for entry in found if entry.inode == self.inode and not spared(entry)]
+
+    def _noting(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
+        """As `_spared`, and note where the others are; not those of children, which come and go, and so do pids."""
+        spared = self._spared(one)
+
+        def note(entry: epoll.Registration) -> bool:
+            ours = spared(entry)
+            if not ours and entry.pid == one.managed:
+                one.epolls.add(entry.epfd)
+            return ours
+
+        return note
 
     def entries(self, one: Claimant) -> list[epoll.Registration]:
         """What the process tree of *one* has registered by itself.
@@ -180,29 +217,37 @@ class Line:
         try:
             while self._happened:
                 one = self._happened.popleft()
-                # A turn of the wheel is in the gates, and a broker after this one sweeps those: nothing to write down.
-                self._perform(self.rules.feed(one, _now()), record=not isinstance(one, rules.Advance))
+                effects = self.rules.feed(one, _now())
+                self._turning = isinstance(one, rules.Advance)
+                if self._turning:
+                    self._turn_of = next((effect.key for effect in effects if isinstance(effect, rules.Disarm)), None)
+                elif self._turn_of is not None and isinstance(one, rules.Disarmed) and one.key == self._turn_of:
+                    self._turning, self._turn_of = True, None
+                self._perform(effects)
         finally:
+            self._turning = False
             self._busy = False
         self._schedule()
 
-    def _perform(self, effects: Iterable[Any], *, record: bool) -> None:
+    def _perform(self, effects: Iterable[Any]) -> None:
+        # They come in this order: disarm, record, arm, tell. So a broker that comes after a death in between knows of
+        # everybody that could be armed. (A turn is not recorded: after such a death it begins anew, by the sweep.)
         for effect in effects:
             if isinstance(effect, rules.Record):
-                if record:
+                if not self._turning:
                     self._services.link.journal(f"registration:{self.name}", self.rules.record())
                 continue
             one = self.claimants.get(effect.key)
-            if one is None:
+            if one is None:  # it was told that it is over
                 continue
-            if isinstance(effect, rules.Arm):
-                self._arm(one, effect.epoch)
-            elif isinstance(effect, rules.Disarm):
+            if isinstance(effect, rules.Disarm):
                 failure = self._disarm(one, swept=effect.epoch == 0)
                 if failure is None:
                     self._happened.append(rules.Disarmed(effect.key, effect.epoch))
                 else:
                     self._happened.append(rules.NotDisarmed(effect.key, effect.epoch, failure))
+            elif isinstance(effect, rules.Arm):
+                self._arm(one, effect.epoch)
             elif isinstance(effect, rules.Tell):
                 self._tell(one, effect)
             elif isinstance(effect, rules.Stop):
@@ -231,8 +276,10 @@ class Line:
                 if one.gate is not None:  # else it has yet to show it again
                     one.gate.arm(self.fd)
             else:
+                # What waits is not to wait until all of /proc is read.
+                quick = [epoll.resume(entry, self.fd) for entry in self._where_it_was(one)]
                 count = epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
-                if not count and self.has_taken_back(one) and processes.alive(one.managed):
+                if not any(quick) and not count and self.has_taken_back(one) and processes.alive(one.managed):
                     self.give_up(one, epoch)
         except ProcessLookupError:
             return  # its death is on its way
@@ -260,6 +307,10 @@ class Line:
         return None
 
     def _tell(self, one: Claimant, effect: Any) -> None:
+        if self.takes_turns:
+            if self._turning and (effect.what == "revoked" or one.key in self._in_turn):
+                return
+            (self._in_turn.add if effect.what == "held" else self._in_turn.discard)(one.key)
         if one.caller is not None:
             self._services.tell(one.caller, event(effect.what, effect.epoch, effect.reason))
         if effect.what == "cancelled":
@@ -275,10 +326,11 @@ class Line:
         if effect.what == "granted":
             self.moves += 1
             cause, self._cause = self._cause, ""
-            if self.policy.kind == "rotate":
-                return
+        if self._turning:
+            return
+        if effect.what == "granted":
             self.last_move = {"to": one.process, "pid": one.identity.pid, "reason": cause, "at": time.time()}
-        if self.is_shared:
+        if self.is_shared or effect.what == "moved":  # that is in why the former holder lost it
             return
         entry = self.rules.find(effect.key)
         log.log(
@@ -293,10 +345,10 @@ class Line:
         )
 
     def _schedule(self) -> None:
+        due = self.rules.deadline
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = self.rules.deadline
         if due is not None:
             self._timer = self._loop.call_later(max(0.0, (due - _now()) / 1e9), self.feed, rules.Tick())
 

@@ -117,6 +117,22 @@ class Observer:
         why = parking.refusal or "no thread of it is seen that waits for nothing else"
         return f"cannot be suspended: {NO_EPOLL}; {why}"
 
+    def not_kept(self, pid: int, sockets: Iterable[str]) -> str:
+        """Why *pid*, which has no registration of *sockets*, can't be suspended; and what is done instead."""
+        try:
+            wanted = set(self._inodes(sockets))
+            found = [wait for one in processes.tree(pid) for wait in waits.waits(one, wanted)]
+        except PermissionError:
+            found = []
+        if not found:  # it is busy just now
+            return f"cannot be suspended: {NO_EPOLL}"
+        instead = "is held instead"
+        if any(wait.others for wait in found):
+            instead = "serves connections too and can't be held, so let its program drain itself on its stop signal"
+        elif any(wait.pipes for wait in found):
+            instead += ", while its process has no connection"
+        return f"cannot be suspended: {NO_EPOLL}; the thread that waits {instead}"
+
     def holds(self, pid: int) -> bool:
         """Whether a thread of *pid* is held as it has no registration."""
         return pid in self._parkings and self._parkings[pid].held > 0

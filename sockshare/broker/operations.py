@@ -143,15 +143,9 @@ class Operations:
 
     async def _inherit(self, caller: Caller, request: Request) -> dict[str, Any]:
         known = await self._broker.roster.identify(caller.pid)
-        managed = self._broker.managed_of(known, caller.pid)
-        names = list(request.sockets or self._broker.programs[managed.program].sockets)
+        facts, names = await self._broker.begin_program(known, request.sockets or (), request.warning or "")
         tickets = [{**self._broker.issue(known, name, known), "inode": self._broker.shared[name][0]} for name in names]
-        if request.warning and managed.warning != request.warning:
-            log.warning("%s: %s", managed.name, request.warning)
-            managed.warning = request.warning
-            self._broker.roster.note(managed)
-        notify = await self._broker.notify_path(managed)
-        return {"program": managed.program, "process": managed.name, "notify": notify, "tickets": tickets}
+        return {**facts, "tickets": tickets}
 
     async def _ready(self, caller: Caller, request: Request) -> dict[str, Any]:
         managed = self._broker.managed_of(await self._broker.roster.identify(caller.pid), caller.pid)

@@ -104,7 +104,7 @@ class Registrations:
         log.info("%s: registration taken up again (%d claims, %d dead)", line.name, len(line.claimants), len(dead))
         line.go_on(effects)
         for identity in dict.fromkeys(dead):
-            self._gone(identity)
+            self.gone(identity)
 
     def close(self) -> None:
         """End, and leave everything as it is, as a death would."""
@@ -367,7 +367,7 @@ class Registrations:
             os.close(pidfd)
             return False
         self._pidfds[identity] = pidfd
-        self._loop.add_reader(pidfd, self._gone, identity)
+        self._loop.add_reader(pidfd, self.gone, identity)
         return True
 
     def _forget_pidfd(self, identity: Identity) -> None:
@@ -378,11 +378,15 @@ class Registrations:
             self._loop.remove_reader(pidfd)
             os.close(pidfd)
 
-    def _gone(self, identity: Identity) -> None:
+    def gone(self, identity: Identity) -> None:
+        """The process that is *identity* has died: whoever is next has what it held. It may be said again."""
         for line in self._lines.values():
             mine = [one for one in line.claimants.values() if one.identity == identity]
             if any(one.means is not Means.GATE for one in mine):
                 self._keeping.suspend_orphans(line, identity.pid)
+            for one in mine:
+                if one.gate is not None:
+                    one.gate.disarm()  # a child that it has forked may have it still
             if mine:
                 line.feed(rules.Gone(identity))
                 for one in mine:

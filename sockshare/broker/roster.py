@@ -201,12 +201,13 @@ class Roster:
     def _died(self, pid: int) -> None:
         known = self._known.pop(pid)
         self._loop.remove_reader(known.pidfd)
-        if self._managed.pop(pid, None) is not None:
-            self._forget_fact(pid)
+        managed = self._managed.pop(pid, None)
         try:
             self._on_death(known)
         finally:
             os.close(known.pidfd)
+            if managed is not None:
+                self._forget_fact(pid)
 
     def _forget_fact(self, pid: int) -> None:
         self._facts.pop(pid, None)

@@ -7,15 +7,17 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from sockshare.core.errors import (
+    BadConfiguration,
     ManagerError,
     NotPermitted,
     ProtocolError,
+    SockshareError,
     TicketRefused,
     UnknownSocket,
 )
@@ -24,7 +26,7 @@ from sockshare.core.spec import ProgramSpec, SocketSpec
 from sockshare.core.suggest import did_you_mean
 from sockshare.core.tickets import SECRET_BYTES, Tickets
 from sockshare.kernel.channel import Message
-from sockshare.kernel.descriptors import close_all
+from sockshare.kernel.descriptors import MOST, close_all
 from sockshare.kernel.peers import Identity, Peer, identity
 
 from .door import Door
@@ -165,6 +167,77 @@ class Broker:
         except LookupError:
             raise TicketRefused("can't redeem ticket: its claim is over") from None
 
+    def hand_out(self, name: str, peer: Peer, pidfd: int | None) -> int:
+        """See `door.Tickets`."""
+        known = self.roster.known(peer.pid)
+        try:
+            is_known = known is not None and self._identity(peer, pidfd) == known.identity
+        except ProcessLookupError:
+            is_known = False
+        if known is None or not is_known:
+            raise TicketRefused("can't hand out without a ticket: this broker does not know the process yet")
+        if self.mistakes:
+            raise BadConfiguration("\n".join(self.mistakes))
+        try:
+            self.entitled(known, name)
+        except SockshareError as error:
+            self.refused(peer.pid, str(error))
+            raise
+        self._watch_registration(known, name)
+        return self.shared[name][1]
+
+    def inherit(
+        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
+    ) -> Awaitable[tuple[dict[str, object], list[int]]]:
+        """See `door.Tickets`."""
+        return self._inherit(peer, pidfd and os.dup(pidfd), sockets, warning)
+
+    async def _inherit(
+        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
+    ) -> tuple[dict[str, object], list[int]]:
+        try:
+            if self.mistakes:
+                raise BadConfiguration("\n".join(self.mistakes))
+            known = await self.roster.identify(peer.pid)
+            if self._identity(peer, pidfd) != known.identity:
+                raise NotPermitted(f"can't tell who pid {peer.pid} is: it has died")
+            facts, names = await self.begin_program(known, sockets, warning)
+        except NotPermitted as error:
+            self.refused(peer.pid, str(error))
+            raise
+        except ProcessLookupError:
+            raise NotPermitted(f"can't tell who pid {peer.pid} is: it has died") from None
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
+        if len(names) > MOST:
+            raise ProtocolError(f"can't hand out {len(names)} sockets at once: tickets are needed")
+        return {**facts, "sockets": names}, [self.shared[name][1] for name in names]
+
+    async def begin_program(
+        self, known: Known, sockets: Sequence[str], warning: str
+    ) -> tuple[dict[str, object], list[str]]:
+        """What *known* begins a program with: what it is told of itself, and the names of its sockets.
+
+        Raises:
+            NotPermitted, UnknownSocket, ManagerError: It can't.
+        """
+        managed = self.managed_of(known, known.identity.pid)
+        names = list(sockets or self.programs[managed.program].sockets)
+        for name in names:
+            self.entitled(known, name)
+            self._watch_registration(known, name)
+        if warning and managed.warning != warning:
+            log.warning("%s: %s", managed.name, warning)
+            managed.warning = warning
+            self.roster.note(managed)
+        notify = await self.notify_path(managed)
+        return {"program": managed.program, "process": managed.name, "notify": notify}, names
+
+    def _watch_registration(self, known: Known, name: str) -> None:
+        if self.sockets[name].registration != "shared":
+            self.registrations.handed_out(self.managed_of(known, known.identity.pid), [name])
+
     def _identity(self, peer: Peer, pidfd: int | None) -> Identity:
         known = self.roster.known(peer.pid)
         if known is not None and pidfd is not None and known.identity.inode == os.fstat(pidfd).st_ino:
@@ -229,8 +302,7 @@ class Broker:
         assert name is not None
         secret = os.urandom(SECRET_BYTES)
         self._tickets.issue(secret, name, target.identity, time.monotonic())
-        if self.sockets[name].registration != "shared":
-            self.registrations.handed_out(self.managed_of(target, target.identity.pid), [name])
+        self._watch_registration(target, name)
         return {"ok": True, "socket": name, "ticket": secret.hex()}
 
     def entitled(self, known: Known, name: str | None) -> None:
@@ -345,6 +417,7 @@ class Broker:
         self._link.journal(f"last:{reload.program}", record)
 
     def _died(self, known: Known) -> None:
+        self.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._tickets.forget(known.identity)
         self.introductions.died(known)
         pid = known.identity.pid

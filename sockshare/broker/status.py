@@ -16,7 +16,6 @@ from sockshare.kernel.holders import Scan
 from . import holders
 from .hostlink import HostLink
 from .line import Line
-from .observer import NO_EPOLL
 from .roster import Managed
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _holder(broker: Broker, name: str, managed: Managed, established: list[Conne
     if found and refusal is None:
         kept_by, why_not = "suspend", None
     else:
-        kept_by, why_not = None, refusal or f"cannot be suspended: {NO_EPOLL}"
+        kept_by, why_not = None, refusal or broker.observer.not_kept(managed.pid, [name])
     registered = any(not entry.suspended for entry in found)
     suspended = all(entry.suspended for entry in found) if found else broker.observer.holds(managed.pid)
     claims = list(broker.registrations.claims_of(managed.pid, name))

@@ -27,8 +27,9 @@ _LOOK_EVERY = 0.01
 _SHARE = 0.2
 #: Seconds for which a process that does not register is looked at so often.
 _STARTS_FOR = 120.0
-#: Seconds between two looks at a process that has registered, and how many are looked through whole at each.
-_CHECK_EVERY, _WHOLE_AT_ONCE = 1.0, 20
+#: Seconds between two looks at a process that has registered, and of the processor's time in which some of them are
+#: looked through whole: one in 0.1 to 0.2 ms, by turns.
+_CHECK_EVERY, _WHOLE_WITHIN = 1.0, 0.0015
 #: Entries of an epoll above which it is not read periodically.
 _LARGE = 500
 
@@ -148,11 +149,12 @@ class Watching:
         if not self._watched:
             return
         settled = list(self._watched.values())
-        whole = {(self._turn + step) % len(settled) for step in range(min(_WHOLE_AT_ONCE, len(settled)))}
-        self._turn = (self._turn + _WHOLE_AT_ONCE) % len(settled)
-        for at, one in enumerate(settled):
+        first, self._turn = self._turn % len(settled), 0
+        until = time.thread_time() + _WHOLE_WITHIN
+        for at, one in enumerate(settled[first:] + settled[:first]):
             try:
-                if at in whole:
+                if not at or time.thread_time() < until:
+                    self._turn = first + at + 1
                     self._look(one)
                 else:
                     self._look_at_known(one)

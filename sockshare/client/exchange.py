@@ -118,10 +118,12 @@ class Exchange:
         self._seen = -1
         self._asleep = False  # the channel's thread counts on being told when `receive` is left
         self._closed = False
-        # Ends every wait for lanes, once written to: their descriptors alone don't tell of a refusal, or of close().
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        for epoll in (self.giver.epoll, self.receiver.epoll):
-            epoll.register(self._wake, select.EPOLLIN)
+        # End every wait for lanes once written to, the second one those in `receive`: the lanes don't tell of close(),
+        # nor of a refusal.
+        self._wake, self._refusal = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
+        self.giver.epoll.register(self._wake, select.EPOLLIN)
+        for fd in (self._wake, self._refusal):
+            self.receiver.epoll.register(fd, select.EPOLLIN)
         try:
             self._channel = Channel(directory, self)
         except BaseException:
@@ -221,6 +223,7 @@ class Exchange:
 
         def fields() -> dict[str, object]:
             with self.lock:
+                self._prune()
                 return {**aim, "key": key, "have": list(self.giver.outlets)}
 
         def hear(event: dict[str, Any]) -> None:
@@ -229,6 +232,7 @@ class Exchange:
             elif "gone" in event:
                 with self.lock:
                     introduction.pids.pop(int(event["gone"]), None)
+                    self._prune()  # a program that hands nothing over would keep its lane
             elif "known" in event:
                 introduction.settle()
 
@@ -250,6 +254,10 @@ class Exchange:
         with self.lock:
             introduction.pids[pid] = process
 
+    def _prune(self) -> None:
+        if not self._closed:
+            self.giver.pump()
+
     def _lost(self, pid: int) -> None:
         """The lane to *pid* has ended: whether it has, or only the lane, the broker knows."""
         for introduction in self._introductions.values():
@@ -269,6 +277,12 @@ class Exchange:
                 self.receiver.intake.limit = limit
             if self._taking is not None:
                 return
+            if self.taking_error is not None:
+                self.taking_error = None
+                try:
+                    os.eventfd_read(self._refusal)
+                except BlockingIOError:
+                    pass
 
             def fields() -> dict[str, object]:
                 return {"key": "take"}
@@ -280,7 +294,8 @@ class Exchange:
             if self._closed:
                 return
             self.taking_error, self._taking = error, None
-            os.eventfd_write(self._wake, 1)
+            if not self._in_loop:  # which is told by a call
+                os.eventfd_write(self._refusal, 1)
         self._tell_of_change()
 
     def _hear_of_givers(self, event: dict[str, Any]) -> None:
@@ -341,7 +356,7 @@ class Exchange:
     def watch(self) -> tuple[int, float | None]:
         """See `channel.Attended`."""
         with self.lock:
-            if self._in_loop or self._closed or not self.receiver.inlets:
+            if self._in_loop or self._closed or self.taking_error is not None or not self.receiver.inlets:
                 return -1, None
             busy = self._inside > 0 or self._calls != self._seen
             idle = self._inside > 0 and self._calls == self._seen
@@ -449,6 +464,7 @@ class Exchange:
         self.giver.close()
         self.receiver.close()
         os.close(self._wake)
+        os.close(self._refusal)
 
     def after_fork(self) -> None:
         """In a forked child: the lanes are the parent's."""
@@ -457,6 +473,7 @@ class Exchange:
         self.giver.forget()
         self.receiver.forget()
         os.close(self._wake)
+        os.close(self._refusal)
 
 
 def check_route(route: str) -> None:

@@ -153,7 +153,7 @@ class Giving:
 
     @property
     def load(self) -> int:
-        """See the class."""
+        """See the class. What was taken is in the report that came with TAKE."""
         return self._load + len(self._offers)
 
     @property
@@ -209,7 +209,6 @@ class Giving:
         withdrawn = self._in(event.ids, Stage.WITHDRAWING)
         for id in committed:
             del self._offers[id]
-        self._load += len(committed)  # until the receiver says
         return [*([Release(committed)] if committed else []), *self._keep(withdrawn, Kept.LATE)]
 
     def _reported(self, event: Reported, now: float) -> list[GiverEffect]:

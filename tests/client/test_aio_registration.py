@@ -195,6 +195,7 @@ def test_server_passes_on_when_it_is_closed(host: GateHost) -> None:
             assert one.is_serving()
             assert [await who(host) for _ in range(20)] == [b"one"] * 20
             assert two.registration.revoked.is_set()
+            watched = one.registration.fileno()
             waiting = [asyncio.create_task(who(host)) for _ in range(20)]
             await asyncio.sleep(0)
             one.close()
@@ -202,6 +203,7 @@ def test_server_passes_on_when_it_is_closed(host: GateHost) -> None:
             assert not one.is_serving()
             assert set(await asyncio.gather(*waiting)) <= {b"one", b"two"}
             await one.wait_closed()
+            assert not asyncio.get_running_loop().remove_reader(watched)
             assert [await who(host) for _ in range(20)] == [b"two"] * 20
 
     run(main)

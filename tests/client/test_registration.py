@@ -218,6 +218,7 @@ def test_cancelled_registration_is_lost_for_good(host: GateHost) -> None:
             with client(host):
                 assert registration.fileno() >= 0  # whoever watches it takes it out first
                 assert not registration.waiting()
+        assert registration.fileno() == -1
         with share.registration("web") as again:
             assert again is not registration
             assert again.epoch > 0
@@ -327,6 +328,18 @@ def test_claim_is_said_again_when_it_is_not_answered(host: GateHost) -> None:
     with attach(host) as share, share.registration("web"):
         asked = [json.loads(host.wait_for("claim")) for _ in range(4)]
         assert len({(one["id"], one["key"]) for one in asked}) == 1
+
+
+def test_claim_that_no_broker_has_heard_of_is_over_when_it_is_left(host: GateHost) -> None:
+    """There is nothing to release, and it is not asked for again and again."""
+    host.start(deaf_to=1000)
+    with attach(host) as share:
+        registration = share.claim("web")
+        assert registration.leave()
+        assert host.wait_for("kept") == "0"
+        until(lambda: registration.error is not None, "it is over")
+        with pytest.raises(sockshare.RegistrationLost, match="released"):
+            registration.wait()
 
 
 def test_threads_share_one_registration(host: GateHost) -> None:

@@ -18,6 +18,7 @@ from tests.support.puppets import Puppet
 from tests.support.supervisord import Supervisord, supervisord
 
 TIMEOUT = 10.0  # s for anything that a client waits for
+START_TIMEOUT = 60.0  # s for the programs to run, on a machine with other work
 COMMAND = f"{sys.executable} -m tests.conformance.actor"
 #: The programs, and how many processes each has; all but the stranger may have every socket.
 CAST = {"first": 2, "other": 1, "stranger": 1}
@@ -121,6 +122,7 @@ class Theatre:
         self.cast = cast
         self.stage = stage
         self.places: dict[str, Place] = {}
+        self._ports: set[int] = set()
         if latest:
             self.places[WARM_UP] = self._place(WARM_UP, KINDS["unix"])
         for name, kind in KINDS.items():
@@ -139,7 +141,11 @@ class Theatre:
     def _place(self, name: str, kind: Kind) -> Place:
         if kind.family == socket.AF_UNIX:
             return Place(kind, f"{self.stage.directory}/{name}")
-        return Place(kind, (kind.host, free_port()))
+        while True:
+            place = Place(kind, (kind.host, free_port()))
+            if place.is_free() and place.address[1] not in self._ports:
+                self._ports.add(place.address[1])
+                return place
 
     def _wanted(self, program: str) -> str:
         shared = (name for name in self.places if name != STRANGERS_OWN)
@@ -209,13 +215,16 @@ class Theatre:
 
     def _await_pids(self, program: str, count: int) -> Sequence[int]:
         def pids() -> Sequence[int]:
+            assert self.stage.process is not None
+            if self.stage.process.poll() is not None:
+                raise RuntimeError(f"can't start {self.manager}: it ended: {self.stage.logs()}")
             try:
                 found = self.stage.pids(program)
             except (OSError, TimeoutError):  # it is not up yet
                 return ()
             return found if len(found) == count else ()
 
-        found: Sequence[int] = wait_until(pids, 20, f"{program} has {count} processes", 0.05)
+        found: Sequence[int] = wait_until(pids, START_TIMEOUT, f"{program} has {count} processes", 0.05)
         return found
 
     def lower_curtain(self) -> None:

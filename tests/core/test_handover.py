@@ -134,6 +134,7 @@ def test_load_is_what_was_reported_and_what_is_on_its_way() -> None:
     giving.feed(Reported(0, 7, 64))
     ids = offered(giving, 2)
     assert giving.load == 9
+    giving.feed(Reported(0, 9, 64))  # it comes with TAKE
     giving.feed(Took(ids))
     giving.feed(Sent(ids))
     assert giving.load == 9

@@ -21,6 +21,7 @@ from sockshare.core.steps import (
     Find,
     Finish,
     Gone,
+    HandOver,
     HoldBack,
     Plan,
     Process,
@@ -560,6 +561,28 @@ def test_connections_are_ended_from_outside_when_the_stop_signal_would_kill() ->
     assert drive.feed(Drained("no connection left"))[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
 
 
+@pytest.mark.parametrize(
+    ("what", "successor", "said"),
+    [
+        (plan(), NEW[0], "it hands its connections to web:3 (pid 21)"),
+        (plan()._replace(alone=True), None, "it hands its connections to the others"),
+    ],
+)
+def test_connections_are_handed_over_where_the_program_takes_them(
+    what: Plan, successor: Process | None, said: str
+) -> None:
+    """To the process that comes in its place, or to whom there is."""
+    drive = Drive(what._replace(drain="its program takes them", drain_timeout=20.0, hand_over=True))
+    if successor is None:
+        drive.feed(Switched("suspended"))
+        drive.after(0.3)
+    else:
+        drive.to_drain()
+    assert drive.effects[-2:] == [Report("drain", OLD[0], round(drive.now - 100.0, 3), said), HandOver(11, successor)]
+    drive.feed(Drained("2 handed over"))
+    assert drive.state is State.STOP
+
+
 def test_stop_signal_comes_anyway_when_the_drain_takes_too_long() -> None:
     """`drain_timeout` bounds the patience with the old process's clients."""
     drive = Drive(careful()).to_drain_from_outside()
@@ -582,6 +605,32 @@ def test_broker_killed_while_verifying_or_draining_goes_on() -> None:
     drive.after(0.3)
     assert drive.restart() == [Suspend(11), Drain(11)]
     assert drive.feed(Gone(11))[-1] == Settle(retire=(), known=(11, 21), size=1, kill=False)
+
+
+def handing() -> Plan:
+    return plan()._replace(drain="its section says so", drain_timeout=20.0, hand_over=True)
+
+
+def test_old_process_hands_its_connections_to_the_new_one_where_that_is_asked_for() -> None:
+    """The drain ends when it says that it has; the next broker asks it again."""
+    drive = Drive(handing()).to_drain()
+    assert drive.state is State.DRAIN
+    assert drive.effects[-1] == HandOver(11, NEW[0])
+    assert drive.restart() == [Suspend(11), HandOver(11, NEW[0])]
+    assert drive.feed(Drained("it has"))[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
+
+
+def test_old_process_stays_when_its_successor_dies_while_it_hands_over() -> None:
+    """What it has not handed over it goes on with."""
+    assert Resume(11) in Drive(handing()).to_drain().feed(Gone(21))
+
+
+def test_old_process_without_a_successor_hands_over_to_whom_it_likes() -> None:
+    """Where nothing comes in its place its siblings are there."""
+    drive = Drive(handing()._replace(alone=True))
+    drive.feed(Switched("suspended"))
+    drive.after(0.3)
+    assert drive.effects[-1] == HandOver(11, None)
 
 
 def test_broker_killed_in_a_later_turn_goes_on() -> None:

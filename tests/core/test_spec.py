@@ -17,6 +17,7 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_givers,
     check_timeouts,
     parse_plugin_options,
     parse_program,
@@ -54,6 +55,21 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
         stop_signal=None,
         verify=None,
     )
+
+
+def test_program_takes_connections_of_those_that_it_names() -> None:
+    """Once each, and only of programs that there are; from itself it takes them anyhow."""
+    spec = good({"receive_from": "web, gateway web", "drain": "hand_over"})
+    assert spec.receive_from == ("web", "gateway")
+    assert spec.drain == "hand_over"
+    assert check_givers("watcher:web", "sockshare.", spec, ["web", "gateway"]) == []
+    assert [str(one) for one in check_givers("watcher:web", "sockshare.", spec, ["web", "gatewya"])] == [
+        "[watcher:web] sockshare.receive_from: no such program 'gateway'; did you mean 'gatewya'?"
+    ]
+    assert program({"receive_from": " , "})[1] == [
+        "[watcher:web] sockshare.receive_from: no program is named; "
+        "leave the key out where only the program itself may hand over"
+    ]
 
 
 def test_program_has_what_was_said_when_every_key_is_there() -> None:

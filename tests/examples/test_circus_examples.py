@@ -73,6 +73,7 @@ ALL = [
     Example("uvicorn", "web", "app.py", ask_http),
     Example("gunicorn-gthread", "web", "app.py", ask_http),
     Example("gunicorn-sync", "web", "app.py", ask_http),
+    Example("waitress", "web", "app.py", ask_http),
     Example("asyncio-library", "web", "server.py", ask_http),
     Example("registration", "web", "server.py", ask_http, 3),
     Example("udp-echo", "echo", "echo.py", ask_udp),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from tests.support.forks import FORKS
 from tests.support.supervisord import Supervisord, listens, supervisord, wait_until
 
 #: What is wrong: the sections as they are changed, and what the sentence has to say.
@@ -79,34 +77,17 @@ def changed(stage: Supervisord, sections: dict[str, dict[str, str]]) -> None:
     stage.sections = before
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    output: str
+Done = subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Callable[..., Done]]:
-    """supervisord or supervisorctl with these arguments, to its end: each in a fork of one process that has both."""
-    forks = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    lines, answers = forks.stdin, forks.stdout
-    assert lines is not None
-    assert answers is not None
-
-    def command(name: str, stage: Supervisord, *arguments: str) -> Done:
-        line = [name, str(stage.directory), stage.environment, ["-c", str(stage.configuration), *arguments]]
-        print(json.dumps(line), file=lines, flush=True)
-        return Done(*json.loads(answers.readline()))
-
-    try:
-        yield command
-    finally:
-        lines.close()
-        forks.wait(30)
-        answers.close()
+def run(name: str, stage: Supervisord, *arguments: str) -> Done:
+    """supervisord or supervisorctl with these arguments, to its end."""
+    if name == "supervisorctl":
+        return stage.ctl(*arguments)
+    words = ["-c", str(stage.configuration), *arguments]
+    done = FORKS.run(name, words, directory=str(stage.directory), environment=stage.environment, timeout=30)
+    assert done is not None
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +101,13 @@ def stage() -> Iterator[Supervisord]:
         yield running
 
 
-Run = Callable[..., Done]
-
-
 def assert_refused(done: Done, said: tuple[str, ...]) -> None:
     """Exit status 2, and one line of what was printed is the sentence."""
-    assert done.status == 2, done
-    assert any(all(one in line for one in said) for line in done.output.splitlines()), done
-    assert "Traceback" not in done.output, done
-    assert "file:" not in done.output, done  # as supervisorctl says what it did not expect
+    assert done.returncode == 2, done
+    text = done.stdout + done.stderr
+    assert any(all(one in line for one in said) for line in text.splitlines()), done
+    assert "Traceback" not in text, done
+    assert "file:" not in text, done  # as supervisorctl says what it did not expect
 
 
 def test_fifteen_kinds_are_tested() -> None:
@@ -137,7 +116,7 @@ def test_fifteen_kinds_are_tested() -> None:
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_mistake_is_refused_by_supervisord_and_by_reread(stage: Supervisord, run: Run, kind: str) -> None:
+def test_mistake_is_refused_by_supervisord_and_by_reread(stage: Supervisord, kind: str) -> None:
     """One sentence with section and key, exit status 2; the supervisord that runs changes nothing."""
     sections, said = MISTAKES[kind]
     processes = stage.processes()
@@ -149,14 +128,14 @@ def test_mistake_is_refused_by_supervisord_and_by_reread(stage: Supervisord, run
 
 
 @pytest.mark.parametrize("kind", ["no address", "unknown socket"])
-def test_mistake_is_refused_by_update(stage: Supervisord, run: Run, kind: str) -> None:
+def test_mistake_is_refused_by_update(stage: Supervisord, kind: str) -> None:
     """`update` begins with what `reread` does."""
     sections, said = MISTAKES[kind]
     changed(stage, sections)
     assert_refused(run("supervisorctl", stage, "update"), said)
 
 
-def test_every_mistake_is_said_at_once(stage: Supervisord, run: Run) -> None:
+def test_every_mistake_is_said_at_once(stage: Supervisord) -> None:
     """Three mistakes, three sentences."""
     mistakes = {"sockshare:web": {"socket_backlog": "x"}, "program:web": {"sockshare_ready": "x", "sockshare_zzz": "1"}}
     changed(stage, mistakes)
@@ -166,15 +145,15 @@ def test_every_mistake_is_said_at_once(stage: Supervisord, run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["reread", "update"])
-def test_exit_status_of_what_is_not_ours_is_supervisors(stage: Supervisord, run: Run, command: str) -> None:
+def test_exit_status_of_what_is_not_ours_is_supervisors(stage: Supervisord, command: str) -> None:
     """A good configuration exits 0, and a mistake that is not ours 1, as ever."""
     changed(stage, {})
-    assert run("supervisorctl", stage, command).status == 0
+    assert run("supervisorctl", stage, command).returncode == 0
     changed(stage, {"program:web": {"numprocs": "many"}})
-    assert run("supervisorctl", stage, command).status == 1
+    assert run("supervisorctl", stage, command).returncode == 1
 
 
-def test_supervisord_does_not_start_where_it_cannot_bind(run: Run) -> None:
+def test_supervisord_does_not_start_where_it_cannot_bind() -> None:
     """A taken port, a file that is no socket: exit status 2 and the section."""
     with supervisord("plain", leave=True) as stage, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -186,7 +165,7 @@ def test_supervisord_does_not_start_where_it_cannot_bind(run: Run) -> None:
         assert stage.configuration.exists()
 
 
-def test_running_supervisord_does_not_get_the_section_halfway(run: Run) -> None:
+def test_running_supervisord_does_not_get_the_section_halfway() -> None:
     """Added to a supervisord that runs without it, it is refused until `reload`, which takes it; and lets it go."""
     with supervisord("plain", leave=True) as stage:
         stage.sections["program:web"]["command"] = "/bin/sleep 1000"
@@ -200,13 +179,13 @@ def test_running_supervisord_does_not_get_the_section_halfway(run: Run) -> None:
             said = ("[rpcinterface:sockshare] supervisor.rpcinterface_factory:", "`supervisorctl reload` brings it in")
             assert_refused(run("supervisorctl", stage, command), said)
         assert not listens(stage.port)
-        assert run("supervisorctl", stage, "reload").status == 0
+        assert run("supervisorctl", stage, "reload").returncode == 0
         wait_until(lambda: stage.sockshare("status").returncode in (0, 3), 20, "the broker answers", 0.1)
         assert listens(stage.port)
         for name in ours:
             del stage.sections[name]
         stage.configure()
-        assert run("supervisorctl", stage, "reload").status == 0
+        assert run("supervisorctl", stage, "reload").returncode == 0
         wait_until(lambda: not listens(stage.port), 20, "the socket is closed", 0.1)
         assert not list(stage.runtime.glob("door"))
         wait_until(lambda: stage.alive() and stage.pids(), 20, "the program runs", 0.1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sockshare.cli.stage import START_TIMEOUT, Stage, free_port, wait_until
+from tests.support.forks import FORKS
 
 __all__ = ["APPS", "PROGRAMS", "Circusd", "Reload", "descriptors", "is_running", "resident", "running", "wait_until"]
 
@@ -77,7 +78,7 @@ def go() -> str:
 
 
 def command_of(program: str) -> str:
-    """How *program* is started."""
+    """How *program* is started here; ``{fd}`` is left for the manager's way to say it."""
     command = PROGRAMS[program].replace("{python}", sys.executable).replace("{apps}", str(APPS))
     for word, find in (("{node}", node), ("{go}", go)):
         if word in command:
@@ -225,6 +226,14 @@ class Circusd(Stage):
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps({"version": version, "import": seconds, "fault": fault}))
         aside.rename(path)  # a process that starts just now sees one or the other
+
+    def sockshare(self, *arguments: str, timeout: float = 90.0) -> subprocess.CompletedProcess[str]:
+        """As `Stage.sockshare`, in a fork."""
+        environment = {**self.environment, "SOCKSHARE_ENDPOINT": str(self.runtime)}
+        done = FORKS.run(
+            "sockshare", arguments, directory=str(self.directory), environment=environment, timeout=timeout
+        )
+        return super().sockshare(*arguments, timeout=timeout) if done is None else done
 
     def up(self, timeout: float = START_TIMEOUT) -> Circusd:
         """Start, and return once every process of the program serves, as far as can be told from outside."""

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +105,23 @@ def redeem(directory: str, tickets: list[bytes], acknowledge: bool = True) -> Re
     return reply
 
 
+def visit(directory: str, packet: str) -> Reply:
+    """Say *packet* at the door; the broker has closed the connection after a good answer."""
+    with knock(directory) as sock:
+        sock.send(packet.encode())
+        reply = read(sock)
+        if reply.granted:
+            assert read(sock) == Reply("", [])
+    return reply
+
+
 def redeem_as(directory: str, tickets: list[bytes], uid: int | None) -> Reply:
     """Show tickets at the door from a forked process, of another uid if one is given."""
+    return in_child(lambda: redeem(directory, tickets), uid)
+
+
+def in_child(attempt: Callable[[], Reply], uid: int | None = None) -> Reply:
+    """What a forked process, of another uid if one is given, gets."""
     inward, outward = os.pipe()
     pid = os.fork()
     if pid == 0:  # no ZeroMQ in here: its sockets do not survive a fork
@@ -115,7 +131,7 @@ def redeem_as(directory: str, tickets: list[bytes], uid: int | None) -> Reply:
                 os.setgroups([])
                 os.setgid(uid)
                 os.setuid(uid)
-            os.write(outward, json.dumps(redeem(directory, tickets)).encode())
+            os.write(outward, json.dumps(attempt()).encode())
             status = 0
         except BaseException as error:  # a forked child reports, and must not run the parent's code
             os.write(outward, json.dumps([f"({type(error).__name__}: {error})", []]).encode())

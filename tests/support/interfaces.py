@@ -67,7 +67,8 @@ class Loop:
 
         @return array each [without, with] the time that others had the processor, in seconds
         """
-        worst, callback = self._worst, self._worst_callback
+        now = self._worst if self._left is None else self._since(self._left)
+        worst, callback = max(self._worst, now), self._worst_callback
         self._worst = self._worst_callback = Away(0.0, 0.0)
         return [list(worst), list(callback)]
 

@@ -21,7 +21,7 @@ class Puppet:
     def __init__(self, stage: Circusd, pid: int) -> None:
         self.pid = pid
         path = f"{stage.directory}/puppet-{pid}"
-        wait_until(lambda: os.path.exists(path), 10, f"puppet {pid} listens")
+        wait_until(lambda: os.path.exists(path), 30, f"puppet {pid} listens")
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(TIMEOUT)
         self._sock.connect(path)

@@ -43,6 +43,14 @@ class Puppet:
         """By a child of this process."""
         return door.redeem_as(RUNTIME, [bytes.fromhex(ticket)], uid)
 
+    def visit(self, packet: str) -> door.Reply:
+        """Say *packet* at the door."""
+        return door.visit(RUNTIME, packet)
+
+    def visit_as_child(self, packet: str) -> door.Reply:
+        """As `visit`, by a child of this process."""
+        return door.in_child(lambda: door.visit(RUNTIME, packet))
+
     def redeem_all(self, tickets: list[str]) -> list[door.Reply]:
         """One after the other, each on a connection of its own."""
         return [self.redeem(ticket) for ticket in tickets]

@@ -25,7 +25,7 @@ def main() -> None:
     if sys.argv[1] == "waitress":
         import waitress
 
-        waitress.serve(app, sockets=[behaviour.listener()])
+        waitress.serve(app, sockets=[behaviour.listener()], threads=40)  # as many as the load may have in hand
     else:
         from werkzeug.serving import WSGIRequestHandler, make_server
 
