@@ -145,10 +145,7 @@ def _overlaps(line: Line) -> dict[str, Any]:
 def _holder(state: State, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:
     found = state.observer.registrations(managed.pid, [name])
     refusal = state.observer.refusal(managed.pid)
-    count = None
-    if established is not None:
-        pids = processes.tree(managed.pid)
-        count = len({one.inode for owned in connections.connections_of(pids, established).values() for one in owned})
+    count = None if established is None else _count(managed.pid, established)
     kept_by: str | None
     if found and refusal is None:
         kept_by, why_not = "suspend", None
@@ -202,3 +199,12 @@ def _established(sock: socket.socket) -> list[Connection] | None:
         return connections.established(sock.family, sock.getsockname()[1], sock.getsockname()[0])
     except OSError:
         return None
+
+
+def _count(pid: int, established: list[Connection]) -> int | None:
+    """How many of *established* the process tree of *pid* has; None if it may not be looked into."""
+    try:
+        owned = connections.connections_of(processes.tree(pid), established)
+    except PermissionError:
+        return None
+    return len({one.inode for several in owned.values() for one in several})
