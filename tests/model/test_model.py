@@ -28,7 +28,7 @@ def search(at: Path, *defines: str) -> str:
     assert COMPILER is not None
     options = [f"-D{define}" for define in defines]
     # No deadlock is an error: that nothing can happen any more is where the model itself looks who holds.
-    made = ["-O2", "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY}", "-o", "pan", "pan.c"]
+    made = ["-O1", "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY}", "-o", "pan", "pan.c"]
     subprocess.run([SPIN, *options, "-a", MODEL], cwd=at, check=True, capture_output=True, timeout=60)
     subprocess.run([COMPILER, *made], cwd=at, check=True, capture_output=True, timeout=120)
     ran = subprocess.run(["./pan", "-E", "-m100000", "-w22"], cwd=at, capture_output=True, text=True, timeout=SECONDS)
