@@ -46,7 +46,7 @@ class Keeping:
         self._stop = stop
         self._lines = lines
         self._observer = observer
-        self._watching = Watching(observer, self._is_gate, self._seen)
+        self._watching = Watching(observer, self._is_gate, self._seen, self._announce)
         self._degraded: dict[int, str] = {}  # why the registrations of a process can't be kept
 
     def close(self) -> None:
@@ -57,7 +57,11 @@ class Keeping:
         """The managed process *pid* may register the sockets *names*, which only some may have."""
         names = list(names)
         self._watching.add(pid, start, process, program, names)
-        refusal = self._observer.refusal(pid)
+        self._announce(pid, process, names)
+
+    def _announce(self, pid: int, process: str, names: list[str]) -> None:
+        """Say once, if what the process registers of *names* can't be kept: it may drop its user at any time."""
+        refusal = self._observer.refusal(pid) if names else None
         if refusal is not None and self._degraded.get(pid) != refusal:
             self._degraded[pid] = refusal
             log.warning(

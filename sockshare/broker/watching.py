@@ -66,15 +66,22 @@ class Watching:
     Args:
         is_gate: Whether an entry is in a gate: those are not theirs.
         seen: Called for each registration that is there, at each look.
+        refused: Called at each look with the pid and name of a process that can't be looked into, and the sockets for
+            which it was.
     """
 
     def __init__(
-        self, observer: Observer, is_gate: Callable[[epoll.Registration], bool], seen: Callable[[Seen], None]
+        self,
+        observer: Observer,
+        is_gate: Callable[[epoll.Registration], bool],
+        seen: Callable[[Seen], None],
+        refused: Callable[[int, str, list[str]], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._observer = observer
         self._is_gate = is_gate
         self._seen = seen
+        self._refused = refused
         self._watched: dict[int, _Watched] = {}
         self._turn = 0
         self._starting: asyncio.Handle | None = None
@@ -171,8 +178,11 @@ class Watching:
             try:
                 for epfd in epoll.epolls(pid):
                     found += self._read(one, pid, epfd)
-            except (NotPermitted, ProcessLookupError) as error:
+            except ProcessLookupError as error:
                 log.debug("pid %d: %s", pid, error)
+            except NotPermitted as error:
+                log.debug("pid %d: %s", pid, error)
+                self._refused(one.pid, one.process, [name for name, settled in one.names.items() if not settled])
         one.entries = [entry for entry in found if not self._is_gate(entry)]
         self._tell(one, unnoticed)
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from sockshare.core.errors import NoBroker, ProtocolError, RegistrationLost, SockshareError
+from sockshare.core.errors import (
+    BadConfiguration,
+    ManagerError,
+    NoBroker,
+    ProtocolError,
+    RegistrationLost,
+    SockshareError,
+)
 from sockshare.kernel.descriptors import close_all
 
 from . import door
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 #: A claim that stands is said again this often, seconds.
 AGAIN = 10.0
+#: What a broker answers for reasons that pass: a manager that is busy, a mistake in the configuration.
+_FOR_NOW = (ManagerError, BadConfiguration)
 #: How long a visit to the door may take, seconds; then the broker is asked again.
 _AT_DOOR = 2.0
 
@@ -197,7 +206,13 @@ class Claims:
         if not claim.leaves:
             claim.due, claim.pause = time.monotonic() + AGAIN, RESEND_FIRST
         if "event" not in answer:
-            checked(answer)
+            try:
+                checked(answer)
+            except _FOR_NOW:
+                if claim.standing == "asked":
+                    raise
+                claim.due = time.monotonic() + RESEND_LAST  # what stands, stands
+                return
             lost = None if claim.leaves else RegistrationLost(f"can't hold {claim.name!r}: its broker has released it")
             self._end(claim, lost)
             return
@@ -272,8 +287,11 @@ class Claims:
         claim.pause = min(claim.pause * 2, RESEND_LAST)
 
     def _released(self, claim: Claim, epoch: int, answer: Answer) -> None:
-        # What was quoted is not what it had: that came before this answer, and is quoted next.
-        if answer.get("ok") is not True or answer.get("released") or epoch == claim.quoted:
+        if answer.get("ok") is not True:
+            if not isinstance(door.error_of(answer), _FOR_NOW):
+                self._end(claim, None)
+        # Else what was quoted is not what it had: that came before this answer, and is quoted next.
+        elif answer.get("released") or epoch == claim.quoted:
             self._end(claim, None)
 
     def _end(self, claim: Claim, error: Exception | None) -> None:

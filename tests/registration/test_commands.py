@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sockshare.cli.registration import move
 from sockshare.core.errors import NotPermitted
 from tests.registration.scenes import Scene, holders, in_line, staged
 from tests.support.circusd import wait_until
@@ -103,7 +104,7 @@ def as_nobody(scene: Scene, name: str) -> None:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-            scene.tell("move", socket="web", process=name)
+            move(str(scene.stage.runtime), "web", name)
         except BaseException as error:
             os.write(writing, type(error).__name__.encode() + b": " + str(error).encode())
         finally:

@@ -1,4 +1,5 @@
-"""Where the broker has no rights over the programs: it says so, and what needs none of them holds."""
+"""Where the broker has no rights over the programs, which are another user's, or hide: it says so, and what needs no
+rights holds."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def without_ptrace(start: Callable[[], None]) -> None:
 
 @contextmanager
 def unprivileged(monkeypatch: pytest.MonkeyPatch, manager: str, program: str, **options: Any) -> Iterator[Scene]:
-    """A stage whose broker may not look into its programs, which run as nobody."""
+    """A stage whose broker may not look into its programs, which run as nobody, or hide."""
     begin = Circusd.start
 
     def start(self: Circusd) -> None:
@@ -50,6 +51,7 @@ def unprivileged(monkeypatch: pytest.MonkeyPatch, manager: str, program: str, **
     if manager == "circus":
         monkeypatch.setattr(Circusd, "start", start)
     with staged(manager, program, processes=3, **options) as stage:
+        wait_until(lambda: stage.sockshare("status").returncode in (0, 3), 20, "the broker answers", 0.1)
         yield Scene(stage)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from tests.registration.scenes import Scene, staged, state
 from tests.registration.storm import broker_of
 from tests.support.circusd import Circusd, wait_until
-from tests.support.oracle import look
+from tests.support.oracle import entries, look
 
 #: Seconds for which a connection that nobody is told of waits, at least, when nobody reminds the living of it.
 STRANDED = 0.7
@@ -64,6 +64,8 @@ def killed_when_woken(scene: Scene) -> Iterator[socket.socket]:
     """A client that has sent a request, and the one process that was woken for it has died before it accepted."""
     assert scene.stage.process is not None
     pids = [pid for pid in scene.stage.pids() if state(pid) not in ("", "Z")]
+    # A reminder is good for any connection, until it is taken away.
+    wait_until(lambda: all(len(entries(pid, scene.inode)) == 1 for pid in pids), 5, "no reminder is left")
     for pid in pids:
         (scene.stage.directory / f"halt-{pid}").touch()
     with socket.create_connection(("127.0.0.1", scene.stage.port), 5) as client:
