@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.rehearsal import assert_replaced, loaded, measure
-from tests.registration.scenes import Scene, staged
+from tests.registration.scenes import START_WINDOW, Scene, staged
 from tests.support.load import assert_none_failed
 from tests.support.oracle import Oracle
 
@@ -38,7 +38,7 @@ def test_reload_moves_the_registration_along(manager: str, program: str, times: 
                 measure(0.2)
             assert_none_failed(load.stop(), at_least=20)
             watch = oracle.stop()
-        several = watch.several(settled=program != "gated")
+        several = watch.several(window=0.0 if program == "gated" else START_WINDOW)
         assert not several, several
         assert max((gap.end - gap.start for gap in watch.gaps()), default=0.0) < 0.25
         assert len(scene.tally(5)) == 1

@@ -41,7 +41,7 @@ def test_registration_survives_the_host(scene: Scene, times: int) -> None:
             standing = wait_until(lambda: all_known(scene), 10, "everybody is known again", 0.05)
             assert standing == {pid: "held" if pid == holder else "waiting" for pid in before}
         watch = oracle.stop()
-    assert watch.several(settled=False) == []
+    assert watch.several() == []
     assert (stage.pids(), scene.armed(), record(stage)["last_epoch"]) == (before, [holder], epoch)
     scene.signal(holder, signal.SIGKILL)
     assert scene.ask() != holder
