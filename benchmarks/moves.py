@@ -117,7 +117,7 @@ def turns(host: HostLink, listener: socket.socket, processes: int, times: int) -
     ring = line(host, listener, "rotate", [])
     for number in range(processes):
         enter(ring, number, os.getpid(), Means.GATE, host)
-    return costs(lambda number: ring.feed(rules.Advance()), times)
+    return costs(lambda number: ring.end_turn(), times)
 
 
 @contextmanager

@@ -105,8 +105,8 @@ class Life:
 
     def close(self) -> None:
         """Close everything that is ours; what supervisord runs is its own."""
-        for pid in list(self._pidfds):
-            self._unwatch(pid)
+        for pid, pidfd in list(self._pidfds.items()):
+            self._unwatch(pid, pidfd)
         for sock in self._waiting.values():
             sock.close()
         self._waiting.clear()
@@ -171,7 +171,7 @@ class Life:
         self._watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.
         listeners.accept_descriptors(sock)
-        if self._serving is None:
+        if self._process(self._serving) is None:  # not `_serving`: that its death was noticed is not all of our hope
             self._serve(process, sock)
         else:
             self._waiting[pid] = sock
@@ -200,16 +200,16 @@ class Life:
     def _watch(self, pid: int) -> None:
         if pid not in self._pidfds:
             self._pidfds[pid] = pidfd = pidfd_open(pid)
-            self._loop.add_reader(pidfd, lambda: self._died(pid))
+            self._loop.add_reader(pidfd, lambda: self._died(pid, pidfd))
 
-    def _unwatch(self, pid: int) -> None:
-        pidfd = self._pidfds.pop(pid)
-        self._loop.remove_reader(pidfd)
-        os.close(pidfd)
+    def _unwatch(self, pid: int, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)  # first: it stays readable
+        if self._pidfds.pop(pid, None) is not None:
+            os.close(pidfd)
 
     @guarded(log)
-    def _died(self, pid: int) -> None:
-        self._unwatch(pid)
+    def _died(self, pid: int, pidfd: int) -> None:
+        self._unwatch(pid, pidfd)
         self._loop.hurry()  # supervisord buries it, and starts it anew, without its usual second of sleep
         waiting = self._waiting.pop(pid, None)
         if waiting is not None:
@@ -258,8 +258,8 @@ class Life:
 
     def _start_spare_in(self, seconds: float) -> None:
         if not self._spare_due:
-            self._spare_due = True
             self._loop.call_later(seconds, self._start_spare)
+            self._spare_due = True
 
     @guarded(log)
     def _start_spare(self) -> None:

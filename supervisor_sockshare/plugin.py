@@ -276,13 +276,13 @@ class Plugin:
         pid = process.pid
         if pid and pid not in self._pidfds:
             self._pidfds[pid] = pidfd = pidfd_open(pid)
-            self.loop.add_reader(pidfd, lambda: self._died(pid))
+            self.loop.add_reader(pidfd, lambda: self._died(pid, pidfd))
 
     @guarded(log)
-    def _died(self, pid: int) -> None:
-        pidfd = self._pidfds.pop(pid)
-        self.loop.remove_reader(pidfd)
-        os.close(pidfd)
+    def _died(self, pid: int, pidfd: int) -> None:
+        self.loop.remove_reader(pidfd)  # first: it stays readable
+        if self._pidfds.pop(pid, None) is not None:
+            os.close(pidfd)
         self.loop.hurry()
 
     @guarded(log)

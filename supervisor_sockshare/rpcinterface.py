@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for an answer of the broker; its arrival wakes supervisord's loop by itself.
 _LOOK_EVERY = 0.02
+#: Seconds until a question is given up that the host, which answers in 5 at the latest, has forgotten.
+_GIVEN_UP = 8.0
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -105,10 +108,13 @@ class RPCInterface:
         if host is None:
             raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
         host.question(fields, told.append)
+        given_up = time.monotonic() + _GIVEN_UP
 
         def look() -> Any:
             if not told:
-                return NOT_DONE_YET
+                if time.monotonic() < given_up:
+                    return NOT_DONE_YET
+                raise RPCError(Faults.FAILED, "can't ask the broker: supervisord's log says why")
             if not told[0].get("ok"):
                 raise RPCError(Faults.FAILED, str(told[0].get("message")))
             return done(told[0])

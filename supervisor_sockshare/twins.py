@@ -275,16 +275,16 @@ class Twins:
         twin.config.stopwaitsecs = patience + _BEHIND
         if stop_signal is not None:
             twin.config.stopsignal = stop_signal
-        family = [(pid, start) for pid in processes.tree(twin.pid) if (start := _start_time(pid)) is not None]
+        pid, family = twin.pid, [(one, _start_time(one)) for one in processes.tree(twin.pid)[1:]]
         self._stop(twin)
-        self._loop.call_later(patience, lambda: self._end_family(twin, family))
+        self._loop.call_later(patience, lambda: self._end_family(twin, pid, family))
 
-    def _end_family(self, twin: Any, family: list[tuple[int, int]]) -> None:
-        if twin.pid == family[0][0]:
+    def _end_family(self, twin: Any, pid: int, family: list[tuple[int, int | None]]) -> None:
+        if twin.pid == pid:
             self.kill(twin)
-        for pid, start in family[1:]:
-            if _start_time(pid) == start:
-                _kill(pid)
+        for one, start in family:
+            if start is not None and _start_time(one) == start:  # its pid may be somebody else's by now
+                _kill(one)
 
     def kill(self, process: Any) -> None:
         """Kill *process* and what descends from it, which it can't end any more itself."""

@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds from an arrival to the first look, and between two looks after it.
 _FIRST_LOOK, _LOOK_EVERY = 0.01, 0.05
-#: Seconds that the one who holds a registration has to take what arrives before it is the next one's turn.
-_TAKEN_WITHIN = 0.001
 _EDGE = select.EPOLLIN | select.EPOLLET
 
 
@@ -38,32 +36,26 @@ class _Standing:
 
 
 class _Watched:
-    __slots__ = ("each", "sock", "stall_timeout", "standing", "taken", "timer")
+    __slots__ = ("look_every", "sock", "stall_timeout", "standing", "timer")
 
-    def __init__(self, sock: socket.socket, stall_timeout: float, each: bool) -> None:
+    def __init__(self, sock: socket.socket, stall_timeout: float, look_every: float) -> None:
         self.sock = sock
         self.stall_timeout = stall_timeout
-        self.each = each
+        self.look_every = look_every
         self.standing: _Standing | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.taken: asyncio.TimerHandle | None = None  # when the last arrival had its time to be taken
 
 
 class Arrivals:
     """Watches sockets; made in the running loop.
 
     Args:
-        arrived: Called with the name of a socket that is watched for *each* arrival, when the next one comes or, if
-            none does, a moment later: who holds the registration is to take it, and not to race with the next.
         waits: Called at each look at which something still waits.
         stalled: Called when what waits has stood untaken for the socket's stall time-out, and each time again.
     """
 
-    def __init__(
-        self, *, arrived: Callable[[str], None], waits: Callable[[str], None], stalled: Callable[[str], None]
-    ) -> None:
+    def __init__(self, *, waits: Callable[[str], None], stalled: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._arrived = arrived
         self._waits = waits
         self._stalled = stalled
         self._watched: dict[str, _Watched] = {}
@@ -71,15 +63,15 @@ class Arrivals:
         self._edges = select.epoll()
         self._loop.add_reader(self._edges.fileno(), self._edge)
 
-    def watch(self, name: str, fd: int, *, stall_timeout: float, each: bool) -> None:
+    def watch(self, name: str, fd: int, *, stall_timeout: float, look_every: float = _LOOK_EVERY) -> None:
         """Watch the socket *fd* under *name*.
 
         Args:
             stall_timeout: Seconds after which what stands untaken is said to be stalled; 0: never.
-            each: Whether every arrival is told.
+            look_every: Seconds between two looks while something waits.
         """
         sock = socket.socket(fileno=os.dup(fd))
-        self._watched[name] = _Watched(sock, stall_timeout, each)
+        self._watched[name] = _Watched(sock, stall_timeout, look_every)
         self._names[sock.fileno()] = name
         self._edges.register(sock.fileno(), _EDGE)  # reports at once what waits already
 
@@ -95,8 +87,8 @@ class Arrivals:
         for watched in self._watched.values():
             self._edges.unregister(watched.sock)  # before it is closed: others keep the socket (epoll(7), Q6)
             watched.sock.close()
-            for timer in filter(None, (watched.timer, watched.taken)):
-                timer.cancel()
+            if watched.timer is not None:
+                watched.timer.cancel()
         self._watched.clear()
         self._edges.close()
 
@@ -104,20 +96,11 @@ class Arrivals:
         for fd, _ in self._edges.poll(0):
             name = self._names[fd]
             watched = self._watched[name]
-            if watched.each and watched.taken is None:
-                watched.taken = self._loop.call_later(_TAKEN_WITHIN, self._had_its_time, name)
-            elif watched.each:
-                self._arrived(name)
             if watched.standing is None:
-                if not watched.each:
-                    # Enough is known until the queue is empty again. Edge-triggered still: EPOLLHUP is always reported.
-                    self._edges.modify(fd, select.EPOLLET)
+                # Enough is known until the queue is empty again. Edge-triggered still: EPOLLHUP is always reported.
+                self._edges.modify(fd, select.EPOLLET)
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
-                watched.timer = self._loop.call_later(_FIRST_LOOK, self._look, name)
-
-    def _had_its_time(self, name: str) -> None:
-        self._watched[name].taken = None
-        self._arrived(name)
+                watched.timer = self._loop.call_later(min(_FIRST_LOOK, watched.look_every), self._look, name)
 
     def _look(self, name: str) -> None:
         watched = self._watched[name]
@@ -138,7 +121,7 @@ class Arrivals:
         assert standing is not None
         patience = watched.stall_timeout / 2 if standing.closely is None else watched.stall_timeout
         left = standing.since + patience - self._loop.time()
-        return left if 0 < left < _LOOK_EVERY else _LOOK_EVERY
+        return left if 0 < left < watched.look_every else watched.look_every
 
     def _still_waits(self, name: str, watched: _Watched) -> bool:
         standing, now, patience = watched.standing, self._loop.time(), watched.stall_timeout

@@ -104,6 +104,8 @@ class Claims:
             return
         if one.means is Means.GATE and one.gate is None:
             self._tell(one.caller, {"event": {"present": True}})
+        if self._lines[one.socket].takes_turns and one.tally is None:
+            self._tell(one.caller, {"event": {"tally": True}})
         entry = self._lines[one.socket].rules.find(one.key)
         if entry is not None:
             held = self._lines[one.socket].is_told(one.key)
@@ -151,6 +153,17 @@ class Claims:
         if found is None or found[1].gate is None:
             raise LookupError(key)
         return found[1].gate.fileno()
+
+    def tally_of(self, key: str, who: Identity) -> int:
+        """The tally of the claim *key*, for *who*.
+
+        Raises:
+            NotPermitted: There is no such claim of it, or it needs none.
+        """
+        found = self._find(key)
+        if found is None or found[1].identity != who or not found[0].takes_turns:
+            raise NotPermitted("can't hand out a tally: there is no such claim of this process")
+        return found[0].tally(found[1])
 
     def may_present(self, key: str, who: Identity) -> None:
         """Refuse *who*, if it may not bring back the gate of the claim *key*.

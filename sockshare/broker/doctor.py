@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sockshare.core import diagnosis
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
@@ -11,26 +9,26 @@ from sockshare.kernel import processes
 from sockshare.kernel.features import features
 
 from .hostlink import HostLink
+from .reloading import Reloading
+from .retirements import Retirements
+from .state import State
 from .status import status_document
 
-if TYPE_CHECKING:
-    from .server import Broker
 
-
-async def examine(broker: Broker, host: HostLink) -> list[Finding]:
+async def examine(state: State, reloading: Reloading, retirements: Retirements, host: HostLink) -> list[Finding]:
     """Everything that is to be said now, the worst first."""
     silent = None
     try:
         await host.ask("processes")
     except ManagerError as error:
         silent = str(error)
-    facts = await status_document(broker, host)
+    facts = await status_document(state, reloading, retirements, host)
     for entry in facts["sockets"]:
         for holder in entry["holders"]:
             holder["open"] = _has(holder["pid"], entry["inode"])
-            holder["refusal"] = broker.observer.refusal(holder["pid"])
+            holder["refusal"] = state.observer.refusal(holder["pid"])
     missing = [(one.name, one.without) for one in features() if not one.present]
-    return diagnosis.findings({**facts, "silent": silent, "impossible": broker.observer.impossible, "kernel": missing})
+    return diagnosis.findings({**facts, "silent": silent, "impossible": state.observer.impossible, "kernel": missing})
 
 
 def _has(pid: int, inode: int) -> bool | None:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: What the name of a gate begins with, at the door and in the host's store; the key of its claim follows.
 GATE = "gate:"
+#: The same of a tally.
+TALLY = "tally:"
 
 
 class Claimant:
@@ -39,6 +41,8 @@ class Claimant:
         "process",
         "program",
         "socket",
+        "taken",
+        "tally",
     )
 
     def __init__(
@@ -54,6 +58,8 @@ class Claimant:
         self.gate: Gate | None = None
         self.caller: Caller | None = None  # whom to tell, once it has asked this broker
         self.eligible = False
+        self.tally: int | None = None  # an eventfd, to which its process says what it takes, where turns are taken
+        self.taken = 0  # how much that was
         self.epolls: set[int] = set()  # descriptors of those of the managed process that the socket was in
 
 

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sockshare.core.errors import NotPermitted, ProtocolError, UnknownProgram
 from sockshare.core.steps import Process
@@ -21,9 +21,7 @@ from sockshare.kernel.lanes import pair
 
 from .endpoint import Caller, Request
 from .roster import Known, Managed
-
-if TYPE_CHECKING:
-    from .server import Broker
+from .state import State
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +102,8 @@ class Introductions:
         issue: Makes a ticket of that name for that process: its secret.
     """
 
-    def __init__(self, broker: Broker, issue: Callable[[Known, str], bytes]) -> None:
-        self._broker = broker
+    def __init__(self, state: State, issue: Callable[[Known, str], bytes]) -> None:
+        self._state = state
         self._issue = issue
         self._loop = asyncio.get_running_loop()
         self._receivers: dict[int, _Receiver] = {}  # by pid
@@ -127,7 +125,7 @@ class Introductions:
         receiver = self._receivers[caller.pid] = _Receiver(caller, known, managed)
         if new:
             log.info("%s: takes connections (pid=%d)", managed.name, caller.pid)
-        self._broker.endpoint.reply(caller, {"event": {"taking": True}})
+        self._state.reply(caller, {"event": {"taking": True}})
         for giver in list(self._givers.values()):
             if giver.means(receiver) and (giver.known.identity.pid, caller.pid) not in self._lanes:
                 giver.waiting.append(receiver)
@@ -188,14 +186,14 @@ class Introductions:
         if retirement.timer is not None:
             retirement.timer.cancel()
         if retirement.caller is not None:
-            self._broker.endpoint.reply(retirement.caller, {"event": {"stay": True}})
+            self._state.reply(retirement.caller, {"event": {"stay": True}})
 
     def _tell_to_retire(self, pid: int, retirement: _Retirement) -> bool:
         """Whether it hears of it."""
         for caller in self._watchers(pid):
             successor = retirement.successor
             named = {"process": successor.name, "pid": successor.pid} if successor else {}
-            if self._broker.endpoint.reply(caller, {"event": {"retire": named}}):
+            if self._state.reply(caller, {"event": {"retire": named}}):
                 retirement.caller = caller
                 if retirement.timer is not None:
                     retirement.timer.cancel()
@@ -205,7 +203,7 @@ class Introductions:
 
     def _watchers(self, pid: int) -> Iterator[Caller]:
         for asked, caller in list(self._watching.items()):
-            known = self._broker.roster.known(asked)
+            known = self._state.roster.known(asked)
             if known is not None and known.managed is not None and known.managed.pid == pid:
                 yield caller
 
@@ -261,11 +259,11 @@ class Introductions:
     # Parts of the above.
 
     async def _who(self, caller: Caller) -> tuple[Known, Managed]:
-        known = await self._broker.roster.identify(caller.pid)
+        known = await self._state.roster.identify(caller.pid)
         managed = known.managed
-        if managed is None or managed.program not in self._broker.programs:
+        if managed is None or managed.program not in self._state.programs:
             who = f"pid {caller.pid}" if managed is None else f"{managed.name} (pid {caller.pid})"
-            manager = self._broker.manager
+            manager = self._state.manager
             why = (
                 f"it is no process that {manager['kind']} (pid {manager['pid']}) runs"
                 if managed is None
@@ -277,12 +275,12 @@ class Introductions:
     def _program(self, request: Request) -> str:
         """The program that *request* means, by its own name or that of one of its processes."""
         to = request.to or ""
-        programs = self._broker.programs
+        programs = self._state.programs
         if to in programs:
             return to
-        names = [managed.name for program in programs for managed in self._broker.roster.of_program(program)]
+        names = [managed.name for program in programs for managed in self._state.roster.of_program(program)]
         for program in programs:
-            if any(managed.name == to for managed in self._broker.roster.of_program(program)):
+            if any(managed.name == to for managed in self._state.roster.of_program(program)):
                 return program
         # One that is between two lives is nobody's now, and its program is told by its name.
         program = to.partition(":")[0]
@@ -293,9 +291,9 @@ class Introductions:
         )
 
     def _permit(self, giver: Managed, program: str) -> None:
-        if giver.program == program or giver.program in self._broker.programs[program].receive_from:
+        if giver.program == program or giver.program in self._state.programs[program].receive_from:
             return
-        circus = self._broker.manager["kind"] == "circus"
+        circus = self._state.manager["kind"] == "circus"
         key, section = ("sockshare.receive_from", "watcher") if circus else ("sockshare_receive_from", "program")
         raise NotPermitted(
             f"can't hand over to {program!r} as {giver.name}: the section of {program} does not let it; "
@@ -318,7 +316,7 @@ class Introductions:
                 number = next(self._numbers)
                 ticket = self._ticket(receiver.known, f"{LANE}{number}r", ends[1], None)
                 came = {"lane": ticket, "from": giver.managed.name, "pid": lane[0]}
-                if not self._broker.endpoint.reply(receiver.caller, {"event": came}):
+                if not self._state.reply(receiver.caller, {"event": came}):
                     ends[0].close()
                     self._let_go(f"{LANE}{number}r")
                     self._leave(pid)  # it has closed its share, and lives
@@ -335,7 +333,7 @@ class Introductions:
             self._tell(giver, {"known": here})
 
     def _tell(self, giver: _Giver, event: dict[str, Any]) -> None:
-        if not self._broker.endpoint.reply(giver.caller, {"event": event}):
+        if not self._state.reply(giver.caller, {"event": event}):
             self._givers.pop((giver.known.identity.pid, giver.key), None)
 
     def _ticket(self, known: Known, name: str, sock: socket.socket, giver: _Giver | None) -> str:

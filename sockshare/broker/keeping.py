@@ -160,16 +160,13 @@ class Keeping:
 
     # What arrives.
 
-    def arrived(self, name: str) -> None:
-        """Something has arrived at a socket with ``registration = rotate``: who got it has had his turn."""
-        line, now = self._lines[name], self._loop.time()
-        if now - line.turned >= line.spec.rotate_ms / 1000:
-            line.turned = now
-            line.feed(rules.Advance())
-
     def waits(self, name: str) -> None:
-        """Something waits on the socket: a holder that has taken its registration back is not to be waited for."""
+        """Something waits on the socket: a holder that has taken its registration back is not to be waited for, nor one
+        that does not use its turn."""
         line = self._lines[name]
+        if line.takes_turns:
+            line.end_unused_turn()
+            return
         for entry in line.rules.holders:
             one = line.claimants.get(entry.claim.key)
             if one is None or one.means is not Means.SUSPEND or entry.standing is not Standing.HELD:

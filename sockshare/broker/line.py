@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,6 +24,10 @@ from .hostlink import HostLink
 
 log = logging.getLogger(__name__)
 
+#: Seconds after which a turn ends in which nothing is taken of what waits.
+TURN = 0.005
+#: How much less than others one can have taken to be given more of the turns for it.
+_BEHIND = 16
 #: What makes room, by its note, in words.
 _CAUSES = {
     "gone": "has died",
@@ -72,7 +77,7 @@ class Line:
         self.overlaps: deque[float] = deque(maxlen=1000)  # seconds that registrations may have gone unnoticed
         self.last_move: dict[str, Any] | None = None
         self._cause = ""  # what has made room last
-        self.turned = 0.0  # when `rotate` has moved it, in the loop's time
+        self._turned = 0.0  # when the last turn began, in the loop's time
         self._happened: deque[Any] = deque()
         self._turn_of: str | None = None  # whose turn has just been ended
         self._turning = False  # whether what is being performed is that, and the next one's turn
@@ -142,6 +147,7 @@ class Line:
     def enter(self, one: Claimant, *, paused: bool) -> None:
         """*one* is in the line from now on."""
         one.eligible = True
+        one.taken = max((other.taken for other in self.claimants.values()), default=0)
         claim = Claim(one.key, one.identity.pid, one.identity, one.process, one.program, one.means, one.managed)
         self.feed(rules.Claimed(claim, paused))
 
@@ -155,6 +161,7 @@ class Line:
         """The claim of *one*, which is out of the line, is over."""
         self.claimants.pop(one.key, None)
         self._in_turn.discard(one.key)
+        self._close_tally(one)
         if one.gate is not None:
             self._services.gates.drop(one.key, one.gate)
             one.gate = None
@@ -165,8 +172,59 @@ class Line:
         if self._timer is not None:
             self._timer.cancel()
         for one in self.claimants.values():
+            self._close_tally(one)
             if one.gate is not None:
                 one.gate.close()
+
+    # Turns.
+
+    def tally(self, one: Claimant) -> int:
+        """The eventfd to which the process of *one* is to add what it takes.
+
+        That is the only way to know: an arrival that was taken before we look has never arrived for us.
+        """
+        if one.tally is None:
+            one.tally = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._loop.add_reader(one.tally, self._took, one)
+        return one.tally
+
+    def _close_tally(self, one: Claimant) -> None:
+        if one.tally is not None:
+            self._loop.remove_reader(one.tally)
+            os.close(one.tally)
+            one.tally = None
+
+    def _took(self, one: Claimant) -> None:
+        assert one.tally is not None
+        try:
+            one.taken += os.eventfd_read(one.tally)
+        except BlockingIOError:
+            return
+        if self.takes_turns and self.standing(one.key) is Standing.HELD:
+            self.end_turn()
+
+    def end_unused_turn(self) -> None:
+        """Something waits: it is the next one's turn if that of the present holder has been long enough."""
+        if self._loop.time() - self._turned >= TURN:
+            self.end_turn()
+
+    def end_turn(self) -> None:
+        """It is the next one's turn, if there is another, and the present one lasted as long as it has to."""
+        now = self._loop.time()
+        following = [
+            entry.claim.key
+            for entry in self.rules.claims
+            if entry.standing is Standing.WAITING and not entry.paused and not entry.stalled
+        ]
+        if not following or now - self._turned < self.spec.rotate_ms / 1000:
+            return
+        self._turned = now
+        # The one that has taken least; but who was away is not to have all, until it has made up for it.
+        least = max(one.taken for one in self.claimants.values()) - _BEHIND
+        key = min(following, key=lambda key: max(self.claimants[key].taken, least))
+        self.feed(rules.Advance(key))
+
+    # Suspending.
 
     def suspend(self, one: Claimant) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sockshare.core.errors import (
     BadConfiguration,
@@ -25,13 +25,14 @@ from sockshare.core.suggest import did_you_mean
 from . import plans
 from .doctor import examine
 from .endpoint import Caller, Request, described
+from .handout import HandOut
 from .hostlink import HostLink
+from .reloading import Reloading
 from .reloads import Reload
+from .retirements import Retirements
 from .roster import Managed
+from .state import State
 from .status import status_document
-
-if TYPE_CHECKING:
-    from .server import Broker
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +40,33 @@ _Operation = Callable[[Caller, Request], Awaitable["dict[str, Any] | None"]]
 
 
 class Operations:
-    """Answers requests on behalf of *broker*; a reload waits until *taken_up*, the broker's recovery, is done."""
+    """Answers requests; made in the running loop.
 
-    def __init__(self, broker: Broker, link: HostLink, taken_up: asyncio.Task[None]) -> None:
-        self._broker = broker
+    Args:
+        said: A managed process has said that it is ready, by that means, with that status.
+        taken_up: The broker's recovery: a reload waits until it is done.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        handout: HandOut,
+        reloading: Reloading,
+        retirements: Retirements,
+        link: HostLink,
+        said: Callable[[Managed, str, str | None], None],
+        taken_up: asyncio.Task[None],
+    ) -> None:
+        self._state = state
+        self._handout = handout
+        self._reloading = reloading
+        self._retirements = retirements
         self._link = link
+        self._said = said
         self._taken_up = taken_up
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        introductions = broker.introductions
+        introductions = handout.introductions
         self._operations: dict[str, _Operation] = {
             "receive": introductions.receive,
             "introduce": introductions.introduce,
@@ -70,14 +89,14 @@ class Operations:
 
     def answer(self, caller: Caller, request: Request) -> None:
         """Answer *request* of *caller*, now or later."""
-        if request.op == "ticket" and request.pid is None and not self._broker.mistakes:
-            known = self._broker.roster.known(caller.pid)
+        if request.op == "ticket" and request.pid is None and not self._state.mistakes:
+            known = self._state.roster.known(caller.pid)
             if known is not None:  # the common case needs nobody else
                 try:
-                    self._broker.endpoint.reply(caller, self._broker.issue(known, request.socket, known))
+                    self._state.reply(caller, self._handout.issue(known, request.socket, known))
                 except SockshareError as error:
-                    self._broker.refused(caller.pid, str(error))
-                    self._broker.endpoint.fail(caller, error)
+                    self._state.refused(caller.pid, str(error))
+                    self._state.fail(caller, error)
                 return
         self._run(self._work(caller, request))
 
@@ -98,8 +117,8 @@ class Operations:
         try:
             if op not in ("status", "reload"):
                 raise ProtocolError(f"can't do {op!r}: the host may not ask for it")
-            if self._broker.mistakes and op != "status":
-                raise BadConfiguration("\n".join(self._broker.mistakes))
+            if self._state.mistakes and op != "status":
+                raise BadConfiguration("\n".join(self._state.mistakes))
             answer = await self._operations[op](caller, request)
             self._link.tell(number, {"ok": True, **(answer or {})})
         except SockshareError as error:
@@ -116,47 +135,51 @@ class Operations:
                 raise ProtocolError(
                     f"can't do {request.op!r}: no such operation{did_you_mean(request.op, self._operations)}"
                 )
-            if self._broker.mistakes and request.op != "status":
-                raise BadConfiguration("\n".join(self._broker.mistakes))
+            if self._state.mistakes and request.op != "status":
+                raise BadConfiguration("\n".join(self._state.mistakes))
             answer = await operation(caller, request)
             if answer is not None:
-                self._broker.endpoint.reply(caller, {"ok": True, **answer})
+                self._state.reply(caller, {"ok": True, **answer})
         except SockshareError as error:
             if isinstance(error, NotPermitted):
-                self._broker.refused(caller.pid, str(error))
-            self._broker.endpoint.fail(caller, error)
+                self._state.refused(caller.pid, str(error))
+            self._state.fail(caller, error)
         except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end
             log.exception("broker: %s of pid %d failed", request.op, caller.pid)
-            self._broker.endpoint.fail(
+            self._state.fail(
                 caller, SockshareError(f"can't {request.op}: the broker has a bug ({error!r}; see its log)")
             )
 
     async def _attach(self, caller: Caller, request: Request) -> dict[str, Any]:
-        managed = self._broker.managed_of(await self._broker.roster.identify(caller.pid), caller.pid)
-        names = list(self._broker.programs[managed.program].sockets)
+        managed = self._state.managed_of(await self._state.roster.identify(caller.pid), caller.pid)
+        names = list(self._state.programs[managed.program].sockets)
         return {"program": managed.program, "process": managed.name, "sockets": names}
 
     async def _ticket(self, caller: Caller, request: Request) -> dict[str, Any]:
-        asking = await self._broker.roster.identify(caller.pid)
-        target = asking if request.pid is None else await self._broker.roster.identify(request.pid)
-        return self._broker.issue(asking, request.socket, target)
+        asking = await self._state.roster.identify(caller.pid)
+        target = asking if request.pid is None else await self._state.roster.identify(request.pid)
+        return self._handout.issue(asking, request.socket, target)
 
     async def _inherit(self, caller: Caller, request: Request) -> dict[str, Any]:
-        known = await self._broker.roster.identify(caller.pid)
-        facts, names = await self._broker.begin_program(known, request.sockets or (), request.warning or "")
-        tickets = [{**self._broker.issue(known, name, known), "inode": self._broker.shared[name][0]} for name in names]
+        known = await self._state.roster.identify(caller.pid)
+        facts, names = await self._handout.begin_program(known, request.sockets or (), request.warning or "")
+        tickets = [{**self._handout.issue(known, name, known), "inode": self._state.shared[name][0]} for name in names]
         return {**facts, "tickets": tickets}
 
     async def _ready(self, caller: Caller, request: Request) -> dict[str, Any]:
-        managed = self._broker.managed_of(await self._broker.roster.identify(caller.pid), caller.pid)
-        self._broker.said(managed, "client", request.status)
+        managed = self._state.managed_of(await self._state.roster.identify(caller.pid), caller.pid)
+        self._said(managed, "client", request.status)
         return {}
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {"status": await status_document(self._broker, self._link)}
+        return {"status": await status_document(self._state, self._reloading, self._retirements, self._link)}
 
     async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {"findings": [one._asdict() for one in await examine(self._broker, self._link)]}
+        return {
+            "findings": [
+                one._asdict() for one in await examine(self._state, self._reloading, self._retirements, self._link)
+            ]
+        }
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
         self._may_command(caller, "reload a program")
@@ -166,18 +189,18 @@ class Operations:
         if self._is_known(request):
             return self._follow(caller, request)
         programs = (await self._link.ask("processes"))["programs"]
-        spec = self._broker.programs.get(request.program)
+        spec = self._state.programs.get(request.program)
         if request.program not in programs:
             raise UnknownProgram(
                 f"can't reload {request.program!r}: no such program{did_you_mean(request.program, programs)}"
             )
         if spec is None:
             raise UnknownProgram(
-                f"can't reload {request.program!r}: its section does not name any sockets ({self._broker.sockets_key})"
+                f"can't reload {request.program!r}: its section does not name any sockets ({self._state.sockets_key})"
             )
         if self._is_known(request):  # it was asked twice
             return self._follow(caller, request)
-        running = self._broker.reloads.get(request.program) or self._broker.retirements.of_program(request.program)
+        running = self._retirements.under_way(request.program)
         if running is not None:
             raise ManagerError(
                 f"can't reload {request.program}: a reload of it is running already (step {running.step})"
@@ -187,25 +210,28 @@ class Operations:
             raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
         standing = [one for one in facts["processes"] if not one.get("stopping")]
         expires = None if request.timeout is None else time.monotonic() + request.timeout
-        plan, expectation = plans.make(self._broker, spec, facts, standing, key=request.key, expires=expires)
+        plan, expectation = plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if request.dry_run:
             return self._foretell(caller, plan, expectation)
-        reload = self._broker.reloads[spec.name] = Reload(
-            self._broker.services(), plan, expectation, self._broker.reload_ended, facts.get("stderr")
+        reload = self._reloading.running[spec.name] = Reload(
+            self._reloading.services(), plan, expectation, self._reloading.ended, facts.get("stderr")
         )
         reload.follow(caller)
         reload.begin()
         return None
 
     def _is_known(self, request: Request) -> bool:
-        running, last = self._broker.reloads.get(request.program or ""), self._broker.last.get(request.program or "")
+        running, last = (
+            self._reloading.running.get(request.program or ""),
+            self._reloading.last.get(request.program or ""),
+        )
         return request.key in (running and running.key, last and last["key"])
 
     def _follow(self, caller: Caller, request: Request) -> dict[str, Any] | None:
         """Follow the reload that has the key of *request*; its answer, if it has been given already."""
-        running = self._broker.reloads.get(request.program or "")
+        running = self._reloading.running.get(request.program or "")
         if running is None or running.key != request.key:
-            return dict(self._broker.last[request.program or ""]["answer"])
+            return dict(self._reloading.last[request.program or ""]["answer"])
         if running.answer is not None:  # all but its last step is over
             return dict(running.answer)
         running.follow(caller)
@@ -213,17 +239,17 @@ class Operations:
 
     async def _cancel(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._may_command(caller, "cancel a reload")
-        running = self._broker.reloads.get(request.program or "")
+        running = self._reloading.running.get(request.program or "")
         if running is not None and running.key == request.key:
             running.cancel("the command was interrupted")
         return {}
 
     async def _claim(self, caller: Caller, request: Request) -> None:
-        known = await self._broker.roster.identify(caller.pid)
-        managed = self._broker.managed_of(known, caller.pid)
-        self._broker.entitled(known, request.socket)
+        known = await self._state.roster.identify(caller.pid)
+        managed = self._state.managed_of(known, caller.pid)
+        self._state.entitled(known, request.socket)
         assert request.socket is not None
-        registrations = self._broker.registrations
+        registrations = self._state.registrations
         one = registrations.claims.claim(
             caller,
             known.identity,
@@ -234,29 +260,29 @@ class Operations:
             cooperate=request.cooperate,
         )
         if one.gate is not None and not request.gate:
-            ticket = self._broker.gate_ticket(known, request.socket, one.key)
-            self._broker.endpoint.reply(caller, {"event": {"gate": ticket}})
+            ticket = self._handout.gate_ticket(known, request.socket, one.key)
+            self._state.reply(caller, {"event": {"gate": ticket}})
         registrations.claims.introduce(one)
 
     async def _release(self, caller: Caller, request: Request) -> dict[str, Any]:
-        known = await self._broker.roster.identify(caller.pid)
+        known = await self._state.roster.identify(caller.pid)
         name, key = request.socket or "", request.key or ""
-        return {"released": self._broker.registrations.claims.release(known.identity, name, key, request.epoch)}
+        return {"released": self._state.registrations.claims.release(known.identity, name, key, request.epoch)}
 
     async def _move(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._may_command(caller, "move a registration")
         managed, _ = await self._process(request)
-        return {"reason": self._broker.registrations.move(request.socket or "", managed)}
+        return {"reason": self._state.registrations.move(request.socket or "", managed)}
 
     async def _quiesce(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._may_command(caller, "quiesce a process")
         managed, sockets = await self._process(request)
-        return {"reason": self._broker.registrations.quiesce(managed, sockets)}
+        return {"reason": self._state.registrations.quiesce(managed, sockets)}
 
     async def _wake(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._may_command(caller, "wake a process")
         managed, sockets = await self._process(request)
-        return {"reason": self._broker.registrations.wake(managed, sockets)}
+        return {"reason": self._state.registrations.wake(managed, sockets)}
 
     # Parts of the above.
 
@@ -269,29 +295,29 @@ class Operations:
         """
         name, names = request.process or "", []
         for program, facts in (await self._link.ask("processes"))["programs"].items():
-            spec = self._broker.programs.get(program)
+            spec = self._state.programs.get(program)
             if spec is None:
                 continue
             names += [str(one["process"]) for one in facts["processes"]]
             found = [one for one in facts["processes"] if one["process"] == name and not one.get("stopping")]
-            live = self._broker.roster.enter_all(program, found)
+            live = self._state.roster.enter_all(program, found)
             if not live:
                 continue
-            running = self._broker.reloads.get(program) or self._broker.retirements.of_program(program)
+            running = self._retirements.under_way(program)
             if running is not None:
                 raise ManagerError(f"can't do that with {name}: a reload of {program} is running (step {running.step})")
             return live[0], spec.sockets
         raise UnknownProgram(f"can't find process {name!r}: no such process{did_you_mean(name, names)}")
 
     def _may_command(self, caller: Caller, what: str) -> None:
-        if caller.uid not in (0, self._broker.manager["uid"]):
+        if caller.uid not in (0, self._state.manager["uid"]):
             raise NotPermitted(
-                f"can't {what} as uid {caller.uid}: only root and the manager's uid {self._broker.manager['uid']} may"
+                f"can't {what} as uid {caller.uid}: only root and the manager's uid {self._state.manager['uid']} may"
             )
 
     def _foretell(self, caller: Caller, plan: Plan, expectation: Expectation) -> dict[str, Any]:
         for process in plan.old:
-            refusal = self._broker.observer.refusal(process.pid)
+            refusal = self._state.observer.refusal(process.pid)
             means = (
                 "is suspended before it is stopped"
                 if refusal is None
@@ -299,7 +325,7 @@ class Operations:
             )
             reason = f"would start one beside it, wait for {expectation.awaited}; then it {means}"
             event = {"step": "start", "program": plan.program, "process": process.name, "pid": process.pid}
-            self._broker.endpoint.reply(caller, {"event": {**event, "seconds": 0.0, "reason": reason}})
+            self._state.reply(caller, {"event": {**event, "seconds": 0.0, "reason": reason}})
         return {
             "result": "ok",
             "exit": int(ExitStatus.OK),

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.spec import ProgramSpec
 from sockshare.core.steps import Plan, Process
 from sockshare.kernel import processes
 
-if TYPE_CHECKING:
-    from .server import Broker
+from .state import State
 
 
 def make(
-    broker: Broker,
+    state: State,
     spec: ProgramSpec,
     facts: Mapping[str, Any],
     replaced: Iterable[Mapping[str, Any]],
@@ -32,9 +31,9 @@ def make(
     old: list[Process] = []
     said: frozenset[str] = frozenset()
     registered: frozenset[str] = frozenset()
-    for managed in broker.roster.enter_all(spec.name, replaced):
+    for managed in state.roster.enter_all(spec.name, replaced):
         old.append(Process(managed.pid, managed.name))
-        evidence = broker.registrations.evidence(managed, spec.sockets, patient=True)
+        evidence = state.registrations.evidence(managed, spec.sockets, patient=True)
         said, registered = said | evidence.said, registered | evidence.registered
     expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
     plan = Plan(

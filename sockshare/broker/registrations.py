@@ -30,7 +30,7 @@ from .endpoint import Caller
 from .gates import Claimant, Gates
 from .hostlink import HostLink
 from .keeping import Keeping
-from .line import Line, Services
+from .line import TURN, Line, Services
 from .observer import Observer
 from .roster import Managed
 from .siblings import Siblings
@@ -79,14 +79,12 @@ class Registrations:
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
         self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop)
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
-        self._arrivals = Arrivals(
-            arrived=self._keeping.arrived, waits=self._keeping.waits, stalled=self._keeping.stalled
-        )
+        self._arrivals = Arrivals(waits=self._keeping.waits, stalled=self._keeping.stalled)
         for line in self._lines.values():
             self._take_up(line, journal.get(f"registration:{line.name}"))
             if not line.is_shared:
-                each = line.policy.kind == "rotate"
-                self._arrivals.watch(line.name, line.fd, stall_timeout=line.spec.stall_timeout, each=each)
+                often = {"look_every": TURN} if line.takes_turns else {}
+                self._arrivals.watch(line.name, line.fd, stall_timeout=line.spec.stall_timeout, **often)
         gates.forget_unclaimed()
 
     def _take_up(self, line: Line, record: dict[str, Any] | None) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from sockshare.core import steps
@@ -14,10 +15,10 @@ from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.rollout import Rollout, State
 from sockshare.core.steps import Plan, Process
-from sockshare.kernel import processes
 
-from .drain import Address, Drainer, Left, has_connections
+from .drain import Address, Drainer, Left
 from .endpoint import Caller
+from .giving_up import spare
 from .hostlink import HostLink
 from .introductions import Introductions
 from .observer import Observer
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a process that is starting: as long as a new registration may go unnoticed, and serve.
 _LOOK_EVERY = 0.004
-#: Seconds in which a process that was held back accepts what it was woken for before.
-_ACCEPTS_WITHIN = 0.02
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
 
@@ -365,37 +364,20 @@ class Reload:
         return bool(answer.get("stopped"))
 
     async def _spared(self, effect: steps.Settle) -> steps.Settle:
-        """*effect* with as much patience as what is given up has use for; called when that is held back.
-
-        One that would not finish its requests by itself once it has its signal finishes them first.
-        """
+        """*effect* with as much patience as what is given up, and is held back by now, has use for."""
+        sockets = self._expectation.sockets
         for pid in effect.retire:  # one, the new process; what else may go is not known
             if self._patience is None:
-                self._patience = await self._spare(pid, effect.patience)
+                addresses = self._services.addresses(sockets)
+                self._patience = await spare(
+                    pid,
+                    self._rollout.plan,
+                    addresses,
+                    is_all=len(addresses) == len(sockets),
+                    is_held_back=partial(self._services.registrations.is_held_back, pid, sockets),
+                    patience=effect.patience,
+                )
         return effect if self._patience is None else replace(effect, patience=self._patience)
-
-    async def _spare(self, pid: int, patience: float) -> float:
-        plan, sockets = self._rollout.plan, self._expectation.sockets
-        addresses = self._services.addresses(sockets)
-        await asyncio.sleep(_ACCEPTS_WITHIN)
-        drains_itself = False
-        try:
-            drains_itself = not plan.drain and processes.catches(pid, plan.stop_signal)
-            is_judged = len(addresses) == len(sockets)  # of others than TCP nobody can tell
-            if is_judged and not await self._loop.run_in_executor(None, has_connections, pid, addresses):
-                return 0.0
-        except OSError as error:
-            log.debug("pid %d: %s", pid, error)
-        if drains_itself:
-            return patience
-        if self._services.registrations.is_held_back(pid, sockets):  # else it takes new ones as fast as it loses others
-            drainer = Drainer(pid, addresses)
-            drainer.end_idle()
-            timer = self._loop.call_later(patience, drainer.stop)
-            how = await drainer.run(lambda left: None)
-            timer.cancel()
-            log.info("%s: pid %d, which is given up: %s", self.program, pid, how)
-        return 0.0
 
     def _watch_connections(self, pid: int) -> None:
         if self._drainer is not None:

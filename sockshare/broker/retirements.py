@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sockshare.core import steps
 from sockshare.core.errors import ExitStatus, ManagerError
@@ -20,11 +20,10 @@ from sockshare.core.steps import Process
 
 from . import plans
 from .hostlink import HostLink
+from .reloading import Reloading
 from .reloads import Reload
 from .roster import Known, Managed
-
-if TYPE_CHECKING:
-    from .server import Broker
+from .state import State
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +66,9 @@ class Retirement(Reload):
 class Retirements:
     """All that are running; made in the running loop."""
 
-    def __init__(self, broker: Broker, link: HostLink) -> None:
-        self._broker = broker
+    def __init__(self, state: State, reloading: Reloading, link: HostLink) -> None:
+        self._state = state
+        self._reloading = reloading
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Reload] = {}  # each a Retirement, by slot
@@ -81,7 +81,7 @@ class Retirements:
         for key, record in journal.items():
             if key.startswith(f"{_JOURNAL}:") and record:
                 try:
-                    Retirement.recover(self._broker.services(), record, self._ended, self._running)
+                    Retirement.recover(self._reloading.services(), record, self._ended, self._running)
                 except (KeyError, TypeError, ValueError):
                     log.exception("%s: the record is not readable; it is given up", key)
                     self._link.journal(key, None)
@@ -97,6 +97,10 @@ class Retirements:
     def of_program(self, program: str) -> Reload | None:
         """One that is running, of *program*."""
         return next((one for one in self._running.values() if one.program == program), None)
+
+    def under_way(self, program: str) -> Reload | None:
+        """What replaces processes of *program* now, if anything does: a reload, or one of these."""
+        return self._reloading.running.get(program) or self.of_program(program)
 
     @property
     def suspend(self) -> set[int]:
@@ -136,14 +140,14 @@ class Retirements:
             self._looking = None
 
     async def _take(self, name: str, facts: Mapping[str, Any], held: Sequence[Mapping[str, Any]]) -> None:
-        spec = self._broker.programs.get(name)
-        if self._broker.mistakes or spec is None:
-            why = "its configuration has mistakes" if self._broker.mistakes else "its section names no sockets"
+        spec = self._state.programs.get(name)
+        if self._state.mistakes or spec is None:
+            why = "its configuration has mistakes" if self._state.mistakes else "its section names no sockets"
             log.warning("%s: circus stops processes without a hand-over: %s", name, why)
             for one in held:
                 await self._release(name, one["pid"], keep=False)
             return
-        if name in self._broker.reloads:
+        if name in self._reloading.running:
             # Which of all the processes are to stay is that reload's to say.
             for one in held:
                 log.warning("%s: circus is to keep pid %d: a reload of it is running already", name, one["pid"])
@@ -160,18 +164,18 @@ class Retirements:
                 new.append(one)
         newcomers = [one["newcomer"] for one in new if one["newcomer"]]
         if newcomers and self.of_program(name) is None:
-            self._broker.roster.begin_generation(name, newcomers)
+            self._state.roster.begin_generation(name, newcomers)
         batch = f"{time.monotonic():.6f}"
         for one in new:
             self._begin(spec, facts, one, f"{batch}:{one['pid']}")
 
     def _begin(self, spec: ProgramSpec, facts: Mapping[str, Any], one: Mapping[str, Any], key: str) -> None:
-        plan, expectation = plans.make(self._broker, spec, facts, [one], key=key)
+        plan, expectation = plans.make(self._state, spec, facts, [one], key=key)
         if not plan.old:
             return  # it has died
         newcomer = self._newcomer(spec, facts, one, expectation)
         plan = plan._replace(newcomer=newcomer, alone=newcomer is None)
-        services, stderr = self._broker.services(), facts.get("stderr")
+        services, stderr = self._reloading.services(), facts.get("stderr")
         retirement = Retirement(services, plan, expectation, self._ended, stderr)
         self._running[retirement.slot] = retirement
         log.info(
@@ -193,10 +197,10 @@ class Retirements:
             if one["held"] or one["pid"] in taken:
                 continue
             try:
-                managed = self._broker.roster.enter(one["pid"], spec.name, one["process"])
+                managed = self._state.roster.enter(one["pid"], spec.name, one["process"])
             except ProcessLookupError:
                 continue
-            evidence = self._broker.registrations.evidence(managed, spec.sockets)
+            evidence = self._state.registrations.evidence(managed, spec.sockets)
             if expectation.shown_by(evidence) is not None and time.time() - one["started"] >= spec.ready_hold:
                 return None
             unready.append(Process(managed.pid, managed.name))
@@ -213,9 +217,9 @@ class Retirements:
         if answer["exit"] != ExitStatus.OK:
             log.error("%s: %s: %s", reload.program, answer["result"], answer["reason"])
         if reload.plan.newcomer is not None:
-            before = self._broker.last.get(reload.program)
+            before = self._reloading.last.get(reload.program)
             batch = reload.key.partition(":")[0]
             # Of several at once, one that failed is what its user has to hear of.
             if answer["exit"] or before is None or before["key"].partition(":")[0] != batch:
-                self._broker.keep_last(reload, answer)
+                self._reloading.keep_last(reload, answer)
         self._link.journal(f"{_JOURNAL}:{reload.slot}", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sockshare.core.errors import ManagerError
 from sockshare.core.registration_steps import Means, Standing
@@ -16,37 +16,39 @@ from sockshare.kernel.holders import Scan
 from . import holders
 from .hostlink import HostLink
 from .line import Line
+from .reloading import Reloading
+from .retirements import Retirements
 from .roster import Managed
-
-if TYPE_CHECKING:
-    from .server import Broker
+from .state import State
 
 VERSION = 1
 
 
-async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
+async def status_document(
+    state: State, reloading: Reloading, retirements: Retirements, host: HostLink
+) -> dict[str, Any]:
     """The document, as interface version 1 has it; every part that can't be learned is null."""
     try:
         programs = (await host.ask("processes"))["programs"]
     except ManagerError:
         programs = {}
     members = {
-        name: broker.roster.enter_all(name, facts["processes"])
+        name: state.roster.enter_all(name, facts["processes"])
         for name, facts in programs.items()
-        if name in broker.programs
+        if name in state.programs
     }
-    scan = await broker.holders.look()
-    sockets = [_socket(broker, name, members, scan) for name in broker.sockets]
-    left_out = await _add_others(broker, sockets, members, scan)
+    scan = await state.holders.look()
+    sockets = [_socket(state, name, members, scan) for name in state.sockets]
+    left_out = await _add_others(state, sockets, members, scan)
     return {
         "version": VERSION,
-        "state": "refused" if broker.mistakes else "serving",
-        "mistakes": broker.mistakes,
-        "warnings": broker.warnings,
-        "manager": {"kind": broker.manager["kind"], "pid": broker.manager["pid"]},
-        "broker": {"pid": os.getpid(), "refusals": broker.refusals},
+        "state": "refused" if state.mistakes else "serving",
+        "mistakes": state.mistakes,
+        "warnings": state.warnings,
+        "manager": {"kind": state.manager["kind"], "pid": state.manager["pid"]},
+        "broker": {"pid": os.getpid(), "refusals": state.refusals},
         "sockets": sockets,
-        "programs": [_program(broker, name, programs.get(name)) for name in broker.programs],
+        "programs": [_program(state, reloading, retirements, name, programs.get(name)) for name in state.programs],
         "scan": {
             "looked": scan.looked,
             "refused": len(scan.refused),
@@ -58,25 +60,27 @@ async def status_document(broker: Broker, host: HostLink) -> dict[str, Any]:
 
 
 async def _add_others(
-    broker: Broker, sockets: list[dict[str, Any]], members: dict[str, list[Managed]], scan: Scan
+    state: State, sockets: list[dict[str, Any]], members: dict[str, list[Managed]], scan: Scan
 ) -> int:
     """Add to each of *sockets* who else has it; how many of them there was no room for."""
     names = {one.pid: one.name for listed in members.values() for one in listed}
-    source = holders.source(broker.manager["pid"])
+    source = holders.source(state.manager["pid"])
     left_out = 0
     for entry in sockets:
         # A managed process whose section does not name this socket is one of the others.
         known = source.union(holder["pid"] for holder in entry["holders"])
-        found = await broker.holders.others(scan, entry["inode"], names, known)
+        found = await state.holders.others(scan, entry["inode"], names, known)
         entry["others"] = found.shown
         left_out += found.left_out
     return left_out
 
 
-def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[str, Any]:
-    running = broker.reloads.get(name) or broker.retirements.of_program(name)
+def _program(
+    state: State, reloading: Reloading, retirements: Retirements, name: str, facts: dict[str, Any] | None
+) -> dict[str, Any]:
+    running = retirements.under_way(name)
     reload: dict[str, Any] = {"state": running.step if running else "idle"}
-    last = broker.last.get(name)
+    last = reloading.last.get(name)
     if last is not None:
         answer = last["answer"]
         reload["last"] = {key: answer[key] for key in ("result", "seconds", "reason")}
@@ -84,31 +88,31 @@ def _program(broker: Broker, name: str, facts: dict[str, Any] | None) -> dict[st
         "name": name,
         "active": None if facts is None else facts["active"],
         "numprocesses": None if facts is None else facts["numprocesses"],
-        "sockets": list(broker.programs[name].sockets),
+        "sockets": list(state.programs[name].sockets),
         "reload": reload,
     }
 
 
-def _socket(broker: Broker, name: str, members: dict[str, list[Managed]], scan: Scan) -> dict[str, Any]:
-    inode, fd = broker.shared[name]
+def _socket(state: State, name: str, members: dict[str, list[Managed]], scan: Scan) -> dict[str, Any]:
+    inode, fd = state.shared[name]
     duplicate = socket.socket(fileno=os.dup(fd))
     try:
         queue = listeners.queue(duplicate)
-        address = broker.sockets[name].address or listeners.address(duplicate)
+        address = state.sockets[name].address or listeners.address(duplicate)
         established = _established(duplicate)
     finally:
         duplicate.close()
     holders = [
-        {**_holder(broker, name, managed, established), "holds": scan.holds(managed.pid, inode)}
-        for program, spec in broker.programs.items()
+        {**_holder(state, name, managed, established), "holds": scan.holds(managed.pid, inode)}
+        for program, spec in state.programs.items()
         if name in spec.sockets
         for managed in members.get(program, ())
     ]
-    line = broker.registrations.line(name)
+    line = state.registrations.line(name)
     return {
         "name": name,
         "address": address,
-        "registration": broker.sockets[name].registration,
+        "registration": state.sockets[name].registration,
         **({} if line is None else _counted(line)),
         "inode": inode,
         "queue": None if queue is None else queue.length,
@@ -138,18 +142,18 @@ def _overlaps(line: Line) -> dict[str, Any]:
     return {"count": len(seen), "p99_ms": round(p99 * 1000, 1), "worst_ms": round(seen[-1] * 1000, 1)}
 
 
-def _holder(broker: Broker, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:
-    found = broker.observer.registrations(managed.pid, [name])
-    refusal = broker.observer.refusal(managed.pid)
+def _holder(state: State, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:
+    found = state.observer.registrations(managed.pid, [name])
+    refusal = state.observer.refusal(managed.pid)
     count = None if established is None else _count(managed.pid, established)
     kept_by: str | None
     if found and refusal is None:
         kept_by, why_not = "suspend", None
     else:
-        kept_by, why_not = None, refusal or broker.observer.not_kept(managed.pid, [name])
+        kept_by, why_not = None, refusal or state.observer.not_kept(managed.pid, [name])
     registered = any(not entry.suspended for entry in found)
-    suspended = all(entry.suspended for entry in found) if found else broker.observer.holds(managed.pid)
-    claims = list(broker.registrations.claims_of(managed.pid, name))
+    suspended = all(entry.suspended for entry in found) if found else state.observer.holds(managed.pid)
+    claims = list(state.registrations.claims_of(managed.pid, name))
     entries = [entry for _, entry in claims if entry is not None]
     first = next(
         (entry for entry in entries if entry.standing is not Standing.WAITING), entries[0] if entries else None
@@ -167,7 +171,7 @@ def _holder(broker: Broker, name: str, managed: Managed, established: list[Conne
         "ready": managed.ready is not None
         or bool(found)
         or bool(entries)
-        or bool(broker.observer.waited(managed.pid, [name])),
+        or bool(state.observer.waited(managed.pid, [name])),
         "registered": registered,
         "suspended": suspended,
         "kept_by": kept_by,

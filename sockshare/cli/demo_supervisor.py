@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .demo import LOAD, SECONDS, Act, Demo, worst
+from .acts import LOAD, SECONDS, Act, Demo, worst
 from .measured import Load
 from .stage import Stage, free_port
 from .supervisor_stage import SupervisorStage

@@ -73,6 +73,11 @@ class Hands:
             yield received
 
     @property
+    def waiting(self) -> int:
+        """As `sockshare.Share.waiting`."""
+        return 0 if self._hands is None else self._hands.exchange.receiver.intake.waiting
+
+    @property
     def retiring(self) -> Retiring:
         """``successor = await share.retiring.wait()``: a reload wants this process to hand its connections over
         (``drain = hand_over``). When it has, call `retired`.

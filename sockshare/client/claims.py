@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from sockshare.core.errors import NoBroker, ProtocolError, RegistrationLost, SockshareError
+from sockshare.core.errors import (
+    BadConfiguration,
+    ManagerError,
+    NoBroker,
+    ProtocolError,
+    RegistrationLost,
+    SockshareError,
+)
 from sockshare.kernel.descriptors import close_all
 
 from . import door
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 #: A claim that stands is said again this often, seconds.
 AGAIN = 10.0
+#: What a broker answers for reasons that pass: a manager that is busy, a mistake in the configuration.
+_FOR_NOW = (ManagerError, BadConfiguration)
 #: How long a visit to the door may take, seconds; then the broker is asked again.
 _AT_DOOR = 2.0
 
@@ -38,10 +47,24 @@ class Claim:
             refused, or cancelled by another's registration.
         epoch: Of the hold, if it is or was held; else 0.
         gate: Once the broker gave it; kept when the claim is over, and the caller's to close.
+        tally: An eventfd to which the broker wants added what is taken; as `gate`. None where that does not matter.
         error: Why it is over, if not because we released it.
     """
 
-    __slots__ = ("cooperate", "due", "epoch", "error", "gate", "key", "leaves", "name", "number", "pause", "standing")
+    __slots__ = (
+        "cooperate",
+        "due",
+        "epoch",
+        "error",
+        "gate",
+        "key",
+        "leaves",
+        "name",
+        "number",
+        "pause",
+        "standing",
+        "tally",
+    )
 
     def __init__(self, name: str, *, cooperate: bool = False) -> None:
         self.name = name
@@ -50,6 +73,7 @@ class Claim:
         self.standing = "asked"
         self.epoch = 0
         self.gate: Gate | None = None
+        self.tally: int | None = None
         self.error: Exception | None = None
         self.leaves = False  # it is to be released
         self.number = 0
@@ -182,7 +206,13 @@ class Claims:
         if not claim.leaves:
             claim.due, claim.pause = time.monotonic() + AGAIN, RESEND_FIRST
         if "event" not in answer:
-            checked(answer)
+            try:
+                checked(answer)
+            except _FOR_NOW:
+                if claim.standing == "asked":
+                    raise
+                claim.due = time.monotonic() + RESEND_LAST  # what stands, stands
+                return
             lost = None if claim.leaves else RegistrationLost(f"can't hold {claim.name!r}: its broker has released it")
             self._end(claim, lost)
             return
@@ -191,6 +221,8 @@ class Claims:
             self._fetch(claim, bytes.fromhex(event["gate"]))
         elif "present" in event:
             self._present(claim)
+        elif "tally" in event:
+            self._fetch_tally(claim)
         else:
             self._told(claim, str(event["registration"]), int(event.get("epoch") or 0), str(event.get("reason") or ""))
 
@@ -230,6 +262,17 @@ class Claims:
             raise
         self._changed(claim)
 
+    def _fetch_tally(self, claim: Claim) -> None:
+        try:
+            fd = door.take(self._directory, f"tally:{claim.key}", time.monotonic() + _AT_DOOR)
+        except (SockshareError, OSError):
+            return  # without it we only wait longer for our turns
+        if claim.tally is None:
+            claim.tally = fd
+        else:  # of a broker before; another thread may just be using it
+            os.dup2(fd, claim.tally, inheritable=False)
+            os.close(fd)
+
     def _present(self, claim: Claim) -> None:
         if claim.gate is None:
             self._again(claim)
@@ -244,8 +287,11 @@ class Claims:
         claim.pause = min(claim.pause * 2, RESEND_LAST)
 
     def _released(self, claim: Claim, epoch: int, answer: Answer) -> None:
-        # What was quoted is not what it had: that came before this answer, and is quoted next.
-        if answer.get("ok") is not True or answer.get("released") or epoch == claim.quoted:
+        if answer.get("ok") is not True:
+            if not isinstance(door.error_of(answer), _FOR_NOW):
+                self._end(claim, None)
+        # Else what was quoted is not what it had: that came before this answer, and is quoted next.
+        elif answer.get("released") or epoch == claim.quoted:
             self._end(claim, None)
 
     def _end(self, claim: Claim, error: Exception | None) -> None:

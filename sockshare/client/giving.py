@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import select
@@ -38,6 +39,8 @@ TLS = (
     "can't hand over a TLS connection: its keys and sequence numbers are in this process's memory; "
     "let the receiver accept it, or end TLS in front of both"
 )
+_FAMILY = _socket.socket.family.__get__
+_TYPE = _socket.socket.type.__get__
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 _ACCEPTING = 30  # SO_ACCEPTCONN, asm-generic/socket.h
 
@@ -69,8 +72,8 @@ class Transfer:
         self.connection = connection
         self.state = state
         self.fd = connection.fileno()
-        # As plain numbers: as enums they cost more than the system call.
-        self.family, self.type, self.protocol = int(connection.family), int(connection.type), connection.proto
+        # As plain numbers, which socket.socket makes enums of: that would cost more than the system calls.
+        self.family, self.type, self.protocol = _FAMILY(connection), _TYPE(connection), connection.proto
         self.outlet: Outlet | None = None
         self.id = 0
         self.over = False

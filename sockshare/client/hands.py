@@ -87,6 +87,11 @@ class Hands:
         return exchange.receive(timeout)
 
     @property
+    def waiting(self) -> int:
+        """How many connections were handed to this process and not received yet."""
+        return self._exchanging().receiver.intake.waiting
+
+    @property
     def retiring(self) -> Retiring:
         """Set, a `threading.Event`, while a reload wants this process to hand its connections to its ``successor``
         (``drain = hand_over``). When it has, call `retired`. It is cleared again if the reload is undone.

@@ -86,8 +86,12 @@ class Registration:
         """
         self._own()
         with self._changed:  # it may be released by another thread
-            gate = self.claim.gate
-            return gate is not None and gate.fileno() >= 0 and gate.poll()
+            gate, tally = self.claim.gate, self.claim.tally
+            if gate is None or gate.fileno() < 0 or not gate.poll():
+                return False
+            if tally is not None:
+                os.eventfd_write(tally, 1)
+            return True
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is held (again).
@@ -205,6 +209,9 @@ class Registration:
         with self._changed:
             if self.claim.gate is not None:
                 self.claim.gate.close()
+            if self.claim.tally is not None:
+                os.close(self.claim.tally)
+                self.claim.tally = None
 
 
 class Claiming:

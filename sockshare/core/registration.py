@@ -253,7 +253,8 @@ class Registration:
 
     def _advance(self, _: None, event: Advance, now: int) -> list[Effect]:
         held = self._line.held()
-        following = next((seat for seat in self._line.waiting() if seat.fresh), None)
+        may = [seat for seat in self._line.waiting() if seat.fresh and event.to in (None, seat.claim.key)]
+        following = may[0] if may else None
         if self.policy.kind != "rotate" or not held or following is None:
             return []
         self._line.choose(following)

@@ -167,7 +167,9 @@ class Resumed(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """Under *rotate*: the next in turn is to have it, if another can."""
+    """Under *rotate*: the next in turn is to have it, or the one whose key is *to*, if it can."""
+
+    to: str | None = None
 
 
 class Tick(NamedTuple):

@@ -59,7 +59,7 @@ class SocketSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     registration: Literal["shared", "exclusive", "latest", "rotate"] | int = "shared"
     stall_timeout: float = 1.0  # seconds that a queue may stand untaken before the registration moves; 0: for ever
     enforce: Literal["warn", "suspend", "stop"] = "suspend"  # what is done to one that registers out of turn
-    rotate_ms: float = 0.0  # at least so many milliseconds with one holder; 0: moved on at each arrival
+    rotate_ms: float = 0.0  # at least so many milliseconds with one holder; 0: passed on whenever something was taken
     blocking: bool = False  # handed out without O_NONBLOCK
     address: str = ""  # where its clients find it, if the socket itself is bound under another name
 

@@ -88,8 +88,9 @@ class NotifySockets:
         self._removed(pid)
 
     def _close(self, pid: int) -> None:
-        sock, pidfd = self._sockets.pop(pid)
-        self._loop.remove_reader(pidfd)
+        sock, pidfd = self._sockets[pid]
+        self._loop.remove_reader(pidfd)  # first: it stays readable
+        del self._sockets[pid]
         os.close(pidfd)
         sock.close()
 

@@ -32,6 +32,9 @@ _HEADER = struct.Struct("<BBHIII")  # kind, reason, count, and of a report: rece
 _ENTRY = struct.Struct("<QHHHBxI")  # id, family, type, protocol, whether the state is in a memfd, its length
 _LARGEST = _HEADER.size + MOST * _ENTRY.size + INLINE
 _ANCILLARY = socket.CMSG_LEN(MOST * 4)
+# As plain numbers: the flags are enums, whose operators cost more than the system call.
+_CLOEXEC, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL)
+_TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 #: What a packet costs of the send buffer, beside twice its bytes: struct sk_buff and its share of a slab.
 _OVERHEAD = 1024
@@ -176,7 +179,7 @@ class Lane:
                 else:
                     states.append(state)
                 parts.append(_ENTRY.pack(id, family, type, protocol, length > INLINE, length))
-            self._sock.sendmsg([b"".join([*parts, *states])], [(*_RIGHTS, fds)], socket.MSG_NOSIGNAL)
+            self._sock.sendmsg([b"".join([*parts, *states])], [(*_RIGHTS, fds)], _NOSIGNAL)
         finally:
             close_all(memfds)
 
@@ -190,7 +193,7 @@ class Lane:
             OSError: The other end is gone.
         """
         head = _HEADER.pack(kind, reason, len(ids), received, load, window)
-        self._sock.send(head + array.array("Q", ids).tobytes() if ids else head, socket.MSG_NOSIGNAL)
+        self._sock.send(head + array.array("Q", ids).tobytes() if ids else head, _NOSIGNAL)
 
     def receive(self) -> Packet | None:
         """The next packet; None when none is there.
@@ -213,21 +216,21 @@ class Lane:
             raise EOFError
         data = bytes(self._buffer[:size])
         try:
-            packet = _decode(data, fds, truncated=bool(flags & socket.MSG_CTRUNC))
+            packet = _decode(data, fds, truncated=bool(flags & _CTRUNC))
         except BaseException:
             close_all(fds)
             raise
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) and packet.kind != OFFER:
+        if flags & (_TRUNC | _CTRUNC) and packet.kind != OFFER:
             raise BadPacket("can't read the lane: a packet was cut")
         return packet
 
     def _receive(self) -> tuple[int, list[tuple[int, int, bytes]], int, object]:
         try:
-            return self._sock.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            return self._sock.recvmsg_into([self._buffer], _ANCILLARY, _CLOEXEC)
         except ConnectionResetError:
             # The other end has closed with packets of ours unread. The kernel says so once, before what that end had
             # said, which may be a WITHDRAW: it is still there to read (unix_release_sock, sock_error).
-            return self._sock.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            return self._sock.recvmsg_into([self._buffer], _ANCILLARY, _CLOEXEC)
 
 
 def _decode(data: bytes, fds: list[int], *, truncated: bool) -> Packet:

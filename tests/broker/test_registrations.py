@@ -106,6 +106,15 @@ class World:
         self.broker.claims.eligible("web", key)
         return one
 
+    def tally(self, one: Claimant) -> int:
+        """The broker's descriptor of it."""
+        return self.broker.claims.tally_of(one.key, one.identity)
+
+    def said(self, key: str) -> list[Any]:
+        """What the claim *key* was told of its registration."""
+        events = [fields.get("event", {}) for route, fields in self.told if route == key.encode()]
+        return [event for event in events if "registration" in event]
+
     def standing(self, key: str) -> Standing | None:
         line = self.broker.line("web")
         assert line is not None
@@ -344,25 +353,67 @@ def test_a_cooperating_holder_that_does_not_let_go_is_stopped_by_its_manager() -
     play("exclusive", body)
 
 
-def test_rotate_passes_on_at_each_arrival_and_stands_still_without() -> None:
-    """What the gates of the holders say after each connection."""
+def test_rotate_passes_on_what_was_taken_and_stands_still_without() -> None:
+    """By the tallies of the processes: to the one that has taken least, each in turn."""
 
     async def body(world: World) -> None:
-        for key in (A, B, C):
-            world.claim(key)
+        tallies = {key: world.tally(world.claim(key)) for key in (A, B, C)}
+        turns = world.armed()
+        for _ in range(6):
+            holder = turns[-1]
+            os.eventfd_write(tallies[holder], 1)
+            await world.until(lambda holder=holder: world.armed() != [holder], "it was passed on")  # type: ignore[misc]
+            turns += world.armed()
+        assert turns == [A, B, C, A, B, C, A]
+        os.eventfd_write(tallies[A], 3)
+        await world.until(lambda: world.armed() == [B], "it was passed on")
+        for holder, following in ((B, C), (C, B), (B, C), (C, B), (B, C), (C, A)):
+            os.eventfd_write(tallies[holder], 1)
+            await world.until(lambda following=following: world.armed() == [following], "the one with least")  # type: ignore[misc]
         line = world.broker.line("web")
         assert line is not None
-        turns = [world.armed()]
-        for _ in range(6):
-            moves = line.moves
-            with socket.create_connection(world.listener.getsockname()):
-                await world.until(lambda moves=moves: line.moves > moves, "it was passed on")  # type: ignore[misc]
-                world.listener.accept()[0].close()
-            turns.append(world.armed())
-        assert turns == [[A], [B], [C], [A], [B], [C], [A]]
         moves = line.moves
         await asyncio.sleep(0.3)
         assert line.moves == moves
+
+    play("rotate", body)
+
+
+def test_rotate_passes_on_what_its_holder_does_not_take() -> None:
+    """A busy process costs its turn, not the connection."""
+
+    async def body(world: World) -> None:
+        for key in (A, B):
+            world.claim(key)
+        with socket.create_connection(world.listener.getsockname()):
+            await world.until(lambda: world.armed() == [B], "it was passed on")
+
+    play("rotate", body)
+
+
+def test_turns_are_neither_recorded_nor_told_and_a_later_broker_begins_anew() -> None:
+    """There may be thousands a second. Who holds it after a restart does so under an epoch above all before."""
+
+    async def body(world: World) -> None:
+        tallies = {key: world.tally(world.claim(key)) for key in (A, B)}
+        seen: list[object] = []
+        world.host.at_each_line = lambda: seen.append(None)
+        holder = A
+        for _ in range(8):
+            os.eventfd_write(tallies[holder], 1)
+            holder = B if holder == A else A
+            await world.until(lambda holder=holder: world.armed() == [holder], "it was passed on")  # type: ignore[misc]
+        assert not seen
+        line = world.broker.line("web")
+        assert line is not None
+        assert [said["registration"] for said in world.said(A)] == ["held"]
+        assert [said["registration"] for said in world.said(B)] == ["waiting", "held"]
+        last = line.rules.last_epoch
+        world.restart()
+        line = world.broker.line("web")
+        assert line is not None
+        assert [entry.epoch > last for entry in line.rules.holders] == [True]
+        assert len(world.armed()) == 1
 
     play("rotate", body)
 

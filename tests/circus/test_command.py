@@ -235,6 +235,21 @@ def test_newcomer_that_is_given_up_has_its_signal_first(circus: Start) -> None:
     assert one.live() == old
 
 
+def test_newcomer_of_a_command_of_circus_has_its_signal_first_too(circus: Start) -> None:
+    """The old one is kept instead of it, and the new one has as much patience as in a reload of ours."""
+    one = circus(numprocesses=1)
+    [old] = one.live()
+    new = one.begin()
+    answer = one.op("release", name="web", pid=old, keep=True, kill=[new], patience=20.0)
+    assert answer["status"] == "ok", answer
+    wait_until(lambda: one.noted("signalled") == {new}, 5, "it has its signal")
+    assert is_running(new)
+    assert new not in one.live()
+    (one.directory / "drained").touch()
+    wait_until(lambda: not os.path.exists(f"/proc/{new}"), 5, "it is gone, and reaped")
+    assert old in one.live()
+
+
 def test_newcomer_that_is_given_up_is_killed_when_patience_ends(circus: Start) -> None:
     """With its workers; circus's own, longer timeout is not waited for."""
     one = circus("graceful_timeout = 60\n", numprocesses=1)

@@ -29,11 +29,15 @@ class GateHost(Host):
 
     def order(self, line: str) -> None:
         """Give the broker an order, and return when it was obeyed."""
+        self.give(line)
+        self.wait_for("obeyed")
+
+    def give(self, line: str) -> None:
+        """Give the broker an order."""
         stdin = self.processes[-1].stdin
         assert stdin is not None
         stdin.write(line + "\n")
         stdin.flush()
-        self.wait_for("obeyed")
 
     def close(self) -> None:
         super().close()

@@ -6,10 +6,11 @@ Beside what `pretender.py` knows of, BEHAVIOUR has ``gates`` (descriptors of gat
 * ``lost``: the gates that the journal speaks of are lost, and have to be brought back;
 * ``exit_at``: dies also at ``claim`` (told of one), ``gate`` (its ticket was sent), ``present`` and ``release``;
 * ``slip``: the first release of a claim that waits finds it granted meanwhile;
+* ``tally``: turns are taken, and what is taken is to be told;
 * ``deaf_to``: so many claims are not answered at first.
 
 An order on stdin is a line: ``revoke NAME`` (the holder lets go, and waits at the end of the line), ``hold`` (nobody is
-granted anything), ``go`` (on), ``cancel NAME`` (the holder's claim ends).
+granted anything), ``go`` (on), ``cancel NAME`` (the holder's claim ends), ``tally`` (says what was told since).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Granter(Pretender):
         self.deaf_to = int(behaviour.get("deaf_to", 0))
         self.slips = bool(behaviour.get("slip"))
         self.presenting: dict[int, str] = {}
+        self.tally = os.eventfd(0)
         record: dict[str, Any] = {"used": 0, "line": []}
         if self.journal.exists():
             record = json.loads(self.journal.read_text())
@@ -79,6 +81,10 @@ class Granter(Pretender):
 
     def obey(self, line: str) -> None:
         word, _, name = line.strip().partition(" ")
+        if word == "tally":
+            self.say("taken", os.eventfd_read(self.tally) if select.select([self.tally], [], [], 0)[0] else 0)
+            self.say("obeyed", word)
+            return
         self.paused = word in ("hold", "revoke")
         for standing in [one for one in self.line if one.epoch and one.name == name]:
             if standing.gate is None:  # it has to obey first
@@ -144,6 +150,8 @@ class Granter(Pretender):
             ticket = self.issue(f"gate:{key}", -1).hex()
             self.answer_claim(standing, {"event": {"gate": ticket}})
             self.exit_at("gate")
+        if self.behaviour.get("tally"):
+            self.answer_claim(standing, {"event": {"tally": True}})
         if standing.epoch and standing.ready:
             self.tell(standing, "held")
         else:
@@ -213,6 +221,10 @@ class Granter(Pretender):
             self.grant()
             return False
         packet = peer.recv(4096, socket.MSG_PEEK)
+        if packet.startswith(b"Stally:"):
+            self.say("tallies", packet[7:].decode())
+            socket.send_fds(peer, [b"+" + packet[1:]], [self.tally])
+            return False
         if packet[:1] == b"P":
             peer.recv(4096)
             self.presenting[peer.fileno()] = packet[1:].decode()

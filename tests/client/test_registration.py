@@ -107,6 +107,33 @@ def test_program_hears_of_what_waits_while_it_holds(host: GateHost) -> None:
     registration.release()
 
 
+def test_what_is_taken_is_tallied_where_turns_are_taken(host: GateHost) -> None:
+    """Each time the program was told to take something, and never else; also to the next broker."""
+    host.start(tally=True)
+    with attach(host) as share, share.registration("web") as registration:
+        key = host.wait_for("tallies")
+        listener = share.socket("web")
+
+        def take(count: int) -> str:
+            for _ in range(count):
+                assert not registration.waiting()
+                with client(host):
+                    assert select.select([registration], [], [], TIMEOUT)[0]
+                    assert registration.waiting()
+                    listener.accept()[0].close()
+            host.give("tally")
+            return host.wait_for("taken")
+
+        until(lambda: registration.claim.tally is not None, "it has its tally")
+        assert take(3) == "3"
+        assert take(0) == "0"
+        host.kill()
+        host.start(tally=True)
+        assert host.wait_for("tallies") == key
+        until(lambda: take(1) == "1", "the next broker's is used")
+        assert take(2) == "2"
+
+
 def test_datagrams_are_told_as_connections_are(host: GateHost) -> None:
     """A socket of datagrams has a registration too."""
     host.start()
@@ -271,6 +298,30 @@ def test_gate_is_brought_back_when_the_broker_has_lost_it(host: GateHost) -> Non
                 share.socket("web").accept()[0].close()
 
 
+@pytest.mark.parametrize("error", ["ManagerSilent", "BadConfiguration"])
+def test_what_is_held_stays_held_while_a_broker_refuses_to_listen(host: GateHost, error: str) -> None:
+    """circusd is busy, or somebody has made a mistake in its configuration: that passes, and a release waits for it."""
+    refusal = {"error": error, "message": "can't", "exit": 1}
+    host.start()
+    host.wait_for("up")
+    with attach(host, 2.0) as share:
+        waiter = Waiter(share)
+        assert waiter.held.wait(TIMEOUT)
+        for op in ("claim", "release"):
+            host.kill()
+            host.start(errors={op: refusal})
+            if op == "release":
+                waiter.leave()
+            for _ in range(2):
+                host.wait_for(op)
+            assert waiter.registration is not None
+            assert waiter.registration.held
+        host.kill()
+        host.start()
+        assert int(host.wait_for("released")) > 0
+        until(lambda: waiter.registration.fileno() == -1, "it is over")  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("moment", ["claim", "gate", "redeem"])
 def test_claim_stands_when_the_broker_dies_on_the_way(host: GateHost, moment: str) -> None:
     """Killed when it heard of it, when the ticket was sent, or at the door: the next one gives a gate all the same."""
@@ -309,7 +360,8 @@ def test_release_is_heard_by_the_next_broker_when_one_dies_of_it(host: GateHost)
 def test_block_ends_in_time_when_there_is_no_broker(host: GateHost) -> None:
     """Within the share's time-out; the next broker is told as soon as it is there."""
     host.start()
-    with attach(host, 1.0) as share:
+    host.wait_for("up")
+    with attach(host, 2.0) as share:
         waiter = Waiter(share)
         assert waiter.held.wait(TIMEOUT)
         host.kill()

@@ -416,6 +416,15 @@ CASES: dict[str, tuple[str | int, list[Means], list[Event], Event, list[Effect],
     ),
     # rotate.
     "the next has its turn": ("rotate", [GATE] * 3, [], Advance(), moved("a", 1, "b", 4, IN_ITS_TURN), "b=4 c a"),
+    "somebody has the next turn": (
+        "rotate",
+        [GATE] * 3,
+        [],
+        Advance("c"),
+        moved("a", 1, "c", 4, IN_ITS_TURN),
+        "c=4 a b",
+    ),
+    "turn of nobody": ("rotate", [GATE] * 2, [], Advance("x"), [], "a=1 b"),
     "turns go round": ("rotate", [GATE] * 2, [Advance()], Advance(), moved("b", 3, "a", 4, IN_ITS_TURN), "a=4 b"),
     "there is no other": ("rotate", [GATE], [], Advance(), [], "a=1"),
     "others are paused or have stalled": (

@@ -171,4 +171,5 @@ def test_version_with_nothing_in_hand_is_killed_at_once(circusd: Managers, fault
     reload = stage.reload()
     assert reload.status == TIMED_OUT, reload
     failed, rolled_back = reload.steps[-2:]
+    print(f"\n{fault}: gone after {rolled_back['seconds'] - failed['seconds']:.3f} s")
     assert rolled_back["seconds"] - failed["seconds"] < 1.0, reload

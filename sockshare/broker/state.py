@@ -1,0 +1,124 @@
+"""What a broker knows, for all of its parts: what its host said, and what is seen of the kernel and the processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from sockshare.core.errors import NotPermitted, ProtocolError, SockshareError, UnknownSocket
+from sockshare.core.spec import ProgramSpec, SocketSpec
+from sockshare.core.suggest import did_you_mean
+from sockshare.kernel.channel import Message
+
+from .drain import Address, address_of
+from .endpoint import Caller
+from .holders import Holders
+from .hostlink import HostLink
+from .observer import Observer
+from .registrations import Registrations
+from .roster import Known, Managed, Roster
+
+log = logging.getLogger(__name__)
+
+
+class State:
+    """What one broker knows; made in the running loop.
+
+    Args:
+        hello: The host's first message, as docs/protocol.md has it.
+        shared: Our descriptors of the sockets, in the order of the hello.
+        kept: Those that the broker before had the host keep, in that order.
+        reply, fail: Answer a caller of the dialogue.
+        on_death: Called once for each known process that dies.
+    """
+
+    def __init__(
+        self,
+        link: HostLink,
+        hello: Message,
+        shared: Sequence[int],
+        kept: Sequence[int],
+        *,
+        reply: Callable[[Caller, dict[str, Any]], bool],
+        fail: Callable[[Caller, SockshareError], None],
+        on_death: Callable[[Known], None],
+    ) -> None:
+        self.reply = reply
+        self.fail = fail
+        self.manager: dict[str, Any] = hello["manager"]
+        #: The key by which a program's section names its sockets.
+        self.sockets_key = "sockshare.sockets" if self.manager["kind"] == "circus" else "sockshare_sockets"
+        self.learn(hello)
+        self.sockets = {spec.name: spec for spec in msgspec.convert(hello["sockets"], list[SocketSpec])}
+        self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
+        self.refusals = 0
+        self.observer = Observer(self.shared)
+        self.holders = Holders(self.shared)
+        journal: dict[str, Any] = hello["journal"]
+        stored = dict(zip(hello["kept"], kept, strict=False))
+        self.registrations = Registrations(
+            link, self.observer, self.sockets, self.shared, journal, stored, reply, self._may_have
+        )
+        self.roster = Roster(link, journal, on_death=on_death)
+
+    def learn(self, message: Message) -> None:
+        """Take what the host says of the manager's configuration."""
+        self.mistakes: list[str] = list(message.get("mistakes", []))
+        self.warnings: list[str] = list(message.get("warnings", []))
+        self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
+
+    def addresses(self, names: Iterable[str]) -> list[Address]:
+        """Where the TCP ones of the sockets *names* listen."""
+        return [address for name in sorted(names) if (address := address_of(self.shared[name][1])) is not None]
+
+    def entitled(self, known: Known, name: str | None) -> None:
+        """Refuse *known* the socket *name* if it may not have it.
+
+        Raises:
+            NotPermitted, UnknownSocket, ProtocolError: It may not, or there is no such socket.
+        """
+        managed = self.managed_of(known, known.identity.pid)
+        if name is None:
+            raise ProtocolError("can't hand out a socket: the request names none")
+        allowed = self.programs[managed.program].sockets
+        if name in allowed:
+            return
+        whom = f"{managed.name} (pid {known.identity.pid})"
+        if name in self.shared:
+            section = "watcher" if self.manager["kind"] == "circus" else "program"
+            raise NotPermitted(
+                f"can't hand {name!r} to {whom}: its section does not name it; "
+                f"add it to {self.sockets_key} in [{section}:{managed.program}]"
+            )
+        raise UnknownSocket(f"can't duplicate socket {name!r} for {whom}: no such socket{did_you_mean(name, allowed)}")
+
+    def managed_of(self, known: Known, pid: int) -> Managed:
+        """The managed process that *known* (pid *pid*) is or descends from, if its program may have sockets.
+
+        Raises:
+            NotPermitted: There is none, or it may not.
+        """
+        managed = known.managed
+        if managed is None:
+            manager = f"{self.manager['kind']} (pid {self.manager['pid']})"
+            raise NotPermitted(f"can't hand out sockets to pid {pid}: it is no process that {manager} runs")
+        if managed.program not in self.programs:
+            raise NotPermitted(
+                f"can't hand out sockets to {managed.name} (pid {pid}): "
+                f"the section of {managed.program} has no {self.sockets_key}"
+            )
+        return managed
+
+    def refused(self, pid: int, reason: str) -> None:
+        """Count and log that *pid* was refused something."""
+        self.refusals += 1
+        log.warning("refused: pid %d: %s", pid, reason)
+
+    def _may_have(self, name: str) -> list[int]:
+        """The pids of the known managed processes that may have the socket *name*."""
+        programs = [spec.name for spec in self.programs.values() if name in spec.sockets]
+        return [managed.pid for program in programs for managed in self.roster.of_program(program)]
