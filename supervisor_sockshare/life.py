@@ -40,6 +40,7 @@ _QUICK = 1.0
 _QUICK_ENDS_FREE = 5
 
 _LIVE = (ProcessStates.STARTING, ProcessStates.RUNNING)
+_STOPPED_BY_HAND = (ProcessStates.STOPPING, ProcessStates.STOPPED)
 
 
 class Life:
@@ -62,6 +63,7 @@ class Life:
         self._waiting: dict[int, socket.socket] = {}
         self._deaths = Deaths(loop, self._died)
         self._serving: int | None = None
+        self._server: Any = None  # supervisord's process of that pid
         self._spare_due = False
         self._quick_ends = 0
 
@@ -108,7 +110,7 @@ class Life:
         for sock in self._waiting.values():
             sock.close()
         self._waiting.clear()
-        self._serving = None
+        self._serving = self._server = None
         self._close_listener()
         _unlink(os.path.join(self._directory, LINK))
         self._say_stopped(None)
@@ -177,7 +179,7 @@ class Life:
     def _serve(self, process: Any, sock: socket.socket) -> None:
         if process is not self._named(BROKER):
             self._exchange()
-        self._serving = process.pid
+        self._serving, self._server = process.pid, process
         log.info("broker: serves (pid=%d)", process.pid)
         self._host.serve(sock)
         self._start_spare_in(_SPARE_AFTER)
@@ -204,9 +206,10 @@ class Life:
         if pid != self._serving:
             self._start_spare_in(_SPARE_AGAIN)
             return
-        self._serving = None
-        process = self._process(pid)
-        administrative = process is None or process.killing
+        process, self._serving, self._server = self._server, None, None
+        # supervisord may have buried it by now, and have started it again.
+        unburied = process is not None and process.pid == pid
+        administrative = process is None or (process.killing if unburied else process.state in _STOPPED_BY_HAND)
         log.warning("broker: %s (pid=%d)", "stopped" if administrative else "ended", pid)
         self._host.drain()
         if administrative:

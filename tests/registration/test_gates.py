@@ -83,7 +83,7 @@ def test_gates_are_brought_back_when_the_host_is_killed() -> None:
                 assert scene.holder(holder) in line
                 wait_until(lambda: len(in_line(stage)) == 3, 15, "all three are in line", 0.02)
             watch = oracle.stop()
-        assert not watch.several(settled=False)
+        assert not watch.several()
         assert not is_running(first)
 
 
