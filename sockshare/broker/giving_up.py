@@ -25,10 +25,11 @@ async def spare(
     is_all: bool,
     is_held_back: Callable[[], bool],
     patience: float,
+    outside: float,
 ) -> float:
     """See *pid* off, which was held back: what it has accepted it finishes, if that takes no longer than *patience*.
 
-    One that would die of its stop signal finishes here; its idle connections are ended from outside.
+    One that would die of its stop signal finishes here, within *outside*; its idle connections are ended from outside.
 
     Args:
         addresses: Where the TCP ones of its sockets listen; *is_all*: it has no others, of which nobody can tell.
@@ -48,10 +49,10 @@ async def spare(
         log.debug("pid %d: %s", pid, error)
     if drains_itself:
         return patience
-    if is_held_back():
+    if outside and is_held_back():
         drainer = Drainer(pid, addresses)
         drainer.end_idle()
-        timer = loop.call_later(patience, drainer.stop)
+        timer = loop.call_later(outside, drainer.stop)
         how = await drainer.run(lambda left: None)
         timer.cancel()
         log.info("%s: pid %d, which is given up: %s", plan.program, pid, how)

@@ -376,6 +376,7 @@ class Reload:
                     is_all=len(addresses) == len(sockets),
                     is_held_back=partial(self._services.registrations.is_held_back, pid, sockets),
                     patience=effect.patience,
+                    outside=self._rollout.may_keep_waiting(_now()),
                 )
         return effect if self._patience is None else replace(effect, patience=self._patience)
 

@@ -84,6 +84,8 @@ class State(Enum):
 _STOP_GRACE = 10.0
 #: Seconds at most that a new process which is given up has for the requests that it has accepted.
 _PATIENCE = 10.0
+#: Seconds that are left to a manager that holds the old process back, and stops it when its own time is over.
+_MARGIN = 2.0
 #: Seconds that whoever waits for a reload is left waiting for a manager that does not answer.
 _SILENCE = 10.0
 
@@ -147,6 +149,13 @@ class Rollout:
     def awaited(self) -> Process | None:
         """The process that has yet to become ready."""
         return self.newcomer if self.state in (State.WARM, State.RESPAWN) else None
+
+    def may_keep_waiting(self, now: float) -> float:
+        """Seconds for which the manager need not hear of an undo yet, as what is given up has something in hand."""
+        if self.plan.newcomer is None:
+            return self._patience
+        # It is the manager's own command: at the end of its stop timeout the old one would be stopped, too.
+        return max(0.0, min(self._patience, self.began + self.plan.stop_timeout - _MARGIN - now))
 
     def begin(self, now: float) -> list[Effect]:
         """Begin the first turn."""

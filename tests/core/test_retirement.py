@@ -65,6 +65,15 @@ def test_successor_is_known_to_the_next_broker() -> None:
         assert found.plan == plan
 
 
+def test_manager_that_holds_the_old_one_is_not_kept_waiting_for_too_long() -> None:
+    """It would stop the old one at the end of its own time; a manager that holds nothing has no such time."""
+    held, ours = Rollout(PLAN._replace(newcomer=NEW)), Rollout(PLAN)
+    held.begin(100.0)
+    ours.begin(100.0)
+    assert [held.may_keep_waiting(100.0 + passed) for passed in (0.0, 17.0, 20.0, 28.0, 40.0)] == [10, 10, 8, 0, 0]
+    assert [ours.may_keep_waiting(100.0 + passed) for passed in (0.0, 28.0)] == [10, 10]
+
+
 def test_new_one_stays_held_back_until_it_is_killed() -> None:
     """A broker that comes in the middle of an undo resumes nothing that would take connections with it."""
     rollout = Rollout(PLAN._replace(newcomer=NEW))
