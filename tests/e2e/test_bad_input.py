@@ -46,6 +46,7 @@ def test_program_is_suggested_when_its_name_is_unknown(circusd: Circusds) -> Non
     assert_said(stage.sockshare("reload", "wbe"), UNKNOWN_NAME, "can't reload", "wbe", "did you mean", "web")
     assert stage.reload(program="nonsense").status == UNKNOWN_NAME
     assert stage.pids() == pids
+    assert_said(stage.sockshare("doctor"), 0, "all is well")
     planned = stage.reload("--dry-run")
     assert planned.status == 0, planned
     assert stage.pids() == pids
@@ -63,6 +64,7 @@ def test_every_mistake_is_told_when_configuration_is_wrong(circusd: Circusds) ->
     )
     words = ("wbe", "did you mean", "raedy", "ready_timeout", "registratoin", "watcher:web")
     assert_said(refused(stage), USAGE, *words)
+    assert_said(stage.sockshare("doctor"), USAGE, *words)
     wait_until(lambda: "can't" in stage.tail(stage.stderr_log), 15, "exec says why it ends", 0.1)
     assert "Traceback" not in stage.stderr_log.read_text()
     logged = stage.sockshare_log.read_text()

@@ -17,8 +17,6 @@ from tests.support.circusd import resident
 from tests.support.load import assert_none_failed
 from tests.support.supervisord import BROKER, Supervisord, supervisord, wait_until
 
-SOAK = pytest.mark.soak
-
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Supervisord]:
@@ -31,10 +29,8 @@ def stage() -> Iterator[Supervisord]:
         yield started
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [pytest.param(mode, marks=() if mode == "endless questions" else SOAK) for mode in impostor.MODES],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", impostor.MODES)
 def test_supervisord_is_not_held_up(stage: Supervisord, mode: str) -> None:
     """It answers, its programs serve, tools are told; its loop is ours for 50 ms at most, and its memory is its own."""
     assert stage.process is not None

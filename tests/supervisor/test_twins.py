@@ -134,7 +134,7 @@ def test_shutdown_in_the_middle_ends_everything(supervisord: Supervisords) -> No
 
 def test_two_programs_of_one_group_are_reloaded_apart(supervisord: Supervisords) -> None:
     """In a [group:] each program keeps its name for commands; `status` shows supervisord's own for processes."""
-    stage = supervisord("plain", leave=True)
+    stage = supervisord("plain", leave=True, watcher={"sockshare_ready_hold": "0.1", "sockshare_quiesce": "0"})
     stage.sections["program:other"] = {"command": "/bin/sleep 1000"}
     stage.extra = "[group:site]\nprograms = web,other\n"
     stage.configure()
