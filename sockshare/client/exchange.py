@@ -68,7 +68,7 @@ class Introduction:
         return self.met and any(pid in giver.outlets for pid in self.pids)
 
     def settle(self, error: Exception | None = None) -> None:
-        """All that are there are known, or none ever will be."""
+        """All that are there are known, or none ever will be. With the exchange's lock held."""
         self.error = error
         self.met = self.met or error is None
         self.known.set()
@@ -151,9 +151,9 @@ class Exchange:
         try:
             while waiting:
                 if not introduction.usable(self.giver) and not introduction.known.wait(deadline - time.monotonic()):
-                    raise HandOverTimedOut(
-                        f"can't hand over to {named(to)}: the broker did not say who is there in time"
-                    )
+                    for one in waiting:
+                        one.end(Kept.UNHEARD)
+                    break
                 with self.lock:
                     self.giver.pump()  # whoever has ended meanwhile is asked for anew
                     if not introduction.usable(self.giver) and not introduction.known.is_set():
@@ -236,9 +236,13 @@ class Exchange:
                     introduction.pids.pop(int(event["gone"]), None)
                     self._prune()  # a program that hands nothing over would keep its lane
             elif "known" in event:
-                introduction.settle()
+                settle()
 
-        introduction.standing = self._channel.ask(Standing("introduce", fields, hear, introduction.settle))
+        def settle(error: Exception | None = None) -> None:
+            with self.lock:
+                introduction.settle(error)
+
+        introduction.standing = self._channel.ask(Standing("introduce", fields, hear, settle))
 
     def _meet(self, introduction: Introduction, receiver: dict[str, Any]) -> None:
         pid, process = int(receiver["pid"]), str(receiver["process"])
@@ -521,6 +525,6 @@ def _error_of(transfer: Transfer, to: str | Successor, timeout: float) -> Except
     whom = named(to)
     if isinstance(kept, OSError):
         return SockshareError(f"can't hand over a connection to {whom}: {kept.strerror or kept}")
-    if kept is Kept.LATE:
+    if kept in (Kept.LATE, Kept.UNHEARD):
         return HandOverTimedOut(f"can't hand over a connection to {whom}: {kept.value} ({timeout:g} s)")
     return NoReceiver(f"can't hand over a connection to {whom}: {kept.value}")

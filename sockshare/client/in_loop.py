@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from sockshare.core.errors import HandOverTimedOut
+from sockshare.core.handover import Kept
 
-from .exchange import Exchange, Introduction, Successor, check_route, named, to_be_tried_again
+from .exchange import Exchange, Introduction, Successor, check_route, to_be_tried_again
 from .giving import Transfer, check_all
 from .taking import Connection
 
@@ -49,8 +50,10 @@ class LoopExchange:
         waiting: Sequence[Transfer] = transfers
         try:
             while waiting:
-                if not introduction.usable(exchange.giver) and not introduction.known.is_set():
-                    await self._known(introduction, to, deadline)
+                if not introduction.usable(exchange.giver) and not await self._known(introduction, deadline):
+                    for one in waiting:
+                        one.end(Kept.UNHEARD)
+                    break
                 with exchange.lock:
                     exchange.giver.pump()
                     if not introduction.usable(exchange.giver) and not introduction.known.is_set():
@@ -81,18 +84,18 @@ class LoopExchange:
             one.ended = ended
         return decided
 
-    async def _known(self, introduction: Introduction, to: str | Successor, deadline: float) -> None:
+    async def _known(self, introduction: Introduction, deadline: float) -> bool:
+        """Whether it is known who is there, by *deadline*."""
         known: asyncio.Future[None] = self._loop.create_future()
         with self.exchange.lock:
-            introduction.watchers.append(functools.partial(self._in_loop, _resolve, known))
             if introduction.known.is_set():
-                return
+                return True
+            introduction.watchers.append(functools.partial(self._in_loop, _resolve, known))
         try:
             await asyncio.wait_for(known, max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
-            raise HandOverTimedOut(
-                f"can't hand over to {named(to)}: the broker did not say who is there in time"
-            ) from None
+            return False
+        return True
 
     async def receive(self, timeout: float | None) -> tuple[Connection, bytes]:
         """As `Exchange.receive`; the connection does not block."""

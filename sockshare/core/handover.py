@@ -39,6 +39,7 @@ class Kept(Enum):
     UNREADABLE = "it could not open the descriptor (RLIMIT_NOFILE)"
     LATE = "it did not answer in time"
     LOST = "it has ended"
+    UNHEARD = "the broker did not say in time who is there"
     NOBODY = "no process there takes connections; does it call receive()?"
 
 
