@@ -20,8 +20,9 @@ from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 from sockshare.host.host import Host
 from sockshare.host.loop import guarded
 from sockshare.kernel import listeners, meeting
-from sockshare.kernel.peers import credentials, pidfd_open
+from sockshare.kernel.peers import credentials
 
+from .deaths import Deaths
 from .polling import PollLoop
 from .program import LINK, SPARE
 from .sections import BROKER
@@ -39,6 +40,7 @@ _QUICK = 1.0
 _QUICK_ENDS_FREE = 5
 
 _LIVE = (ProcessStates.STARTING, ProcessStates.RUNNING)
+_STOPPED_BY_HAND = (ProcessStates.STOPPING, ProcessStates.STOPPED)
 
 
 class Life:
@@ -59,8 +61,9 @@ class Life:
         self._inode = 0
         self._stopped: str | None = None
         self._waiting: dict[int, socket.socket] = {}
-        self._pidfds: dict[int, int] = {}
+        self._deaths = Deaths(loop, self._died)
         self._serving: int | None = None
+        self._server: Any = None  # supervisord's process of that pid
         self._spare_due = False
         self._quick_ends = 0
 
@@ -103,12 +106,11 @@ class Life:
 
     def close(self) -> None:
         """Close everything that is ours; what supervisord runs is its own."""
-        for pid, pidfd in list(self._pidfds.items()):
-            self._unwatch(pid, pidfd)
+        self._deaths.close()
         for sock in self._waiting.values():
             sock.close()
         self._waiting.clear()
-        self._serving = None
+        self._serving = self._server = None
         self._close_listener()
         _unlink(os.path.join(self._directory, LINK))
         self._say_stopped(None)
@@ -116,7 +118,7 @@ class Life:
     def descriptors(self) -> list[int]:
         """All that are open."""
         socks = [*self._waiting.values(), *([self._listener] if self._listener else [])]
-        return [*(sock.fileno() for sock in socks), *self._pidfds.values()]
+        return [*(sock.fileno() for sock in socks), *self._deaths.descriptors()]
 
     @guarded(log)
     def kill(self) -> None:
@@ -166,7 +168,7 @@ class Life:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
             sock.close()
             return
-        self._watch(pid)
+        self._deaths.watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.
         listeners.accept_descriptors(sock)
         if self._process(self._serving) is None:  # not `_serving`: that its death was noticed is not all of our hope
@@ -177,7 +179,7 @@ class Life:
     def _serve(self, process: Any, sock: socket.socket) -> None:
         if process is not self._named(BROKER):
             self._exchange()
-        self._serving = process.pid
+        self._serving, self._server = process.pid, process
         log.info("broker: serves (pid=%d)", process.pid)
         self._host.serve(sock)
         self._start_spare_in(_SPARE_AFTER)
@@ -195,19 +197,8 @@ class Life:
                 dispatcher.childlog = dispatcher.normallog
                 own.close()
 
-    def _watch(self, pid: int) -> None:
-        if pid not in self._pidfds:
-            self._pidfds[pid] = pidfd = pidfd_open(pid)
-            self._loop.add_reader(pidfd, lambda: self._died(pid, pidfd))
-
-    def _unwatch(self, pid: int, pidfd: int) -> None:
-        self._loop.remove_reader(pidfd)  # first: it stays readable
-        if self._pidfds.pop(pid, None) is not None:
-            os.close(pidfd)
-
     @guarded(log)
-    def _died(self, pid: int, pidfd: int) -> None:
-        self._unwatch(pid, pidfd)
+    def _died(self, pid: int) -> None:
         self._loop.hurry()  # supervisord buries it, and starts it anew, without its usual second of sleep
         waiting = self._waiting.pop(pid, None)
         if waiting is not None:
@@ -215,9 +206,10 @@ class Life:
         if pid != self._serving:
             self._start_spare_in(_SPARE_AGAIN)
             return
-        self._serving = None
-        process = self._process(pid)
-        administrative = process is None or process.killing
+        process, self._serving, self._server = self._server, None, None
+        # supervisord may have buried it by now, and have started it again.
+        unburied = process is not None and process.pid == pid
+        administrative = process is None or (process.killing if unburied else process.state in _STOPPED_BY_HAND)
         log.warning("broker: %s (pid=%d)", "stopped" if administrative else "ended", pid)
         self._host.drain()
         if administrative:
@@ -251,7 +243,7 @@ class Life:
     @guarded(log)
     def _started(self, process: Any) -> None:
         if process.pid:
-            self._watch(process.pid)
+            self._deaths.watch(process.pid)
 
     def _start_spare_in(self, seconds: float) -> None:
         if not self._spare_due:

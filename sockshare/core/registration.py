@@ -118,8 +118,8 @@ class Registration:
     ) -> tuple[Registration, list[Effect]]:
         """The registration of *record*, and the effects that make the kernel agree with it.
 
-        Feed `Gone` for the claims whose processes are dead before anything else. Holders beyond a *policy* that allows
-        fewer than it did are revoked, the youngest first.
+        Feed `Gone` for the claims whose processes are dead before anything else, and perform what comes of it after
+        these effects. Holders beyond a *policy* that allows fewer than it did are revoked, the youngest first.
 
         Raises:
             KeyError, TypeError, ValueError: The record is not one of `record`'s.

@@ -18,6 +18,9 @@ from tests.support.supervisord import supervisord
 
 PROCESSES = 4
 STALL_TIMEOUT = 0.3
+#: Seconds from its registration for which one that registers by itself may be beside the holder, unnoticed. (It takes
+#: some 10 ms, and longer where the machine is busy, or where the broker has just died.)
+START_WINDOW = 1.0
 
 
 @contextmanager

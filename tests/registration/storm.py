@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.registration.scenes import in_line, inode_of, record
+from tests.registration.scenes import START_WINDOW, in_line, inode_of, record
 from tests.support import ledger
 from tests.support.circusd import Circusd, wait_until
 from tests.support.numbered import Outcome, Pelting, Piece
@@ -180,14 +180,14 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         kinds = {mishap.value: sum(one.mishap is mishap for one in self.happened) for mishap in Mishap}
-        several = self.watch.several(settled=False)
+        several = self.watch.several()
         ends = {
             mishap.value: f"{len(gaps)} gaps, p50 {_quantile(gaps, 0.5)} p99 {_quantile(gaps, 0.99)} max "
             f"{_quantile(gaps, 1)} ms"
             for mishap in Mishap
             if (gaps := self.gaps(mishap))
         }
-        new = [span.end - span.start for span in several if span.new]
+        new = [span.end - span.start for span in several if span.age < START_WINDOW]
         return (
             f"{kinds}; {self.watch.looks} looks, longest pause {self.watch.longest_pause * 1000:.0f} ms; "
             f"two at once: {len(several) - len(new)}, and {len(new)} in a start window (p50 {_quantile(new, 0.5)} "

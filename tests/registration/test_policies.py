@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from tests.e2e.rehearsal import measure
-from tests.registration.scenes import Scene, in_line, staged
+from tests.registration.scenes import START_WINDOW, Scene, in_line, staged
 from tests.support import ledger
 from tests.support.circusd import behind_exec, command_of, wait_until
 from tests.support.numbered import Pelting
@@ -82,7 +82,7 @@ def test_rotation_spreads_evenly_and_stands_still_when_idle(seconds: float) -> N
                     break
             watch = oracle.stop()
         assert min(ratios) <= EVEN, ratios
-        assert watch.several(settled=False) == []
+        assert watch.several() == []
         moves = scene.facts()["moves"]
         measure(1.0)
         assert scene.facts()["moves"] == moves
@@ -112,4 +112,4 @@ def test_as_many_hold_it_as_the_number_says() -> None:
             assert len(scene.armed()) == 2
             assert set(scene.tally(30)) <= set(scene.armed())
             watch = oracle.stop()
-        assert watch.several(2) == []
+        assert watch.several(2, window=START_WINDOW) == []

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.e2e.rehearsal import assert_replaced, loaded, measure
-from tests.registration.scenes import Scene, staged
+from tests.e2e.test_kills import STEPS, reload_and
+from tests.registration.scenes import START_WINDOW, Scene, in_line, staged
+from tests.registration.storm import broker_of
+from tests.support.circusd import wait_until
 from tests.support.load import assert_none_failed
 from tests.support.oracle import Oracle
 
@@ -38,7 +43,7 @@ def test_reload_moves_the_registration_along(manager: str, program: str, times: 
                 measure(0.2)
             assert_none_failed(load.stop(), at_least=20)
             watch = oracle.stop()
-        several = watch.several(settled=program != "gated")
+        several = watch.several(window=0.0 if program == "gated" else START_WINDOW)
         assert not several, several
         assert max((gap.end - gap.start for gap in watch.gaps()), default=0.0) < 0.25
         assert len(scene.tally(5)) == 1
@@ -57,3 +62,34 @@ def test_roll_back_gives_the_registration_back() -> None:
             assert holder in stage.pids()
             assert scene.holder() == holder
             assert scene.tally(5) == {holder: 5}
+
+
+@pytest.mark.parametrize(
+    ("manager", "program", "steps"),
+    [
+        pytest.param("circus", "taking", ("switch",), id="circus-taking"),
+        *(
+            pytest.param(manager, program, STEPS * 3, id=f"{manager}-{program}-soak", marks=SOAK)
+            for manager in ("circus", "supervisord")
+            for program in ("gated", "taking")
+        ),
+    ],
+)
+def test_one_holds_it_when_the_broker_is_killed_in_a_reload(manager: str, program: str, steps: Sequence[str]) -> None:
+    """At whatever step: it is finished or undone, one of those that are left holds the registration, none fails."""
+    with staged(manager, program, processes=2) as stage:
+        scene = Scene(stage)
+        assert stage.process is not None
+        with Oracle(scene.inode, stage.process.pid) as oracle, loaded(stage, "fresh:50") as load:
+            for step in steps:
+                before = stage.pids()
+                reload = reload_and(stage, step, lambda _: stage.kill(broker_of(stage, scene.inode)))
+                assert reload.status in (0, 5), f"killed at {step}: {reload}"
+                after = stage.pids()
+                assert len(after) == 2
+                assert (after == before) == (reload.status == 5), f"killed at {step}: {reload}"
+                assert scene.holder() in after
+                wait_until(lambda after=after: sorted(in_line(stage)) == after, 10, "they are in line")  # type: ignore[misc]
+            assert_none_failed(load.stop(), at_least=20)
+            watch = oracle.stop()
+        assert not watch.several(window=0.0 if program == "gated" else START_WINDOW)

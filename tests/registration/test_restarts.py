@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from tests.registration.scenes import Scene, holders, in_line, record, staged
+from tests.registration.scenes import Scene, holders, in_line, record, staged, state
 from tests.registration.storm import broker_of
-from tests.support.circusd import descriptors, is_running, wait_until
-from tests.support.oracle import Oracle
+from tests.support.circusd import Circusd, descriptors, is_running, wait_until
+from tests.support.oracle import Oracle, children, is_broker
 
 PROCESSES = 3
 
@@ -39,7 +41,7 @@ def test_registration_survives_the_host(scene: Scene, times: int) -> None:
             standing = wait_until(lambda: all_known(scene), 10, "everybody is known again", 0.05)
             assert standing == {pid: "held" if pid == holder else "waiting" for pid in before}
         watch = oracle.stop()
-    assert watch.several(settled=False) == []
+    assert watch.several() == []
     assert (stage.pids(), scene.armed(), record(stage)["last_epoch"]) == (before, [holder], epoch)
     scene.signal(holder, signal.SIGKILL)
     assert scene.ask() != holder
@@ -80,3 +82,40 @@ def test_descriptors_are_the_same_after_many_hand_overs(scene: Scene) -> None:
         wait_until(lambda: len(in_line(stage)) == PROCESSES, 15, "another one is in line")
         assert not is_running(holder)
     wait_until(lambda: settled() == before, 10, f"they are {before} again, not {settled()}")
+
+
+def test_spare_broker_takes_over_also_when_supervisord_has_buried_the_other_before_it_hears_of_its_death() -> None:
+    """As happens when it and the holder die at once: the next holder does not wait for the start of a broker."""
+    with staged("supervisord", "taking", processes=PROCESSES) as stage:
+        scene = Scene(stage)
+        for _ in range(2):
+            broker, holder = broker_of(stage, scene.inode), scene.holder()
+            spare = wait_until(lambda: connected(stage, broker), 10, "a spare one stands by", 0.05)  # noqa: B023
+            scene.signal(stage.host(), signal.SIGSTOP)
+            try:
+                assert stage.kill(broker)
+                scene.signal(holder, signal.SIGKILL)
+                wait_until(lambda: not is_running(broker) and not is_running(holder), 5, "both have died")  # noqa: B023
+            finally:
+                assert stage.kill(stage.host(), signal.SIGCONT)
+            wait_until(lambda: broker_of(stage, scene.inode), 10, "a broker serves")
+            assert broker_of(stage, scene.inode) == spare
+            assert scene.holder(holder) in stage.pids()
+            wait_until(lambda: len(in_line(stage)) == PROCESSES, 15, "another one is in line")
+
+
+def connected(stage: Circusd, broker: int) -> int:
+    """The broker that stands by, once it waits for nothing but its host; 0 if there is none."""
+    spares = [pid for pid in children(stage.host()) if is_broker(pid) and pid != broker]
+    return next((pid for pid in spares if state(pid) == "S" and len(descriptors_of(pid, "socket:")) >= 1), 0)
+
+
+def descriptors_of(pid: int, kind: str) -> list[str]:
+    """What the descriptors of a process of this kind lead to."""
+    found = []
+    with suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{fd}")
+                found += [target] if target.startswith(kind) else []
+    return found

@@ -87,7 +87,7 @@ def test_one_runs_at_a_time_behind_exec_registration(monkeypatch: pytest.MonkeyP
                 scene.signal(holder, signal.SIGKILL)
                 assert scene.ask() != holder
             watch = oracle.stop()
-        assert watch.several(settled=False) == []
+        assert watch.several() == []
 
 
 def test_gates_need_no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,4 +107,4 @@ def test_gates_need_no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
             scene.signal(follower, signal.SIGKILL)
             assert scene.ask() != follower
             watch = oracle.stop()
-        assert watch.several(settled=False) == []
+        assert watch.several() == []

@@ -44,26 +44,24 @@ def tree(pid: int) -> list[int]:
 
 
 def roots(manager: int) -> list[int]:
-    """The processes that *manager* runs for its programs."""
-    found = []
-    for pid in children(manager):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                line = file.read().replace(b"\0", b" ")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if line and not any(mark in line for mark in _OURS):
-            found.append(pid)
-    return found
+    """The processes that *manager* runs for its programs; not a copy of itself that is about to become one, and still
+    has whatever it has."""
+    own = _command(manager)
+    lines = {pid: _command(pid) for pid in children(manager)}
+    return [pid for pid, line in lines.items() if line not in (b"", own) and not any(mark in line for mark in _OURS)]
 
 
 def is_broker(pid: int) -> bool:
     """Whether *pid* is a broker, or stands by to be one."""
+    return b"sockshare.broker" in _command(pid)
+
+
+def _command(pid: int) -> bytes:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"sockshare.broker" in file.read()
+            return file.read().replace(b"\0", b" ")
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return b""
 
 
 def has_socket(pid: int, inode: int) -> bool:
@@ -123,7 +121,7 @@ class Span(NamedTuple):
     start: float
     end: float
     pids: list[int]
-    new: bool  # one of them had never been without, from when it was first seen on
+    age: float  # at the end, seconds since the youngest of them was first seen with an entry
 
 
 class Watch(NamedTuple):
@@ -133,9 +131,9 @@ class Watch(NamedTuple):
     looks: int
     longest_pause: float  # between two looks: what is shorter can have been missed
 
-    def several(self, limit: int = 1, *, settled: bool = True) -> list[Span]:
-        """When more than *limit* were armed; *settled*: those alone in which nobody was new."""
-        return [span for span in self.spans if len(span.pids) > limit and not (settled and span.new)]
+    def several(self, limit: int = 1, *, window: float = 0.0) -> list[Span]:
+        """When more than *limit* were armed, unless one of them was first seen less than *window* seconds before."""
+        return [span for span in self.spans if len(span.pids) > limit and span.age >= window]
 
     def gaps(self) -> list[Span]:
         """When nobody was armed, from the first time somebody was on."""
@@ -147,7 +145,7 @@ def watch(inode: int, manager: int) -> Watch:
     stdin = select.poll()
     stdin.register(sys.stdin.fileno(), select.POLLIN | select.POLLHUP)
     spans: list[Span] = []
-    suspended: set[int] = set()  # who has been seen, and not armed
+    first: dict[int, float] = {}  # when each was seen first
     since, last, looks, longest = time.monotonic(), [-1], 0, 0.0
     before = since
     print(since, flush=True)
@@ -158,18 +156,14 @@ def watch(inode: int, manager: int) -> Watch:
             if len(found) > 1:
                 found = look(found, inode)[1]
         looks, longest, before = looks + 1, max(longest, now - before), now
+        for pid in has:
+            first.setdefault(pid, now)
         if found != last:
             if last != [-1] and (last or spans):
-                spans.append(Span(since, now, last, bool(set(last) - suspended - _first(spans))))
+                spans.append(Span(since, now, last, min((now - first[pid] for pid in last), default=0.0)))
             since, last = now, found
-        suspended |= set(has) - set(found)
-    spans.append(Span(since, time.monotonic(), [] if last == [-1] else last, False))
+    spans.append(Span(since, time.monotonic(), [] if last == [-1] else last, 0.0))
     return Watch(spans, looks, longest)
-
-
-def _first(spans: list[Span]) -> set[int]:
-    """Who was the only one at some time: it has been granted, and is not new."""
-    return {span.pids[0] for span in spans if len(span.pids) == 1}
 
 
 class Oracle:
