@@ -210,19 +210,14 @@ class Line:
 
     def end_turn(self) -> None:
         """It is the next one's turn, if there is another, and the present one lasted as long as it has to."""
-        now = self._loop.time()
-        following = [
-            entry.claim.key
-            for entry in self.rules.claims
-            if entry.standing is Standing.WAITING and not entry.paused and not entry.stalled
-        ]
+        now, following = self._loop.time(), self.rules.fresh
         if not following or now - self._turned < self.spec.rotate_ms / 1000:
             return
         self._turned = now
         # The one that has taken least; but who was away is not to have all, until it has made up for it.
-        least = max(one.taken for one in self.claimants.values()) - _BEHIND
-        key = min(following, key=lambda key: max(self.claimants[key].taken, least))
-        self.feed(rules.Advance(key))
+        taken = {key: one.taken for key, one in self.claimants.items()}
+        least = max(taken.values()) - _BEHIND
+        self.feed(rules.Advance(min(following, key=lambda key: max(taken[key], least))))
 
     # Suspending.
 
@@ -288,9 +283,10 @@ class Line:
         self._schedule()
 
     def _perform(self, effects: Iterable[Any]) -> None:
-        # They come in this order: disarm, record, arm, tell. So a broker that comes after a death in between knows of
-        # everybody that could be armed. (A turn is not recorded: after such a death it begins anew, by the sweep.)
-        for effect in effects:
+        # In this order: disarm, record, arm, tell. So a broker that comes after a death in between knows of everybody
+        # that could be armed. (A turn is not recorded: after such a death it begins anew, by the sweep.) And what waits
+        # does not wait until somebody was told, and the log written.
+        for effect in sorted(effects, key=_rank):
             if isinstance(effect, rules.Record):
                 if not self._turning:
                     self._services.link.journal(f"registration:{self.name}", self.rules.record())
@@ -409,6 +405,13 @@ class Line:
             self._timer = None
         if due is not None:
             self._timer = self._loop.call_later(max(0.0, (due - _now()) / 1e9), self.feed, rules.Tick())
+
+
+def _rank(effect: Any) -> int:
+    return _RANKS.get(type(effect), len(_RANKS))
+
+
+_RANKS: dict[type, int] = {rules.Disarm: 0, rules.Record: 1, rules.Arm: 2}
 
 
 def _now() -> int:

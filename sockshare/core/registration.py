@@ -85,9 +85,14 @@ class Registration:
         return [seat.entry for seat in self._line if seat.standing is not Standing.WAITING]
 
     @property
+    def fresh(self) -> list[str]:
+        """The keys of those that could have the next turn, in line order."""
+        return [seat.claim.key for seat in self._line.waiting() if seat.fresh]
+
+    @property
     def deadline(self) -> int | None:
         """When `Tick` is next due, or None."""
-        return min((seat.deadline for seat in self._line if seat.deadline is not None), default=None)
+        return min([seat.deadline for seat in self._line if seat.deadline is not None], default=None)
 
     def find(self, key: str) -> Entry | None:
         """The claim *key*, or None if there is none (any more)."""
@@ -282,9 +287,17 @@ class Registration:
 
     def _in_order(self, effects: list[Effect]) -> list[Effect]:
         """Disarm, record (once), and then what is to be done in the knowledge of both."""
-        disarm = [effect for effect in effects if isinstance(effect, Disarm)]
-        record: list[Effect] = [Record()] if any(isinstance(effect, Record) for effect in effects) else []
-        return [*disarm, *record, *(effect for effect in effects if not isinstance(effect, Disarm | Record))]
+        disarm: list[Effect] = []
+        record: list[Effect] = []
+        rest: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Disarm):
+                disarm.append(effect)
+            elif isinstance(effect, Record):
+                record = [effect]
+            else:
+                rest.append(effect)
+        return disarm + record + rest
 
     def _fill(self, now: int) -> list[Effect]:
         effects: list[Effect] = []

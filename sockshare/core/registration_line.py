@@ -20,10 +20,25 @@ class Seat:
         deadline: When it is to be stopped, for it has not let go; or None.
     """
 
-    __slots__ = ("cancelled", "claim", "deadline", "epoch", "paused", "reason", "since", "stalled", "standing", "told")
+    __slots__ = (
+        "_words",
+        "cancelled",
+        "claim",
+        "deadline",
+        "epoch",
+        "paused",
+        "reason",
+        "since",
+        "stalled",
+        "standing",
+        "told",
+    )
 
     def __init__(self, claim: Claim, since: int, *, paused: bool = False) -> None:
         self.claim = claim
+        key, pid, identity, process, program, means, managed = claim
+        # Once, as all of the line is recorded at each move.
+        self._words = [key, pid, list(identity), process, program, means.value, managed]
         self.standing = _WAITING
         self.epoch = 0
         self.since = since
@@ -58,9 +73,8 @@ class Seat:
 
     def record(self) -> dict[str, Any]:
         """JSON values for `recorded`."""
-        key, pid, identity, process, program, means, managed = self.claim
         return {
-            "claim": [key, pid, list(identity), process, program, means.value, managed],
+            "claim": self._words,
             "standing": self.standing.value,
             "epoch": self.epoch,
             "since": self.since,
@@ -113,10 +127,11 @@ class Line:
 
     def following(self) -> list[Seat]:
         """Who is to have the free places: those chosen, those that have not stalled, each in order."""
-        free = self._limit - sum(seat.standing is not _WAITING for seat in self._seats.values())
+        waiting = self.waiting()
+        free = self._limit - (len(self._seats) - len(waiting))
         if free <= 0:
             return []
-        return sorted((seat for seat in self.waiting() if seat.eligible), key=self._preference)[:free]
+        return sorted([seat for seat in waiting if seat.eligible], key=self._preference)[:free]
 
     def crowded(self) -> bool:
         """Whether those chosen need a place more than there are free, or to become so."""

@@ -658,6 +658,14 @@ def test_epoch_rises_when_the_clock_stands_still() -> None:
     assert registration.last_epoch == 8
 
 
+def test_who_could_have_the_next_turn_is_known() -> None:
+    """In line order; not the holder, nor who is paused or has stalled."""
+    drive = Drive("rotate", GATE, GATE, GATE, GATE)
+    assert drive.registration.fresh == ["b", "c", "d"]
+    drive.feed(Paused("c"), Stalled("a", 1))
+    assert drive.registration.fresh == ["d"]
+
+
 def test_claims_are_shown_as_they_stand() -> None:
     """What a status command needs: who, how, since when."""
     drive = Drive("exclusive", GATE, GATE)
