@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from sockshare.core import registration_steps as rules
@@ -30,6 +31,7 @@ class Keeping:
         watch_for_death: Has the death of a process watched; false if it is dead.
         is_paused: Whether a managed process is not to have what only some may have.
         stop: Has the manager stop a process: the socket's name, its program, pid and start time, and the reason.
+        ready_timeout: Seconds that a program may take to start.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Keeping:
         watch_for_death: Callable[[Identity], bool],
         is_paused: Callable[[int], bool],
         stop: Callable[[str, str, int, int, str], None],
+        ready_timeout: Callable[[str], float],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._watch_for_death = watch_for_death
         self._is_paused = is_paused
         self._stop = stop
+        self._ready_timeout = ready_timeout
         self._lines = lines
         self._observer = observer
         self._watching = Watching(observer, self._is_gate, self._seen, self._announce)
@@ -191,6 +195,8 @@ class Keeping:
             if entry.standing is not Standing.HELD:
                 continue
             claim = entry.claim
+            if self._starts(line, entry):
+                continue
             try:
                 state = processes.state(claim.pid)
             except ProcessLookupError:
@@ -199,6 +205,14 @@ class Keeping:
             reason = f"for {line.spec.stall_timeout:g} s; its state is {state} ({_STATES.get(state, 'see proc(5)')})"
             log.warning("%s: %s (pid=%d) has not taken what waits %s", name, claim.process, claim.pid, reason)
             line.feed(rules.Stalled(claim.key, entry.epoch, reason))
+
+    def _starts(self, line: Line, entry: rules.Entry) -> bool:
+        """Whether the holder is a cold standby that has been let go, and its program has yet to come to the socket."""
+        claim, held_for = entry.claim, time.clock_gettime(time.CLOCK_BOOTTIME) - entry.since / 1e9
+        if claim.means is not Means.COOPERATE or held_for >= self._ready_timeout(claim.program):
+            return False
+        pid, names = claim.managed, [line.name]
+        return not self._observer.registrations(pid, names) and not self._observer.waited(pid, names)
 
     def _forgive(self, line: Line) -> None:
         """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""
