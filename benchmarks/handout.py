@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -212,6 +213,8 @@ def report(document: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure and report; or, inside, only measure."""
+    # By default it would end at once, and leave all that it has started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if sys.argv[1:2] == ["--inside"]:
         inside(Path(sys.argv[2]))
     else:

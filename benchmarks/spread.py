@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import select
 import socket
 import subprocess
@@ -175,14 +176,12 @@ def of(count: int, loads: Sequence[Callable[[Client], None]]) -> dict[str, list[
         for name in OURS:
             ways[f"sockshare, {name}"] = ground.ports[name], ground.stage.pids(name)
             Client(ground.ports[name]).paced(100, 0.3)  # a program of the library waits for its first turn
-        found: dict[str, list[Seen]] = {}
-        # By turns, as what else the machine does is to meet all alike.
-        for _ in range(ROUNDS):
-            for name, (port, pids) in ways.items():
-                seen = [measure(port, pids, load) for load in loads]
-                found[name] = (
-                    [a.followed_by(b) for a, b in zip(found[name], seen, strict=True)] if name in found else seen
-                )
+        found: dict[str, list[Seen]] = {name: [] for name in ways}
+        for load in loads:
+            # By turns, as what else the machine does is to meet all alike.
+            rounds = [{name: measure(*way, load) for name, way in ways.items()} for _ in range(ROUNDS)]
+            for name, seen in found.items():
+                seen.append(functools.reduce(Seen.followed_by, (one[name] for one in rounds)))
     return found
 
 

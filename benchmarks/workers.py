@@ -84,6 +84,20 @@ def gate(name: str) -> None:
             serve(listener, registration.fileno(), _ANYBODY, registration.waiting)
 
 
+def line(name: str) -> None:
+    """The same loop, in line from its start, as the library's server for asyncio is: that is a wake-up less."""
+    import time
+
+    import sockshare
+
+    with sockshare.attach() as share:
+        listener = share.socket(name)
+        registration = share.claim(name)
+        while not registration.in_line:
+            time.sleep(0.01)
+        serve(listener, registration.fileno(), _ANYBODY, registration.waiting)
+
+
 def streams(name: str) -> None:
     """The library for asyncio: a server of streams, in line from its start."""
     import asyncio
@@ -104,5 +118,5 @@ def streams(name: str) -> None:
 
 
 if __name__ == "__main__":
-    kinds: list[Callable[..., None]] = [epoll, exclusive, reuseport, flock, gate, streams]
+    kinds: list[Callable[..., None]] = [epoll, exclusive, reuseport, flock, gate, line, streams]
     {one.__name__: one for one in kinds}[sys.argv[1]](*sys.argv[2:])

@@ -22,6 +22,9 @@ _COMMANDS = {
     "status": "status [--json]\t\tShow the sockets, who holds them, and the last reloads",
     "reload": "reload <program> [--json] [--timeout S] [--dry-run]\tReplace its processes by new ones that serve",
     "doctor": "doctor [--json]\t\t\tSay what is wrong, and what to do",
+    "registration": "registration move <socket> <process>\tHave another process hold the event registration",
+    "quiesce": "quiesce <process>\t\tHave it get nothing new until `sockshare wake`",
+    "wake": "wake <process>\t\t\tHave a quiesced process take part again",
     "help": "help\t\t\tShow this",
 }
 

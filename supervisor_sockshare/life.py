@@ -20,8 +20,9 @@ from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 from sockshare.host.host import Host
 from sockshare.host.loop import guarded
 from sockshare.kernel import listeners, meeting
-from sockshare.kernel.peers import credentials, pidfd_open
+from sockshare.kernel.peers import credentials
 
+from .deaths import Deaths
 from .polling import PollLoop
 from .program import LINK, SPARE
 from .sections import BROKER
@@ -60,7 +61,7 @@ class Life:
         self._inode = 0
         self._stopped: str | None = None
         self._waiting: dict[int, socket.socket] = {}
-        self._pidfds: dict[int, int] = {}
+        self._deaths = Deaths(loop, self._died)
         self._serving: int | None = None
         self._server: Any = None  # supervisord's process of that pid
         self._spare_due = False
@@ -105,8 +106,7 @@ class Life:
 
     def close(self) -> None:
         """Close everything that is ours; what supervisord runs is its own."""
-        for pid, pidfd in list(self._pidfds.items()):
-            self._unwatch(pid, pidfd)
+        self._deaths.close()
         for sock in self._waiting.values():
             sock.close()
         self._waiting.clear()
@@ -118,7 +118,7 @@ class Life:
     def descriptors(self) -> list[int]:
         """All that are open."""
         socks = [*self._waiting.values(), *([self._listener] if self._listener else [])]
-        return [*(sock.fileno() for sock in socks), *self._pidfds.values()]
+        return [*(sock.fileno() for sock in socks), *self._deaths.descriptors()]
 
     @guarded(log)
     def kill(self) -> None:
@@ -168,7 +168,7 @@ class Life:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
             sock.close()
             return
-        self._watch(pid)
+        self._deaths.watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.
         listeners.accept_descriptors(sock)
         if self._process(self._serving) is None:  # not `_serving`: that its death was noticed is not all of our hope
@@ -197,19 +197,8 @@ class Life:
                 dispatcher.childlog = dispatcher.normallog
                 own.close()
 
-    def _watch(self, pid: int) -> None:
-        if pid not in self._pidfds:
-            self._pidfds[pid] = pidfd = pidfd_open(pid)
-            self._loop.add_reader(pidfd, lambda: self._died(pid, pidfd))
-
-    def _unwatch(self, pid: int, pidfd: int) -> None:
-        self._loop.remove_reader(pidfd)  # first: it stays readable
-        if self._pidfds.pop(pid, None) is not None:
-            os.close(pidfd)
-
     @guarded(log)
-    def _died(self, pid: int, pidfd: int) -> None:
-        self._unwatch(pid, pidfd)
+    def _died(self, pid: int) -> None:
         self._loop.hurry()  # supervisord buries it, and starts it anew, without its usual second of sleep
         waiting = self._waiting.pop(pid, None)
         if waiting is not None:
@@ -254,7 +243,7 @@ class Life:
     @guarded(log)
     def _started(self, process: Any) -> None:
         if process.pid:
-            self._watch(process.pid)
+            self._deaths.watch(process.pid)
 
     def _start_spare_in(self, seconds: float) -> None:
         if not self._spare_due:

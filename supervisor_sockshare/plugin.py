@@ -24,10 +24,10 @@ from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
 from sockshare.kernel.meeting import name as meeting_name
 from sockshare.kernel.meeting import points
-from sockshare.kernel.peers import pidfd_open
 
 from . import program, sections
 from .daemonlog import DaemonLog
+from .deaths import Deaths
 from .life import Life
 from .places import program_of
 from .polling import PollLoop
@@ -63,7 +63,7 @@ class Plugin:
         self._unmakeable = ""  # why it could not be made anew, when it was removed
         self.host: Host | None = None
         self._life: Life | None = None
-        self._pidfds: dict[int, int] = {}
+        self._deaths = Deaths(self.loop, lambda pid: self.loop.hurry())
         self._log = DaemonLog()
         self._log.take("sockshare", "supervisor_sockshare")
 
@@ -273,17 +273,8 @@ class Plugin:
     @guarded(log)
     def _watch(self, process: Any) -> None:
         """Wake when *process* dies: its successor is waited for by who is queued on its sockets."""
-        pid = process.pid
-        if pid and pid not in self._pidfds:
-            self._pidfds[pid] = pidfd = pidfd_open(pid)
-            self.loop.add_reader(pidfd, lambda: self._died(pid, pidfd))
-
-    @guarded(log)
-    def _died(self, pid: int, pidfd: int) -> None:
-        self.loop.remove_reader(pidfd)  # first: it stays readable
-        if self._pidfds.pop(pid, None) is not None:
-            os.close(pidfd)
-        self.loop.hurry()
+        if process.pid:
+            self._deaths.watch(process.pid)
 
     @guarded(log)
     def _added(self, event: Any) -> None:
@@ -306,7 +297,7 @@ class Plugin:
     def descriptors(self) -> list[int]:
         """Every descriptor of ours, in order; supervisord's `reload` must not close them."""
         found = {sock.fileno() for _, sock in self.registry.sockets} | set(self.loop.descriptors())
-        found |= set(self._pidfds.values())
+        found |= set(self._deaths.descriptors())
         if self._life is not None:
             found |= set(self._life.descriptors())
         if self.host is not None:

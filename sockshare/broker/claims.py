@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sockshare.core import registration_steps as rules
-from sockshare.core.errors import NotPermitted, ProtocolError, UnknownSocket
+from sockshare.core.errors import NotPermitted, ProtocolError, RegistrationLost, UnknownSocket
 from sockshare.core.registration_steps import Means, Standing
 from sockshare.kernel.gate import Gate
 from sockshare.kernel.peers import Identity
@@ -52,18 +52,30 @@ class Claims:
         self._uses_library = uses_library
 
     def claim(
-        self, caller: Caller, who: Identity, managed: Managed, name: str, key: str, *, gate: bool, cooperate: bool
+        self,
+        caller: Caller,
+        who: Identity,
+        managed: Managed,
+        name: str,
+        key: str,
+        *,
+        gate: bool,
+        cooperate: bool,
+        epoch: int = 0,
     ) -> Claimant:
         """*who*, of *managed*, claims the registration of the socket *name*, to which it was entitled.
 
         Args:
             gate: It has its gate already, from a claim of this key before.
+            epoch: Under which it has held it before; 0: it has not.
 
         Returns:
             The claim, new or standing; `introduce` is to follow.
 
         Raises:
             ProtocolError, NotPermitted, UnknownSocket: It can't.
+            RegistrationLost: It was cancelled by another one's registration, and the broker that did it has died before
+                it could say so: to take the claim for a new one would cancel that one.
         """
         line = self._lines.get(name)
         if line is None:
@@ -76,6 +88,8 @@ class Claims:
             asked = f"registration = {line.spec.registration}"
             raise NotPermitted(f"can't claim the registration of {name!r} for {managed.name}: {asked}, and {why}")
         one = line.claimants.get(key)
+        if one is None and epoch and line.policy.kind == "latest":
+            raise RegistrationLost(f"can't hold {name!r}: it was cancelled by another process's registration")
         if one is None:
             one = self._new(line, key, who, managed, means, has_gate=gate)
         elif one.identity != who or one.means is not means:

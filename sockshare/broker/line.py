@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: Seconds after which a turn ends in which nothing is taken of what waits.
 TURN = 0.005
 #: How much less than others one can have taken to be given more of the turns for it.
-_BEHIND = 16
+_BEHIND = 8
 #: What makes room, by its note, in words.
 _CAUSES = {
     "gone": "has died",

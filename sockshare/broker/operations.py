@@ -258,6 +258,7 @@ class Operations:
             request.key or "",
             gate=request.gate,
             cooperate=request.cooperate,
+            epoch=request.epoch,
         )
         if one.gate is not None and not request.gate:
             ticket = self._handout.gate_ticket(known, request.socket, one.key)

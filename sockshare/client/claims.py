@@ -171,7 +171,8 @@ class Claims:
             self._dialogue.begin_as(self._last, "release", **which, epoch=claim.quoted)
         else:
             has_gate = claim.gate is not None
-            self._dialogue.begin_as(claim.number, "claim", **which, gate=has_gate, cooperate=claim.cooperate)
+            fields = {"gate": has_gate, "cooperate": claim.cooperate, "epoch": claim.epoch}
+            self._dialogue.begin_as(claim.number, "claim", **which, **fields)
 
     def _meet(self) -> None:
         met = False

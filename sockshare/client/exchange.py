@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sockshare.core.errors import HandOverTimedOut, NoReceiver, SockshareError, TicketRefused
+from sockshare.core.errors import HandOverTimedOut, NoBroker, NoReceiver, SockshareError, TicketRefused
 from sockshare.core.handover import ROUTES, Kept
 
 from . import door
 from .channel import Channel, Standing
-from .giving import Giver, Transfer, check
+from .giving import Giver, Transfer, check_all
 from .taking import Connection, Receiver
 
 #: Seconds that a visit to the door may take; then the broker is asked again.
@@ -29,6 +29,8 @@ _AT_DOOR = 2.0
 #: Why a receiver did not take a connection that another may take.
 _GONE = frozenset({Kept.LOST, Kept.CLOSED})
 _ELSEWHERE = _GONE | {Kept.FULL, Kept.UNREADABLE}
+#: Seconds until a lane is tried again when this process may open no more descriptors.
+_AFTER_FAILURE = 0.1
 #: Seconds between two looks whether the program attends to its lanes.
 _LOOK_EVERY = 0.01
 
@@ -141,7 +143,7 @@ class Exchange:
         key: bytes | None,
     ) -> list[Transfer]:
         """Hand *items* over; all are decided on return."""
-        transfers = [check(connection, state) for connection, state in items]
+        transfers = check_all(items)
         check_route(route)
         deadline = time.monotonic() + timeout
         introduction = self.introduction(to)
@@ -274,7 +276,9 @@ class Exchange:
             if limit is not None:
                 if limit < 1:
                     raise ValueError(f"can't take connections with room for {limit}: at least 1 must be able to wait")
-                self.receiver.intake.limit = limit
+                if limit != self.receiver.intake.limit:
+                    self.receiver.intake.limit = limit
+                    self.receiver.report_all()
             if self._taking is not None:
                 return
             if self.taking_error is not None:
@@ -422,13 +426,14 @@ class Exchange:
     # Parts of the above.
 
     def _redeem(self, ticket: str) -> int | None:
-        """The end of a lane; None when its ticket is good no more."""
+        """The end of a lane; None when there is none for this ticket any more, or not now."""
         try:
             ((name, fd),) = door.redeem(self._directory, [bytes.fromhex(ticket)], time.monotonic() + _AT_DOOR)
-        except (SockshareError, OSError) as error:
-            if isinstance(error, TicketRefused):
-                return None
-            raise
+        except (NoBroker, TicketRefused):
+            return None
+        except door.NoDescriptor:
+            time.sleep(_AFTER_FAILURE)  # its giver asks again
+            return None
         if not name.startswith("lane:"):
             os.close(fd)
             return None

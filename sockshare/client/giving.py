@@ -31,7 +31,7 @@ from sockshare.core.handover import (
     choose,
 )
 from sockshare.kernel import lanes
-from sockshare.kernel.descriptors import MOST
+from sockshare.kernel.descriptors import MOST, close_all
 from sockshare.kernel.lanes import BadPacket, Cargo, Lane
 
 #: Why a TLS connection stays.
@@ -228,7 +228,7 @@ class Giver:
                 for id in effect.ids:
                     transfer = outlet.transfers.pop(id)
                     # detach and close: the object's own close() waits for files made of it.
-                    os.close(transfer.connection.detach())
+                    close_all(fd for fd in (transfer.connection.detach(),) if fd >= 0)
                     transfer.end(None)
             else:
                 self._keep(outlet, effect)
@@ -298,6 +298,19 @@ def _packet_of(waiting: Sequence[Transfer], most: int) -> list[Transfer]:
             break
         batch.append(one)
     return batch
+
+
+def check_all(items: Iterable[tuple[socket.socket, bytes]]) -> list[Transfer]:
+    """A transfer of each connection with its state.
+
+    Raises:
+        ValueError: One of them is there twice.
+        TypeError, ValueError, SockshareError: As `check`.
+    """
+    transfers = [check(connection, state) for connection, state in items]
+    if len({one.fd for one in transfers}) < len(transfers):
+        raise ValueError("can't hand over the same connection twice")
+    return transfers
 
 
 def check(connection: object, state: object) -> Transfer:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from sockshare.core.errors import HandOverTimedOut
 
 from .exchange import Exchange, Introduction, Successor, check_route, named, to_be_tried_again
-from .giving import Transfer, check
+from .giving import Transfer, check_all
 from .taking import Connection
 
 
@@ -42,7 +42,7 @@ class LoopExchange:
     ) -> list[Transfer]:
         """As `Exchange.hand_over`; who is cancelled has its connections as before, as far as they are not gone yet."""
         exchange = self.exchange
-        transfers = [check(connection, state) for connection, state in items]
+        transfers = check_all(items)
         check_route(route)
         deadline = time.monotonic() + timeout
         introduction = exchange.introduction(to)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from sockshare.core.errors import SockshareError
 
@@ -30,13 +30,11 @@ async def take_apart(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
         SockshareError: The connection is closed, or being closed.
         OSError: It was lost while what was written was sent, or this process may open no more descriptors.
     """
-    transport = writer.transport
-    if not isinstance(transport, asyncio.Transport):
-        raise TypeError("can't take the streams apart: they are of a pipe")
+    transport = cast(asyncio.Transport, writer.transport)  # uvloop's is one only in what it does
     if transport.get_extra_info("ssl_object") is not None:
         raise TypeError(TLS)
     sock = transport.get_extra_info("socket")
-    if sock is None:
+    if sock is None or not hasattr(transport, "pause_reading"):
         raise TypeError("can't take the streams apart: there is no socket under them")
     if reader._waiter is not None:  # type: ignore[attr-defined]
         raise RuntimeError("can't take the streams apart: a task waits for the reader; cancel it first")

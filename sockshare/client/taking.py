@@ -42,12 +42,17 @@ class Connection(socket.socket):
 
     def detach(self) -> int:
         """See `socket.socket.detach`."""
-        self._on_end(self)
+        self._end()
         return super().detach()
 
     def _real_close(self, *args: Any) -> None:
         super()._real_close(*args)  # type: ignore[misc]
-        self._on_end(self)
+        self._end()
+
+    def _end(self) -> None:
+        on_end = getattr(self, "_on_end", None)  # what dup() makes has none
+        if on_end is not None:
+            on_end(self)
 
 
 class Inlet:
@@ -111,13 +116,17 @@ class Receiver:
         if not self.queue:
             return None
         inlet, arrival = self.queue.popleft()
-        state = arrival.state()
-        connection = Connection(arrival.family, arrival.type, arrival.protocol, arrival.fd)
+        inlet.taking.received()
+        try:
+            state = arrival.state()
+            connection = Connection(arrival.family, arrival.type, arrival.protocol, arrival.fd)
+        except BaseException:  # no memory for its state
+            arrival.drop()
+            raise
         arrival.fd = -1
         connection._on_end = self._ended
         # Nobody else has it, so its O_NONBLOCK is this process's to choose; the giver's choice came with it.
         connection.setblocking(blocking)
-        inlet.taking.received()
         self.open.add(connection)
         # Not one by one: the giver has that much room left.
         if inlet.taking.unreported * 4 >= self.intake.limit or inlet.taking.declined:

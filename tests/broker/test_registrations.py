@@ -20,7 +20,7 @@ from sockshare.broker.hostlink import HostLink
 from sockshare.broker.observer import Observer
 from sockshare.broker.registrations import Registrations
 from sockshare.broker.roster import Managed
-from sockshare.core.errors import NotPermitted, ProtocolError, UnknownSocket
+from sockshare.core.errors import NotPermitted, ProtocolError, RegistrationLost, UnknownSocket
 from sockshare.core.registration_steps import Standing
 from sockshare.core.spec import SocketSpec
 from sockshare.kernel.descriptors import close_all
@@ -326,6 +326,30 @@ def test_latest_cancels_the_former_registration_and_tells_it() -> None:
         assert mine[-2]["event"]["registration"] == "cancelled"
         assert mine[-1] == {"ok": True, "released": True}
         assert world.standing(A) is None
+
+    play("latest", body)
+
+
+def test_a_claim_that_was_cancelled_unheard_does_not_cancel_in_turn() -> None:
+    """Its process says it again to the next broker, which knows nothing of it any more."""
+
+    async def body(world: World) -> None:
+        first = world.claim(A)
+        line = world.broker.line("web")
+        assert line is not None
+        entry = line.rules.find(A)
+        assert entry is not None
+        world.claim(B)
+        world.restart()
+        caller, managed = (
+            Caller(b"x", first.managed, 0, 1),
+            Managed(first.managed, "web", "web:1", first.identity.start),
+        )
+        with pytest.raises(RegistrationLost):
+            world.broker.claims.claim(
+                caller, first.identity, managed, "web", A, gate=True, cooperate=False, epoch=entry.epoch
+            )
+        assert world.armed() == [B]
 
     play("latest", body)
 

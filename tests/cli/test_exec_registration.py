@@ -59,10 +59,23 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return said
 
 
+def said(process: subprocess.Popen[str]) -> str:
+    """Its next line on stderr that is not of the wait for the broker, which a busy machine makes it do."""
+    assert process.stderr is not None
+    return next(line for line in process.stderr if not line.startswith("sockshare: waiting for the broker"))
+
+
 def claimed(host: GateHost) -> dict[str, object]:
     """The next claim."""
     claim: dict[str, object] = json.loads(host.wait_for("claim"))
     return claim
+
+
+def standby_key(host: GateHost) -> object:
+    """The key of the next claim that is none of the library's."""
+    while not (claim := claimed(host))["cooperate"]:
+        pass
+    return claim["key"]
 
 
 def test_command_runs_when_every_registration_is_held(host: GateHost) -> None:
@@ -71,7 +84,7 @@ def test_command_runs_when_every_registration_is_held(host: GateHost) -> None:
     with standby(host) as process:
         out, error = finish(process)
         assert out.split() == [str(process.pid), "web:api:udp", "3"]
-        assert error == ""
+        assert all("waiting for" in line for line in error.splitlines())  # on a busy machine
         claims = [claimed(host) for _ in range(3)]
         assert [claim["socket"] for claim in claims] == ["api", "udp", "web"]
         assert all(claim["cooperate"] is True and claim["gate"] is False for claim in claims)
@@ -96,9 +109,7 @@ def test_command_waits_while_another_holds(host: GateHost) -> None:
     host.start()
     with sockshare.attach(str(host.directory)) as share, standby(host, "--socket", "web") as process:
         with share.registration("web"):
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            assert line == "sockshare exec: waiting for the registration of 'web' ...\n"
+            assert said(process) == "sockshare exec: waiting for the registration of 'web' ...\n"
             assert process.poll() is None
         out, error = finish(process)
         assert out.split()[:2] == [str(process.pid), "web"]
@@ -108,18 +119,20 @@ def test_command_waits_while_another_holds(host: GateHost) -> None:
 def test_command_waits_on_when_the_broker_is_killed(host: GateHost) -> None:
     """The next broker hears of the claim at once, with the same key."""
     host.start()
-    with sockshare.attach(str(host.directory)) as share, share.registration("web"):
-        claimed(host)
-        with standby(host, "--socket", "web") as process:
-            key = claimed(host)["key"]
-            for _ in range(3):
-                host.wait_for("waiting")
-                host.kill()
-                host.said()
-                host.start()
-                assert key in {claimed(host)["key"], claimed(host)["key"]}
-            share.close()
-            assert finish(process)[0].split()[1] == "web"
+    with (
+        sockshare.attach(str(host.directory)) as share,
+        share.registration("web"),
+        standby(host, "--socket", "web") as process,
+    ):
+        key = standby_key(host)
+        for _ in range(3):
+            host.wait_for("waiting")
+            host.kill()
+            host.said()
+            host.start()
+            assert standby_key(host) == key
+        share.close()
+        assert finish(process)[0].split()[1] == "web"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
@@ -131,10 +144,10 @@ def test_waiting_ends_with_the_signal(host: GateHost, number: signal.Signals, st
         share.registration("web"),
         standby(host, "--socket", "web") as process,
     ):
-        assert process.stderr is not None
-        assert "waiting" in process.stderr.readline()
+        said(process)
         process.send_signal(number)
         assert process.wait(TIMEOUT) == status
+        assert process.stderr is not None
         assert process.stderr.read() == ""
 
 

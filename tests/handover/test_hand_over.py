@@ -273,6 +273,14 @@ def test_what_can_not_move_is_refused(web: Actor, chat: list[Actor], what: str, 
     assert error in web.error("give_with", what=what, to="chat")
 
 
+def test_same_connection_twice_in_a_batch_is_refused(scene: Cast, web: Actor) -> None:
+    """Nothing has happened to it."""
+    number, peer = scene.peers.connection(web)
+    assert "the same connection twice" in web.error("give_many", numbers=[number, number], to="chat")
+    web.do("close", number=number)
+    assert heard(peer) == ""
+
+
 def test_route_that_there_is_not_is_refused(scene: Cast, web: Actor) -> None:
     """With those that there are."""
     number, _ = scene.peers.connection(web)

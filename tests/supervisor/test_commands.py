@@ -17,7 +17,7 @@ from tests.support.supervisord import BROKER, Supervisord, supervisord, wait_unt
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Supervisord]:
     """One process of a good version."""
-    with supervisord("plain", watcher={"sockshare_ready_timeout": "2"}) as started:
+    with supervisord("plain", watcher={"sockshare_ready_timeout": "10"}) as started:
         all_ready(started)
         yield started
 
@@ -28,6 +28,9 @@ def stage() -> Iterator[Supervisord]:
         ("status",),
         ("status", "--json"),
         ("doctor",),
+        ("registration", "move", "web", "wbe"),
+        ("quiesce", "wbe"),
+        ("wake", "wbe"),
         ("reload", "web", "--dry-run"),
         ("reload", "wbe"),
         ("reload", "web", "--timeout", "x"),

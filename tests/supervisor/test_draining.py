@@ -18,7 +18,8 @@ Supervisords = Callable[..., Supervisord]
 @pytest.mark.parametrize(
     ("program", "times", "clients"),
     [
-        *(pytest.param(program, 1, 2, id=program) for program in ("threaded", "node")),
+        pytest.param("threaded", 1, 2, id="threaded"),
+        pytest.param("node", 1, 2, id="node", marks=SOAK),
         *(pytest.param(program, 20, 4, id=f"{program}-soak", marks=SOAK) for program in test_drain.SLOW),
     ],
 )
@@ -32,7 +33,7 @@ def test_no_request_is_lost_when_a_server_without_a_handler_is_replaced(
 @pytest.mark.parametrize(
     ("program", "options", "how", "times"),
     [
-        pytest.param("blocking", {"sock": {"blocking": "true"}}, "from outside", 1, id="blocking-accept"),
+        pytest.param("blocking", {"sock": {"blocking": "true"}}, "from outside", 1, id="blocking-accept", marks=SOAK),
         pytest.param("sync", {}, "it drains itself", 1, id="gunicorn-sync", marks=SOAK),
         pytest.param("blocking", {"sock": {"blocking": "true"}}, "from outside", 20, id="blocking-soak", marks=SOAK),
         pytest.param("sync", {}, "it drains itself", 20, id="gunicorn-sync-soak", marks=SOAK),
@@ -47,6 +48,7 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
     )
 
 
+@pytest.mark.soak
 def test_reload_ends_when_it_is_not_drained_in_time(supervisord: Supervisords) -> None:
     """A request that never ends is waited for as long as `sockshare_drain_timeout` says."""
     test_drain.test_reload_says_what_is_left_and_ends_when_it_is_not_drained_in_time(supervisord)

@@ -24,7 +24,6 @@ PAIRS = [
 ]
 #: What a commit waits for; `-m soak` has them all, ten times each.
 REPRESENTATIVE = [
-    (State.WARM, "new killed"),
     (State.SWITCH, "broker killed"),
     (State.STOP, "circusd late"),
 ]

@@ -41,7 +41,7 @@ METHODS = (
     "_life.changed",
     "_life._serve",
     "_life._process",
-    "_life._watch",
+    "_life._deaths.watch",
     "_life._exchange",
     "_life._start_spare_in",
     "host._receive",
@@ -59,7 +59,7 @@ GROUPS = 7
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Supervisord]:
     """One process."""
-    hold = {"sockshare_ready_hold": "0.1", "sockshare_quiesce": "0", "sockshare_ready_timeout": "2"}
+    hold = {"sockshare_ready_hold": "0.1", "sockshare_quiesce": "0", "sockshare_ready_timeout": "10"}
     with supervisord("plain", watcher=hold, extra=INTERFACES) as started:
         all_ready(started)
         yield started
@@ -109,7 +109,19 @@ def test_supervisord_lives_when_any_method_raises(stage: Supervisord) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "part",
-    ["", "registry", "loop", "_twins", "_verbs", "_life", "host", "host._journal", "host._notify"],
+    [
+        "",
+        "registry",
+        "loop",
+        "_twins",
+        "_verbs",
+        "_deaths",
+        "_life",
+        "_life._deaths",
+        "host",
+        "host._journal",
+        "host._notify",
+    ],
     ids=lambda part: part or "plugin",
 )
 def test_supervisord_lives_when_each_method_raises(stage: Supervisord, part: str) -> None:

@@ -59,7 +59,7 @@ def test_no_datagram_is_lost_across_reloads(supervisord: Supervisords) -> None:
 
 def test_old_ones_serve_on_when_new_one_fails(supervisord: Supervisords) -> None:
     """0 failed requests, the same pids, an exit status and a reason, for three ways to be broken; then a good one."""
-    stage: Any = supervisord("uvicorn", numprocesses=2, watcher={"sockshare.ready_timeout": "2"})
+    stage: Any = supervisord("uvicorn", numprocesses=2, watcher={"sockshare.ready_timeout": "3"})
     all_ready(stage)
     before = shape(stage)
     for fault, statuses, said in (

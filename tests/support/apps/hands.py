@@ -40,6 +40,46 @@ class Hands:
         """An established connection."""
         return self.keep(socket.create_connection(("127.0.0.1", port)))
 
+    def pair(self, kind: str) -> list[int]:
+        """Both ends of a connection of that kind."""
+        if kind.startswith("unix"):
+            types = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET}
+            ends = socket.socketpair(socket.AF_UNIX, types[kind.split()[1]])
+        elif kind == "udp":
+            ends = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            for end in ends:
+                end.bind(("127.0.0.1", 0))
+            ends[0].connect(ends[1].getsockname())
+            ends[1].connect(ends[0].getsockname())
+        else:
+            family, host = (socket.AF_INET6, "::1") if kind == "tcp6" else (socket.AF_INET, "127.0.0.1")
+            with socket.create_server((host, 0), family=family) as listener:
+                peer = socket.create_connection(listener.getsockname()[:2])
+                ends = listener.accept()[0], peer
+        return [self.keep(end) for end in ends]
+
+    def inode(self, number: int) -> int:
+        """Which socket it is."""
+        return os.fstat(self.connections[number].fileno()).st_ino
+
+    def has(self, inode: int) -> bool:
+        """Whether this process has the socket open, however often."""
+        names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        return f"socket:[{inode}]" in [os.readlink(name) for name in names if os.path.islink(name)]
+
+    def set_buffer(self, number: int, size: int) -> None:
+        """SO_SNDBUF."""
+        self.connections[number].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    def buffer(self, number: int) -> int:
+        """The same, read."""
+        return self.connections[number].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    def hear(self, number: int) -> str:
+        """What has come, or comes."""
+        self.connections[number].settimeout(10)
+        return self.connections[number].recv(100).decode()
+
     def give(self, number: int, to: str, state: str = "", timeout: float = 5.0, **routing: Any) -> str:
         """Hand one over."""
         self.share.hand_over(self.connections[number], to, state.encode(), timeout, **routing)
