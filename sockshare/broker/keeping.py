@@ -50,7 +50,7 @@ class Keeping:
         self._ready_timeout = ready_timeout
         self._lines = lines
         self._observer = observer
-        self._watching = Watching(observer, self._is_gate, self._seen, self._announce)
+        self._watching = Watching(observer, self._is_gate, self._seen, self._examine)
         self._degraded: dict[int, str] = {}  # why the registrations of a process can't be kept
 
     def close(self) -> None:
@@ -59,12 +59,11 @@ class Keeping:
 
     def watch(self, pid: int, start: int, process: str, program: str, names: Iterable[str]) -> None:
         """The managed process *pid* may register the sockets *names*, which only some may have."""
-        names = list(names)
         self._watching.add(pid, start, process, program, names)
-        self._announce(pid, process, names)
 
-    def _announce(self, pid: int, process: str, names: list[str]) -> None:
+    def _examine(self, pid: int, process: str, names: list[str]) -> None:
         """Say once, if what the process registers of *names* can't be kept: it may drop its user at any time."""
+        names = [name for name in names if not self._claims_itself(pid, name)]
         refusal = self._observer.refusal(pid) if names else None
         if refusal is not None and self._degraded.get(pid) != refusal:
             self._degraded[pid] = refusal
@@ -74,6 +73,9 @@ class Keeping:
                 ", ".join(names),
                 refusal,
             )
+
+    def _claims_itself(self, pid: int, name: str) -> bool:
+        return any(one.means is not Means.SUSPEND for one in self._lines[name].of_process(pid))
 
     def uses_library(self, pid: int, name: str) -> None:
         """The managed process *pid* claims the socket *name* itself: that it registers it too is not waited for."""
