@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from sockshare.core import registration_steps as rules
@@ -30,6 +31,7 @@ class Keeping:
         watch_for_death: Has the death of a process watched; false if it is dead.
         is_paused: Whether a managed process is not to have what only some may have.
         stop: Has the manager stop a process: the socket's name, its program, pid and start time, and the reason.
+        ready_timeout: Seconds that a program may take to start.
     """
 
     def __init__(
@@ -39,14 +41,16 @@ class Keeping:
         watch_for_death: Callable[[Identity], bool],
         is_paused: Callable[[int], bool],
         stop: Callable[[str, str, int, int, str], None],
+        ready_timeout: Callable[[str], float],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._watch_for_death = watch_for_death
         self._is_paused = is_paused
         self._stop = stop
+        self._ready_timeout = ready_timeout
         self._lines = lines
         self._observer = observer
-        self._watching = Watching(observer, self._is_gate, self._seen, self._announce)
+        self._watching = Watching(observer, self._is_gate, self._seen, self._examine)
         self._degraded: dict[int, str] = {}  # why the registrations of a process can't be kept
 
     def close(self) -> None:
@@ -55,12 +59,11 @@ class Keeping:
 
     def watch(self, pid: int, start: int, process: str, program: str, names: Iterable[str]) -> None:
         """The managed process *pid* may register the sockets *names*, which only some may have."""
-        names = list(names)
         self._watching.add(pid, start, process, program, names)
-        self._announce(pid, process, names)
 
-    def _announce(self, pid: int, process: str, names: list[str]) -> None:
+    def _examine(self, pid: int, process: str, names: list[str]) -> None:
         """Say once, if what the process registers of *names* can't be kept: it may drop its user at any time."""
+        names = [name for name in names if not self._claims_itself(pid, name)]
         refusal = self._observer.refusal(pid) if names else None
         if refusal is not None and self._degraded.get(pid) != refusal:
             self._degraded[pid] = refusal
@@ -70,6 +73,9 @@ class Keeping:
                 ", ".join(names),
                 refusal,
             )
+
+    def _claims_itself(self, pid: int, name: str) -> bool:
+        return any(one.means is not Means.SUSPEND for one in self._lines[name].of_process(pid))
 
     def uses_library(self, pid: int, name: str) -> None:
         """The managed process *pid* claims the socket *name* itself: that it registers it too is not waited for."""
@@ -191,6 +197,8 @@ class Keeping:
             if entry.standing is not Standing.HELD:
                 continue
             claim = entry.claim
+            if self._starts(line, entry):
+                continue
             try:
                 state = processes.state(claim.pid)
             except ProcessLookupError:
@@ -199,6 +207,14 @@ class Keeping:
             reason = f"for {line.spec.stall_timeout:g} s; its state is {state} ({_STATES.get(state, 'see proc(5)')})"
             log.warning("%s: %s (pid=%d) has not taken what waits %s", name, claim.process, claim.pid, reason)
             line.feed(rules.Stalled(claim.key, entry.epoch, reason))
+
+    def _starts(self, line: Line, entry: rules.Entry) -> bool:
+        """Whether the holder is a cold standby that has been let go, and its program has yet to come to the socket."""
+        claim, held_for = entry.claim, time.clock_gettime(time.CLOCK_BOOTTIME) - entry.since / 1e9
+        if claim.means is not Means.COOPERATE or held_for >= self._ready_timeout(claim.program):
+            return False
+        pid, names = claim.managed, [line.name]
+        return not self._observer.registrations(pid, names) and not self._observer.waited(pid, names)
 
     def _forgive(self, line: Line) -> None:
         """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""

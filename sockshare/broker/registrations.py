@@ -50,6 +50,7 @@ class Registrations:
         kept: The descriptors that it had the host keep, by key.
         tell: Sends fields of an answer to a claimant.
         live: The managed processes that may have the socket of a name.
+        ready_timeout: Seconds that the program of a name may take to start.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Registrations:
         kept: Mapping[str, int],
         tell: Callable[[Caller, dict[str, Any]], object],
         live: Callable[[str], Iterable[int]],
+        ready_timeout: Callable[[str], float] = lambda program: 30.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._link = link
@@ -77,7 +79,7 @@ class Registrations:
         gates.sweep([fd for _, fd in shared.values()])
         services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd, self._taken_back)
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
-        self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop)
+        self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop, ready_timeout)
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
         self._arrivals = Arrivals(waits=self._keeping.waits, stalled=self._keeping.stalled)
         for line in self._lines.values():
@@ -341,7 +343,9 @@ class Registrations:
             log.warning("%s: the manager is to stop pid %d of %s: %s", name, pid, program, reason)
             known = [other for other in listed if other != pid]
             count = facts["numprocesses"]
-            await self._link.ask("settle", program=program, retire=[pid], known=known, count=count, kill=False)
+            await self._link.ask(
+                "settle", program=program, retire=[pid], known=known, count=count, kill=False, patience=0.0
+            )
         except ProcessLookupError:
             return
         except ManagerError as error:

@@ -61,7 +61,7 @@ class State:
         journal: dict[str, Any] = hello["journal"]
         stored = dict(zip(hello["kept"], kept, strict=False))
         self.registrations = Registrations(
-            link, self.observer, self.sockets, self.shared, journal, stored, reply, self._may_have
+            link, self.observer, self.sockets, self.shared, journal, stored, reply, self._may_have, self._ready_timeout
         )
         self.roster = Roster(link, journal, on_death=on_death)
 
@@ -70,6 +70,10 @@ class State:
         self.mistakes: list[str] = list(message.get("mistakes", []))
         self.warnings: list[str] = list(message.get("warnings", []))
         self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
+
+    def _ready_timeout(self, program: str) -> float:
+        spec = self.programs.get(program)
+        return ProgramSpec.ready_timeout if spec is None else spec.ready_timeout
 
     def addresses(self, names: Iterable[str]) -> list[Address]:
         """Where the TCP ones of the sockets *names* listen."""

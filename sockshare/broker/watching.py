@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from sockshare.core.errors import NotPermitted
 from sockshare.kernel import epoll, processes
 
 from .observer import Observer
@@ -47,7 +46,7 @@ class Seen(NamedTuple):
 
 
 class _Watched:
-    __slots__ = ("entries", "large", "looked", "names", "pid", "process", "program", "since", "start")
+    __slots__ = ("entries", "examined", "large", "looked", "names", "pid", "process", "program", "since", "start")
 
     def __init__(self, pid: int, start: int, process: str, program: str, now: float) -> None:
         self.pid = pid
@@ -58,6 +57,7 @@ class _Watched:
         self.entries: list[epoll.Registration] = []
         self.large: set[tuple[int, int]] = set()  # epolls, by process and descriptor
         self.since = self.looked = now
+        self.examined = False  # whether it can be kept
 
 
 class Watching:
@@ -66,8 +66,8 @@ class Watching:
     Args:
         is_gate: Whether an entry is in a gate: those are not theirs.
         seen: Called for each registration that is there, at each look.
-        refused: Called at each look with the pid and name of a process that can't be looked into, and the sockets for
-            which it was.
+        examine: Called with the pid and name of a process, and its sockets, once it has had a second to start, and
+            after each look at it that is refused.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Watching:
         observer: Observer,
         is_gate: Callable[[epoll.Registration], bool],
         seen: Callable[[Seen], None],
-        refused: Callable[[int, str, list[str]], None],
+        examine: Callable[[int, str, list[str]], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._observer = observer
         self._is_gate = is_gate
         self._seen = seen
-        self._refused = refused
+        self._examine = examine
         self._watched: dict[int, _Watched] = {}
         self._turn = 0
         self._starting: asyncio.Handle | None = None
@@ -147,7 +147,10 @@ class Watching:
             return
         began = time.thread_time()
         for one in starting:
-            self._look(one)
+            try:
+                self._look(one)
+            except Exception:
+                log.exception("%s: can't look at pid %d", one.process, one.pid)
         cost = time.thread_time() - began
         self._starting = self._loop.call_later(max(_LOOK_EVERY, cost * (1 - _SHARE) / _SHARE), self._look_at_starting)
 
@@ -160,6 +163,9 @@ class Watching:
         until = time.thread_time() + _WHOLE_WITHIN
         for at, one in enumerate(settled[first:] + settled[:first]):
             try:
+                if not one.examined and self._loop.time() - one.since >= _CHECK_EVERY:
+                    one.examined = True
+                    self._examine(one.pid, one.process, list(one.names))
                 if not at or time.thread_time() < until:
                     self._turn = first + at + 1
                     self._look(one)
@@ -180,18 +186,25 @@ class Watching:
                     found += self._read(one, pid, epfd)
             except ProcessLookupError as error:
                 log.debug("pid %d: %s", pid, error)
-            except NotPermitted as error:
-                log.debug("pid %d: %s", pid, error)
-                self._refused(one.pid, one.process, [name for name, settled in one.names.items() if not settled])
+            except PermissionError as error:
+                self._can_not_look(one, error)
         one.entries = [entry for entry in found if not self._is_gate(entry)]
         self._tell(one, unnoticed)
 
     def _look_at_known(self, one: _Watched) -> None:
         found: list[epoll.Registration] = []
-        for pid, epfd in dict.fromkeys((entry.pid, entry.epfd) for entry in one.entries):
-            found += self._read(one, pid, epfd)
+        try:
+            for pid, epfd in dict.fromkeys((entry.pid, entry.epfd) for entry in one.entries):
+                found += self._read(one, pid, epfd)
+        except PermissionError as error:  # it has dropped its user since
+            self._can_not_look(one, error)
+            return
         one.entries = found
         self._tell(one, 0.0)
+
+    def _can_not_look(self, one: _Watched, error: PermissionError) -> None:
+        log.debug("pid %d: %s", one.pid, error)
+        one.examined &= self._loop.time() - one.since < _CHECK_EVERY
 
     def _read(self, one: _Watched, pid: int, epfd: int) -> list[epoll.Registration]:
         sockets = self._observer.descriptors(one.names)

@@ -47,6 +47,7 @@ def test_holder_that_takes_its_registration_back_is_followed_at_once(scene: Scen
     """As a server does that is to stop, or has all the connections it wants; registered again, it waits in line."""
     holder = scene.holder()
     scene.signal(holder, signal.SIGUSR1)
+    wait_until(lambda: look([holder], scene.inode) == ([], []), 5, "it has no entry any more")
     began = time.monotonic()
     follower = scene.ask()
     assert follower != holder

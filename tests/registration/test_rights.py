@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.registration.scenes import Scene, staged
+from tests.registration.scenes import Scene, in_line, staged
 from tests.support.circusd import Circusd, wait_until
 from tests.support.oracle import Oracle, look, roots
 
@@ -80,6 +80,7 @@ def test_one_runs_at_a_time_behind_exec_registration(monkeypatch: pytest.MonkeyP
         assert manager is not None
         with Oracle(scene.inode, manager.pid) as oracle:
             for _ in range(3):
+                wait_until(lambda: len(in_line(scene.stage)) == 3, 15, "all are in line")
                 holder = scene.holder()
                 assert look(roots(manager.pid), scene.inode)[0] == [holder]
                 assert {one["kept_by"] for one in facts(scene)} == {"cooperate"}
@@ -98,6 +99,7 @@ def test_gates_need_no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
         with Oracle(scene.inode, manager.pid) as oracle:
             holder = scene.holder()
             assert {one["kept_by"] for one in facts(scene)} == {"gate"}
+            assert "degraded" not in scene.log()
             scene.signal(holder, signal.SIGSTOP)
             try:
                 follower = scene.ask()

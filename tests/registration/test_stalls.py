@@ -136,3 +136,18 @@ def test_one_that_runs_is_found_among_many_that_hang(scene: Scene) -> None:
             with stopped(scene, third):
                 assert len({first, second, third}) == 3
                 assert scene.ask() == first
+
+
+def test_cold_standby_that_takes_longer_to_start_than_a_stall_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the registration and does not take, as it starts: it is neither passed over nor stopped. Once it has come
+    to the socket, it is followed when it hangs as anybody is."""
+    monkeypatch.setenv("TAKING_START", "1.2")
+    with staged("circus", "standby", processes=2) as stage:
+        scene, before = Scene(stage), stage.pids()
+        assert scene.ask() == scene.holder()
+        assert "has not taken" not in scene.log()
+        holder = scene.holder()
+        with stopped(scene, holder):
+            assert scene.ask() != holder
+        assert scene.log().count("has not taken") == 1
+        assert stage.pids() == before

@@ -2,7 +2,7 @@
 
 SIGUSR1 has it take its registration back, SIGUSR2 register (again), whether it is its turn or not. SIGTERM ends it,
 and first takes the registration back. A file ``halt-PID`` in APP_DIRECTORY has the process stop itself once, as by
-SIGSTOP, just before it takes something.
+SIGSTOP, just before it takes something. TAKING_START are the seconds that it takes to start.
 
 HOW is ``epoll``: an unmodified program below ``sockshare exec``, level-triggered; ``edge``, ``exclusive``: the same,
 edge-triggered or with EPOLLEXCLUSIVE; ``gate``: one that uses the library. The socket is ``web``; a datagram begins
@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +134,7 @@ def unregister(poll: select.epoll, fd: int) -> None:
 def main() -> None:
     """As *HOW* says."""
     how = sys.argv[1]
+    time.sleep(float(os.environ.get("TAKING_START", "0")))
     if how == "gate":
         import sockshare
 
