@@ -11,7 +11,7 @@ import itertools
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sockshare.core.errors import NotPermitted, ProtocolError, UnknownProgram
@@ -84,14 +84,15 @@ class _End:
 
 
 class _Retirement:
-    """A process that is to hand its connections over."""
+    """A managed process that is to hand its connections over; it, and those of its children that watch for it."""
 
-    __slots__ = ("caller", "done", "successor", "timer")
+    __slots__ = ("done", "pending", "successor", "timer", "told")
 
     def __init__(self, successor: Process | None, done: Callable[[str], None]) -> None:
         self.successor = successor
         self.done = done
-        self.caller: Caller | None = None
+        self.told: dict[int, Caller] = {}
+        self.pending: set[int] = set()  # who has not said yet that it has
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -158,12 +159,12 @@ class Introductions:
         self._watching[caller.pid] = caller
         retirement = self._retiring.get(managed.pid)
         if retirement is not None:
-            self._tell_to_retire(managed.pid, retirement)
+            self._tell_to_retire(retirement, [caller])
 
     async def retired(self, caller: Caller, request: Request) -> dict[str, Any]:
         """*caller* has handed over what it had."""
         _, managed = await self._who(caller)
-        self._retired(managed.pid, "it has handed over what it had")
+        self._has_retired(managed.pid, caller.pid)
         return {}
 
     # For a reload.
@@ -174,7 +175,7 @@ class Introductions:
         if before is not None and before.timer is not None:
             before.timer.cancel()
         retirement = self._retiring[pid] = _Retirement(successor, done)
-        if not self._tell_to_retire(pid, retirement):
+        if not self._tell_to_retire(retirement, self._watchers(pid)):
             why = "not handed over: it does not watch for `retiring`"
             retirement.timer = self._loop.call_later(_SAYS_WITHIN, self._retired, pid, why)
 
@@ -185,21 +186,30 @@ class Introductions:
             return
         if retirement.timer is not None:
             retirement.timer.cancel()
-        if retirement.caller is not None:
-            self._state.reply(retirement.caller, {"event": {"stay": True}})
+        for caller in retirement.told.values():
+            self._state.reply(caller, {"event": {"stay": True}})
 
-    def _tell_to_retire(self, pid: int, retirement: _Retirement) -> bool:
-        """Whether it hears of it."""
-        for caller in self._watchers(pid):
-            successor = retirement.successor
-            named = {"process": successor.name, "pid": successor.pid} if successor else {}
+    def _tell_to_retire(self, retirement: _Retirement, callers: Iterable[Caller]) -> bool:
+        """Whether anybody hears of it."""
+        successor = retirement.successor
+        named = {"process": successor.name, "pid": successor.pid} if successor else {}
+        for caller in callers:
             if self._state.reply(caller, {"event": {"retire": named}}):
-                retirement.caller = caller
-                if retirement.timer is not None:
-                    retirement.timer.cancel()
-                    retirement.timer = None
-                return True
-        return False
+                retirement.told[caller.pid] = caller
+                retirement.pending.add(caller.pid)
+        if retirement.told and retirement.timer is not None:
+            retirement.timer.cancel()
+            retirement.timer = None
+        return bool(retirement.told)
+
+    def _has_retired(self, pid: int, who: int) -> None:
+        """*who*, which is *pid* or a child of it, has handed over what it had, or has died."""
+        retirement = self._retiring.get(pid)
+        if retirement is None or who not in retirement.pending:
+            return
+        retirement.pending.discard(who)
+        if not retirement.pending:
+            self._retired(pid, "it has handed over what it had")
 
     def _watchers(self, pid: int) -> Iterator[Caller]:
         for asked, caller in list(self._watching.items()):
@@ -238,6 +248,8 @@ class Introductions:
         pid = known.identity.pid
         if known.managed is not None and known.managed.pid == pid:
             self._retiring.pop(pid, None)
+        elif known.managed is not None:
+            self._has_retired(known.managed.pid, pid)
         self._watching.pop(pid, None)
         for key in [key for key in self._givers if key[0] == pid]:
             del self._givers[key]
