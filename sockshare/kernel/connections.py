@@ -25,8 +25,8 @@ _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _INET_DIAG_INFO = 2
-_UDIAG_SHOW_RQLEN = 0x10
-_UNIX_DIAG_RQLEN = 4
+_UDIAG_SHOW_ICONS, _UDIAG_SHOW_RQLEN = 0x08, 0x10
+_UNIX_DIAG_ICONS, _UNIX_DIAG_RQLEN = 3, 4
 _NO_COOKIE = 0xFFFFFFFF
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
@@ -179,13 +179,28 @@ def _tcp_info(raw: bytes) -> TcpInfo | None:
     return TcpInfo(*unpacked)
 
 
+def unix_clients(inode: int) -> list[int]:
+    """The inodes of the clients' sockets whose connections wait on the ``AF_UNIX`` listener *inode*; 0 of one that has
+    been closed.
+
+    Raises:
+        LookupError, OSError: As `listener_queue`.
+    """
+    clients = _unix_attribute(inode, _UDIAG_SHOW_ICONS, _UNIX_DIAG_ICONS)
+    return list(struct.unpack(f"={len(clients) // 4}I", clients))
+
+
 def _unix_queue(inode: int) -> Queue:
-    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 1 << LISTEN, inode, _UDIAG_SHOW_RQLEN, _NO_COOKIE, _NO_COOKIE)
+    return Queue(*_QUEUE.unpack_from(_unix_attribute(inode, _UDIAG_SHOW_RQLEN, _UNIX_DIAG_RQLEN)))
+
+
+def _unix_attribute(inode: int, show: int, wanted: int) -> bytes:
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 1 << LISTEN, inode, show, _NO_COOKIE, _NO_COOKIE)
     try:
         for body in _ask(request, 0):
             # It answers by inode whatever the state; only a listener has a queue of connections.
             if _UNIX_MESSAGE.unpack_from(body)[2] == LISTEN:
-                return Queue(*_QUEUE.unpack_from(_attribute(body, _UNIX_MESSAGE.size, _UNIX_DIAG_RQLEN)))
+                return _attribute(body, _UNIX_MESSAGE.size, wanted)
     except FileNotFoundError:
         pass
     raise _unknown(inode)

@@ -1,8 +1,8 @@
 """What waits on a shared socket, and whether anybody has taken any of it between two looks.
 
-A look takes nothing away. Of a TCP listener it is the length of its queue (``TCP_INFO``), and on demand which
-connections are in it (sock_diag(7): those that no program has); of a unix listener the length; of a datagram socket
-the first datagram (``MSG_PEEK``, recv(2)) and the memory that all of them take (``SO_MEMINFO``).
+A look takes nothing away. Of a listener it is the length of its queue (``TCP_INFO``, or sock_diag(7) of a unix one),
+and on demand which connections are in it (sock_diag(7): those that no program has); of a datagram socket the first
+datagram (``MSG_PEEK``, recv(2)) and the memory that all of them take (``SO_MEMINFO``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Waiting(NamedTuple):
     """What waits at one moment."""
 
     amount: int  # connections, or bytes of datagrams; 0: nothing waits
-    #: Clients' addresses, of a TCP listener looked at *closely*; else empty.
+    #: Of a listener looked at *closely*, its clients: their addresses, or the inodes of their sockets; else empty.
     clients: frozenset[object] = frozenset()
     #: The first datagram and who sent it; None where there is none.
     first: object = None
@@ -43,8 +43,7 @@ NOTHING = Waiting(0)
 
 
 def look(sock: socket.socket, *, closely: bool = False) -> Waiting:
-    """What waits on *sock* now: some microseconds; *closely*, of a TCP listener, 0.2 ms and 3 us a connection of its
-    port.
+    """What waits on *sock* now: some microseconds; *closely*, of a listener, 0.2 ms and 3 us a connection of its port.
 
     Raises:
         OSError: The kernel does not say.
@@ -58,8 +57,10 @@ def look(sock: socket.socket, *, closely: bool = False) -> Waiting:
         return Waiting(queue.length, _not_accepted(sock) if closely else frozenset())
     if not is_readable(sock):
         return NOTHING
+    inode = os.fstat(sock.fileno()).st_ino
     try:
-        return Waiting(connections.listener_queue(sock.family, os.fstat(sock.fileno()).st_ino).length)
+        length = connections.listener_queue(sock.family, inode).length
+        return Waiting(length, frozenset(connections.unix_clients(inode) if closely and length else ()))
     except LookupError:
         return NOTHING
 

@@ -118,17 +118,15 @@ def as_nobody(scene: Scene, name: str) -> None:
     assert not said, said
 
 
-@pytest.mark.parametrize(
-    ("program", "registration", "means"),
-    [
-        ("taking", "rotate", "only a program that uses the library can keep"),
-        ("standby", "latest", "leave --registration out"),
-    ],
-)
-def test_pair_of_policy_and_means_that_can_not_be_kept_is_refused_at_start(
+ROTATE = ("taking", "rotate", "only a program that uses the library can keep")
+LATEST = ("standby", "latest", "leave --registration out")
+
+
+@pytest.mark.parametrize(("program", "registration", "means"), [ROTATE, pytest.param(*LATEST, marks=pytest.mark.soak)])
+def test_supervisord_does_not_start_with_a_pair_of_policy_and_means_that_can_not_be_kept(
     program: str, registration: str, means: str
 ) -> None:
-    """supervisord does not start: 2; circus does, and the broker stays up to say so, and hands nothing out."""
+    """It exits with 2, and says which, and what to do."""
     with supervisord(program, leave=True, sock={"registration": registration}) as stage:
         stage.start()
         assert stage.process is not None
@@ -136,13 +134,21 @@ def test_pair_of_policy_and_means_that_can_not_be_kept_is_refused_at_start(
         said = stage.output.read_text()
         assert f"registration = {registration}" in said
         assert means in said
-    with staged("circus", program, registration, waiting=False, processes=1) as circus:
+
+
+@pytest.mark.parametrize(("program", "registration", "means"), [LATEST, pytest.param(*ROTATE, marks=pytest.mark.soak)])
+def test_circus_hands_nothing_out_with_a_pair_of_policy_and_means_that_can_not_be_kept(
+    program: str, registration: str, means: str
+) -> None:
+    """It can't be kept from starting: so the broker stays up to say it, and `exec` is refused."""
+    with staged("circus", program, registration, waiting=False, processes=1) as stage:
 
         def status() -> tuple[int, str]:
-            done = circus.sockshare("status")
+            done = stage.sockshare("status")
             return done.returncode, done.stdout + done.stderr
 
         wait_until(lambda: status()[0] == 2, 20, "the broker says that it is refused", 0.1)
-        assert f"registration = {registration}" in status()[1]
-        assert means in status()[1]
-        wait_until(lambda: "can't" in circus.stderr_log.read_text(), 10, "exec is refused")
+        said = status()[1]
+        assert f"registration = {registration}" in said
+        assert means in said
+        wait_until(lambda: "can't" in stage.stderr_log.read_text(), 10, "exec is refused")

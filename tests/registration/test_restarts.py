@@ -88,20 +88,19 @@ def test_spare_broker_takes_over_also_when_supervisord_has_buried_the_other_befo
     """As happens when it and the holder die at once: the next holder does not wait for the start of a broker."""
     with staged("supervisord", "taking", processes=PROCESSES) as stage:
         scene = Scene(stage)
-        for _ in range(2):
-            broker, holder = broker_of(stage, scene.inode), scene.holder()
-            spare = wait_until(lambda: connected(stage, broker), 10, "a spare one stands by", 0.05)  # noqa: B023
-            scene.signal(stage.host(), signal.SIGSTOP)
-            try:
-                assert stage.kill(broker)
-                scene.signal(holder, signal.SIGKILL)
-                wait_until(lambda: not is_running(broker) and not is_running(holder), 5, "both have died")  # noqa: B023
-            finally:
-                assert stage.kill(stage.host(), signal.SIGCONT)
-            wait_until(lambda: broker_of(stage, scene.inode), 10, "a broker serves")
-            assert broker_of(stage, scene.inode) == spare
-            assert scene.holder(holder) in stage.pids()
-            wait_until(lambda: len(in_line(stage)) == PROCESSES, 15, "another one is in line")
+        broker, holder = broker_of(stage, scene.inode), scene.holder()
+        spare = wait_until(lambda: connected(stage, broker), 10, "a spare one stands by", 0.05)
+        scene.signal(stage.host(), signal.SIGSTOP)
+        try:
+            assert stage.kill(broker)
+            scene.signal(holder, signal.SIGKILL)
+            wait_until(lambda: not is_running(broker) and not is_running(holder), 5, "both have died")
+        finally:
+            assert stage.kill(stage.host(), signal.SIGCONT)
+        wait_until(lambda: broker_of(stage, scene.inode), 10, "a broker serves")
+        assert broker_of(stage, scene.inode) == spare
+        assert scene.holder(holder) in stage.pids()
+        wait_until(lambda: len(in_line(stage)) == PROCESSES, 15, "another one is in line")
 
 
 def connected(stage: Circusd, broker: int) -> int:
