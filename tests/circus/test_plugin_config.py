@@ -34,6 +34,7 @@ def told(sock: socket.socket, watcher: Mapping[str, Any] | None = None, **of_soc
     web = {
         "numprocesses": 2,
         "graceful_timeout": 30.0,
+        "cmd": "server",
         "uid": None,
         "hooks": [],
         "options": {"sockshare.sockets": "web"},

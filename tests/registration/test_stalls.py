@@ -78,7 +78,7 @@ def test_event_names_the_process_and_its_state_when_it_stalls(scene: Scene) -> N
     before, holder = scene.facts()["stalls"], scene.holder()
     with stopped(scene, holder):
         scene.ask()
-        (said,) = [line for line in scene.log().splitlines() if "has not taken" in line and f"pid={holder}," in line][
+        (said,) = [line for line in scene.log().splitlines() if "has not taken" in line and f"pid={holder})" in line][
             -1:
         ]
         assert "state=T" in said

@@ -218,8 +218,12 @@ def test_no_log_line_is_lost_across_reloads_with_rotation(supervisord: Superviso
 
     def lines() -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
-        for path in stage.directory.glob("w.log*"):
-            for line in path.read_text().splitlines():
+        try:
+            texts = [path.read_text() for path in stage.directory.glob("w.log*")]
+        except FileNotFoundError:
+            return lines()  # it was rotated meanwhile
+        for text in texts:
+            for line in text.splitlines():
                 assert line.count(" ") == 2, line
                 pid, number, _ = line.split()
                 found.setdefault(int(pid), []).append(int(number))
