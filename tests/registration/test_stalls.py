@@ -81,7 +81,7 @@ def test_event_names_the_process_and_its_state_when_it_stalls(scene: Scene) -> N
         (said,) = [line for line in scene.log().splitlines() if "has not taken" in line and f"pid={holder})" in line][
             -1:
         ]
-        assert "state=T" in said
+        assert "its state is T (stopped)" in said
         assert "web:" in said
         assert scene.facts()["stalls"] == before + 1
         (new,) = [one for one in scene.facts()["holders"] if one["standing"] == "held"]
