@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from circus_sockshare import settings
 from sockshare.cli.stage import wait_until
+from sockshare.core.spec import SocketSpec
 from sockshare.kernel import listeners, meeting
 from tests.support.circusd import Circusd, is_running
 
@@ -59,7 +61,7 @@ def test_programs_and_sockets_are_read(sock: socket.socket) -> None:
     assert specs["web"].stop_signal == 3
     ((described, given),) = configuration.sockets
     assert given is sock
-    assert described == {"name": "web", "registration": "shared", "blocking": False, "address": ""}
+    assert described == msgspec.to_builtins(SocketSpec("web"))
     assert configuration.uids == sorted({os.geteuid(), 12345})
     assert settings.warnings(configuration, answer) == []
     unknown_user = told(sock, {"uid": "no-such-user"})
