@@ -127,6 +127,7 @@ def measure(rounds: int, seconds: float) -> tuple[dict[str, list[float]], list[s
         lock, notes = Path(directory) / "lock", []
         programs = {
             "flock": Program("shared", f"flock {{fd:flock}} {lock}", EXEC),
+            "heavy": Program("shared", f"heavy {{fd:heavy}} {lock}-heavy", EXEC),
             "line": Program("exclusive", "line line"),
             "gate": Program("exclusive", "streams gate"),
             "block": Program("exclusive", "gate block"),
@@ -135,6 +136,7 @@ def measure(rounds: int, seconds: float) -> tuple[dict[str, list[float]], list[s
         ground = stack.enter_context(circusd(programs, PROCESSES))
         ways = {
             "flock(2), next waiter": Way(ground.ports["flock"], partial(waits_for_lock, lock)),
+            "the same, attached": Way(ground.ports["heavy"], partial(waits_for_lock, Path(f"{lock}-heavy"))),
             "gate, the same loop": Way(ground.ports["line"], partial(ground.in_line, "line")),
             "gate, aio.start_server": Way(ground.ports["gate"], partial(ground.in_line, "gate")),
             "gate, with registration()": Way(ground.ports["block"], partial(ground.in_line, "block")),

@@ -37,7 +37,7 @@ class Ground:
 
     def ask(self, op: str, **fields: object) -> dict[str, Any]:
         """The broker's answer."""
-        return self.dialogue.ask(op, deadline=time.monotonic() + 20, **fields)
+        return self.dialogue.ask(op, deadline=time.monotonic() + 60, **fields)
 
     def status(self) -> dict[str, Any]:
         """What ``sockshare status --json`` prints."""

@@ -17,7 +17,7 @@ WAYS = {
 def measure(program: Program, processes: int, settle: float, seconds: float) -> float:
     """Seconds of processor a second, once all processes stand in line and have done so for *settle* seconds."""
     with circusd({"web": program}, processes) as ground:
-        wait_until(lambda: ground.in_line("web"), 120, f"{processes} processes stand in line", 1.0)
+        wait_until(lambda: ground.in_line("web"), 120, f"{processes} processes stand in line", 3.0)
         broker = ground.broker()
         time.sleep(settle)
         before, start = figures.cpu_seconds(broker), time.monotonic()

@@ -73,6 +73,14 @@ def flock(word: str, path: str) -> None:
     serve(listener, listener.fileno(), _ANYBODY)
 
 
+def heavy(word: str, path: str) -> None:
+    """As `flock`, in a process that has attached: with ZeroMQ in it, the kernel needs longer to end it."""
+    import sockshare
+
+    with sockshare.attach():
+        flock(word, path)
+
+
 def gate(name: str) -> None:
     """The library: a loop of our own, once the registration is held; from then on the gate is all there is to watch."""
     import sockshare
@@ -118,5 +126,5 @@ def streams(name: str) -> None:
 
 
 if __name__ == "__main__":
-    kinds: list[Callable[..., None]] = [epoll, exclusive, reuseport, flock, gate, line, streams]
+    kinds: list[Callable[..., None]] = [epoll, exclusive, reuseport, flock, heavy, gate, line, streams]
     {one.__name__: one for one in kinds}[sys.argv[1]](*sys.argv[2:])

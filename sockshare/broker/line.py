@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from sockshare.core.errors import NotPermitted
 from sockshare.core.registration import Registration
 from sockshare.core.registration_steps import Claim, Means, Policy, Standing
 from sockshare.core.spec import SocketSpec
-from sockshare.kernel import epoll, processes
+from sockshare.kernel import epoll, processes, queues
 from sockshare.kernel.peers import Identity
 
 from .endpoint import Caller
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a turn ends in which nothing is taken of what waits.
 TURN = 0.005
+#: Seconds from what a process adds to its tally to its accept(2).
+_TAKES = 0.001
 #: How much less than others one can have taken to be given more of the turns for it.
 _BEHIND = 8
 #: What makes room, by its note, in words.
@@ -77,6 +80,7 @@ class Line:
         self.overlaps: deque[float] = deque(maxlen=1000)  # seconds that registrations may have gone unnoticed
         self.last_move: dict[str, Any] | None = None
         self._cause = ""  # what has made room last
+        self._ending: asyncio.TimerHandle | None = None  # of the turn
         self._turned = 0.0  # when the last turn began, in the loop's time
         self._happened: deque[Any] = deque()
         self._turn_of: str | None = None  # whose turn has just been ended
@@ -169,8 +173,9 @@ class Line:
 
     def close(self) -> None:
         """End, and leave what is armed as it is."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._ending):
+            if timer is not None:
+                timer.cancel()
         for one in self.claimants.values():
             self._close_tally(one)
             if one.gate is not None:
@@ -200,8 +205,20 @@ class Line:
             one.taken += os.eventfd_read(one.tally)
         except BlockingIOError:
             return
-        if self.takes_turns and self.standing(one.key) is Standing.HELD:
+        if not self.takes_turns or self.standing(one.key) is not Standing.HELD:
+            return
+        # It says so just before it takes it. What still waits alone is that, mostly, and not for the next one.
+        if self._ending is None and self._waits_alone():
+            self._ending = self._loop.call_later(_TAKES, self.end_turn)
+        elif self._ending is None:
             self.end_turn()
+
+    def _waits_alone(self) -> bool:
+        with socket.socket(fileno=os.dup(self.fd)) as duplicate:
+            try:
+                return queues.look(duplicate).amount == 1
+            except OSError:
+                return False
 
     def end_unused_turn(self) -> None:
         """Something waits: it is the next one's turn if that of the present holder has been long enough."""
@@ -210,6 +227,9 @@ class Line:
 
     def end_turn(self) -> None:
         """It is the next one's turn, if there is another, and the present one lasted as long as it has to."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
         now, following = self._loop.time(), self.rules.fresh
         if not following or now - self._turned < self.spec.rotate_ms / 1000:
             return
