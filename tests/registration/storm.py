@@ -17,7 +17,7 @@ from tests.support.circusd import Circusd, wait_until
 from tests.support.numbered import Outcome, Pelting, Piece
 from tests.support.oracle import Oracle, Watch, children, has_socket, is_broker
 
-RATE = {"tcp": 200.0, "udp": 400.0}
+RATE = {"tcp": 200.0, "udp": 250.0}
 
 
 class Mishap(Enum):
@@ -163,11 +163,11 @@ class Verdict(NamedTuple):
     watch: Watch
     outcome: Outcome
     refused: int
-    lost: list[Piece]  # queued in the kernel, and not taken by anybody
+    lost: list[Piece]  # not taken by anybody; of datagrams, also those that were dropped
     doubtful: int  # processes that died while they took something: each explains one of `lost`
     died_with: int  # taken by one that died before it had answered
     twice: int
-    dropped: int  # by the kernel, for want of room
+    dropped: int  # datagrams, by the kernel, for want of room
 
     def gaps(self, *mishaps: Mishap) -> list[float]:
         """The lengths, in seconds, of the times without a holder that follow upon *mishaps*."""

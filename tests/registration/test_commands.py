@@ -82,7 +82,7 @@ def test_quiesced_process_has_nothing_until_it_is_woken(scene: Scene) -> None:
     assert run(scene, "wake", name) == (0, f"{name}: it was not quiesced")
     assert scene.move(holder) == "it holds the registration now"
     assert scene.armed() == [holder]
-    assert holders(scene.stage) == [holder]
+    wait_until(lambda: holders(scene.stage) == [holder], 5, "the record says so too")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")

@@ -23,8 +23,9 @@ STANDBY = f"{sys.executable} -m sockshare exec --registration -- {sys.executable
 
 
 @contextmanager
-def asking(scene: Scene) -> Iterator[Counter[int]]:
-    """Some 50 requests a second inside the block, one after the other; who answered them. None fails."""
+def asking(scene: Scene, *, cut: int = 0) -> Iterator[Counter[int]]:
+    """Some 50 requests a second inside the block, one after the other; who answered them. None fails, but at most *cut*
+    of those that had been accepted by one that is killed."""
     answers: Counter[int] = Counter()
     failures: list[Exception] = []
     done = threading.Event()
@@ -43,7 +44,8 @@ def asking(scene: Scene) -> Iterator[Counter[int]]:
     finally:
         done.set()
         thread.join()
-    assert not failures, failures
+    assert len(failures) <= cut, failures
+    assert all(isinstance(failure, ConnectionResetError) for failure in failures), failures
 
 
 def gone(pids: set[int]) -> bool:
@@ -160,7 +162,7 @@ def test_cold_standby_runs_when_the_holder_dies(manager: str) -> None:
             holder = scene.holder()
             assert holders(stage) == [holder]
             assert [pid for pid in stage.pids() if runs(pid)] == [holder]
-            with asking(scene) as answers:
+            with asking(scene, cut=1) as answers:
                 wait_until(lambda: answers.total() > 5, 10, "it serves")
                 broker = stage.broker()
                 if turn % 2:
