@@ -314,6 +314,8 @@ def main() -> None:
         roles: dict[str, Callable[[], Any]] = {"answering": answering, "one": one, "flight": flight, "many": many}
         roles[sys.argv[2]]()
     else:
+        # By default it would end at once, and leave all that it has started.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         report(measure())
 
 
