@@ -112,7 +112,9 @@ class Keeping:
     def _seen(self, seen: Seen) -> None:
         """A process has registered a socket by itself, with an epoll of its own."""
         line = self._lines[seen.socket]
-        one = next((one for one in line.of_process(seen.pid) if one.means is not Means.GATE), None)
+        one = line.claimants.get(f"{seen.pid}:{seen.start}")  # as it is after its first time
+        if one is None:
+            one = next((one for one in line.of_process(seen.pid) if one.means is not Means.GATE), None)
         if one is None:
             self._registered(line, seen)
         elif seen.armed and line.standing(one.key) is Standing.WAITING:

@@ -28,7 +28,7 @@ _SHARE = 0.2
 _STARTS_FOR = 120.0
 #: Seconds between two looks at a process that has registered, and of the processor's time in which some of them are
 #: looked through whole: one in 0.1 to 0.2 ms, by turns.
-_CHECK_EVERY, _WHOLE_WITHIN = 1.0, 0.0015
+_CHECK_EVERY, _WHOLE_WITHIN = 1.0, 0.001
 #: Entries of an epoll above which it is not read periodically.
 _LARGE = 500
 
