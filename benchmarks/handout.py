@@ -140,7 +140,6 @@ def inside(result: Path) -> None:
     document = {
         "hand_outs": hand_outs(result.parent, broker),
         "storm": storm.run(runtime, broker),
-        "visits": storm.run(runtime, broker, tickets=False),
         "starts": starts(result.parent / "bytecode"),
     }
     partial = result.with_suffix(".part")
@@ -182,11 +181,11 @@ def report(document: dict[str, Any]) -> None:
             ("a: connect, SO_PEERCRED, SCM_RIGHTS", us(p50["descriptors"]), f"{p50['descriptors'] / both:.2f}"),
             ("b: pyzmq ipc round trip", us(p50["zmq"]), f"{p50['zmq'] / both:.2f}"),
             ("sockshare: ask, ticket, redeem", us(p50["ours"]), f"{p50['ours'] / both:.2f}"),
-            ("Share.socket(): one visit, an object", us(p50["program"]), f"{p50['program'] / both:.2f}"),
+            ("the same as Share.socket(), an object", us(p50["program"]), f"{p50['program'] / both:.2f}"),
         ],
         ["aim: at most 1.50"],
     )
-    rush, visits = document["storm"], document["visits"]
+    rush = document["storm"]
     figures.show(
         f"{storm.PROCESSES * storm.CLIENTS} clients at once: {storm.PROCESSES} processes of {storm.CLIENTS}",
         [
@@ -194,9 +193,7 @@ def report(document: dict[str, Any]) -> None:
             ("first connections, until all have an answer", f"{rush['first']:.3f} s", "0.2 s"),
             ("the same, until all have a descriptor", f"{rush['first_descriptor']:.3f} s", ""),
             ("hand-outs a second of the broker's own CPU time", f"{rush['hand_outs'] / rush['cpu']:,.0f}", "15,000"),
-            ("the same, nearly all in one visit", f"{visits['hand_outs'] / visits['cpu']:,.0f}", "15,000"),
             ("hand-outs a second, clients on the same machine", f"{rush['hand_outs'] / rush['seconds']:,.0f}", ""),
-            ("the same, nearly all in one visit", f"{visits['hand_outs'] / visits['seconds']:,.0f}", ""),
         ],
     )
     p50 = {name: figures.median(samples) for name, samples in document["starts"].items()}

@@ -81,22 +81,17 @@ class Swarm:
 
     def redeem(self, answer: dict[str, str]) -> None:
         """Show the ticket at the door, and close what comes."""
-        self.visit(b"R" + bytes.fromhex(answer["ticket"]), b"A")
-
-    def visit(self, packet: bytes, thanks: bytes = b"") -> None:
-        """One visit to the door, which ends with one descriptor."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.connect(self.door)
-            sock.send(packet)
+            sock.send(b"R" + bytes.fromhex(answer["ticket"]))
             data, fds = descriptors.receive(sock, 4096, 1)
             if len(fds) != 1:
                 raise RuntimeError(f"no descriptor: {data!r}")
-            if thanks:
-                sock.send(thanks)
+            sock.send(b"A")
             os.close(fds[0])
 
 
-def child(directory: str, go: int, result: int, tickets_each: bool) -> None:
+def child(directory: str, go: int, result: int) -> None:
     """One process of many: begin when the pipe *go* ends; write the moments to *result*."""
     signal.alarm(TIMEOUT)
     swarm = Swarm(directory)
@@ -109,19 +104,12 @@ def child(directory: str, go: int, result: int, tickets_each: bool) -> None:
     for ticket in tickets:
         swarm.redeem(ticket)
     redeemed = time.monotonic()
-    if tickets_each:
-        swarm.each("ticket", swarm.redeem, HAND_OUTS, socket="web")
-    else:
-        for _ in range(HAND_OUTS * CLIENTS):
-            swarm.visit(b"Sweb")
+    swarm.each("ticket", swarm.redeem, HAND_OUTS, socket="web")
     os.write(result, json.dumps(Moments(answered, redeemed, time.monotonic())).encode() + b"\n")
 
 
-def run(directory: str, broker: int, *, tickets: bool = True) -> dict[str, float]:
+def run(directory: str, broker: int) -> dict[str, float]:
     """Let the storm loose on the broker of *directory*, from below a managed process.
-
-    Args:
-        tickets: Whether each hand-out after the first takes a ticket, or is one visit to the door.
 
     Raises:
         RuntimeError: A child failed; its reason is on stderr.
@@ -138,7 +126,7 @@ def run(directory: str, broker: int, *, tickets: bool = True) -> dict[str, float
                 status = 1
                 try:
                     os.close(let_go)
-                    child(directory, go, result, tickets)
+                    child(directory, go, result)
                     status = 0
                 except Exception as error:
                     os.write(2, f"storm: {type(error).__name__}: {error}\n".encode())

@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimeoutOfFuture
 from contextlib import contextmanager, suppress
@@ -57,27 +57,14 @@ class Tickets(Protocol):
         """The peer left before it said that it has them."""
 
     def hand_out(self, name: str, peer: Peer, pidfd: int | None) -> int:
-        """The descriptor of the socket *name*, for the peer itself; raises `SockshareError` if it may not have it, and
-        `TicketRefused` if it has to ask for a ticket first."""
-
-    def inherit(
-        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
-    ) -> Awaitable[tuple[dict[str, object], list[int]]]:
-        """All of *sockets* (none: all that the peer may have), and what else a program begins with: its answer raises
-        `SockshareError` if the peer may not have them. *pidfd* is not ours any more when this returns."""
+        """The descriptor that is called *name* and needs no ticket, as it is good for nobody but the peer; raises
+        `SockshareError` if there is none."""
 
     def may_present(self, key: str, peer: Peer, pidfd: int | None) -> None:
         """The peer wants to bring back the gate of its claim *key*; raises `SockshareError` if it may not."""
 
     def presented(self, key: str, fd: int) -> None:
         """It brought *fd*, an epoll, which is the callee's in any case; raises `SockshareError` if it is not taken."""
-
-
-class _Wish(msgspec.Struct, forbid_unknown_fields=True):
-    """What `sockshare exec` wants to begin a program with."""
-
-    sockets: list[str] = []
-    warning: str = ""
 
 
 class _Visitor:
@@ -104,7 +91,6 @@ class Door:
         self._queue: deque[_Visitor] = deque()  # by deadline
         self._unread: list[_Visitor] = []
         self._sweep: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._listener = socket.socket(fileno=listener)
         self._listener.setblocking(False)
         # Accepted sockets inherit it: nobody can send us descriptors that we never asked for, such as a socket that
@@ -198,9 +184,6 @@ class Door:
                 visitor.over = True
                 send(visitor.sock, b"+" + body, [fd])
                 return
-            if kind == b"I" and not visitor.handed_out:
-                self._inherit(visitor, body)
-                return
             if kind == b"P" and not visitor.handed_out:
                 self._present(visitor, body.decode("ascii", "replace"))
                 return
@@ -216,36 +199,6 @@ class Door:
             return
         visitor.handed_out = secrets
         send(visitor.sock, b"+" + "\0".join(name for name, _ in duplicates).encode(), [fd for _, fd in duplicates])
-
-    def _inherit(self, visitor: _Visitor, body: bytes) -> None:
-        try:
-            wish = msgspec.json.decode(body, type=_Wish)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ProtocolError(f"can't read what was said at the door: {error}") from None
-        with _process_of(visitor.sock) as pidfd:
-            answer = self._tickets.inherit(visitor.peer, pidfd, wish.sockets, wish.warning)
-        task = self._loop.create_task(self._answer_later(visitor, answer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer_later(self, visitor: _Visitor, answer: Awaitable[tuple[dict[str, object], list[int]]]) -> None:
-        fds: list[int] = []
-        try:
-            fields, fds = await answer
-            packet = b"+" + msgspec.json.encode(fields)
-        except SockshareError as error:
-            packet = b"-" + msgspec.json.encode(described(error))
-        except Exception as error:
-            log.exception("door: pid %d can't be given what it inherits", visitor.peer.pid)
-            bug = SockshareError(f"can't inherit: the broker has a bug ({error!r}; see its log)")
-            packet = b"-" + msgspec.json.encode(described(bug))
-        if visitor.sock.fileno() < 0:  # it has left, or lost its patience
-            return
-        try:
-            send(visitor.sock, packet, fds)
-        except OSError as error:
-            log.info("door: pid %d: %s", visitor.peer.pid, error)
-        self._leave(visitor)
 
     def _present(self, visitor: _Visitor, key: str) -> None:
         """Have the gate of the claim *key* received, by a thread.

@@ -8,9 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from sockshare.core.errors import BadConfiguration, NotPermitted, ProtocolError, SockshareError, TicketRefused
+from sockshare.core.errors import NotPermitted, TicketRefused
 from sockshare.core.tickets import SECRET_BYTES, Tickets
-from sockshare.kernel.descriptors import MOST
 from sockshare.kernel.peers import Identity, Peer, identity
 
 from .gates import GATE, TALLY
@@ -62,53 +61,14 @@ class HandOut:
             raise TicketRefused("can't redeem ticket: its claim is over") from None
 
     def hand_out(self, name: str, peer: Peer, pidfd: int | None) -> int:
-        """See `door.Tickets`."""
-        known = self._state.roster.known(peer.pid)
+        """See `door.Tickets`: what a claim's process counts in is its own."""
         try:
-            is_known = known is not None and self._identity(peer, pidfd) == known.identity
+            who = self._identity(peer, pidfd)
         except ProcessLookupError:
-            is_known = False
-        if known is None or not is_known:
-            raise TicketRefused("can't hand out without a ticket: this broker does not know the process yet")
-        if self._state.mistakes:
-            raise BadConfiguration("\n".join(self._state.mistakes))
-        try:
-            if name.startswith(TALLY):
-                return self._state.registrations.claims.tally_of(name[len(TALLY) :], known.identity)
-            self._state.entitled(known, name)
-        except SockshareError as error:
-            self._state.refused(peer.pid, str(error))
-            raise
-        self._watch_registration(known, name)
-        return self._state.shared[name][1]
-
-    def inherit(
-        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
-    ) -> Awaitable[tuple[dict[str, object], list[int]]]:
-        """See `door.Tickets`."""
-        return self._inherit(peer, pidfd and os.dup(pidfd), sockets, warning)
-
-    async def _inherit(
-        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
-    ) -> tuple[dict[str, object], list[int]]:
-        try:
-            if self._state.mistakes:
-                raise BadConfiguration("\n".join(self._state.mistakes))
-            known = await self._state.roster.identify(peer.pid)
-            if self._identity(peer, pidfd) != known.identity:
-                raise NotPermitted(f"can't tell who pid {peer.pid} is: it has died")
-            facts, names = await self.begin_program(known, sockets, warning)
-        except NotPermitted as error:
-            self._state.refused(peer.pid, str(error))
-            raise
-        except ProcessLookupError:
-            raise NotPermitted(f"can't tell who pid {peer.pid} is: it has died") from None
-        finally:
-            if pidfd is not None:
-                os.close(pidfd)
-        if len(names) > MOST:
-            raise ProtocolError(f"can't hand out {len(names)} sockets at once: tickets are needed")
-        return {**facts, "sockets": names}, [self._state.shared[name][1] for name in names]
+            raise TicketRefused("can't hand out without a ticket: the process has died") from None
+        if not name.startswith(TALLY):
+            raise TicketRefused(f"can't hand out {name!r} without a ticket: ask for one over the dialogue")
+        return self._state.registrations.claims.tally_of(name[len(TALLY) :], who)
 
     async def begin_program(
         self, known: Known, sockets: Sequence[str], warning: str

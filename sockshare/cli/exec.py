@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sockshare.client import door, finding
 from sockshare.core import wrappers
-from sockshare.core.errors import ExitStatus, NoBroker, ProtocolError, SockshareError, TicketRefused
+from sockshare.core.errors import ExitStatus, NoBroker, SockshareError, TicketRefused
 from sockshare.kernel.descriptors import close_all
 
 if TYPE_CHECKING:
@@ -229,19 +229,7 @@ def _inherit(options: Options, warning: str | None) -> Inherited:
     finding.check(found)
     if options.registration:
         _stand_by(found.directory, options.sockets)
-    try:
-        # A broker found late leaves little of the time, and answers at once.
-        facts, sockets = door.inherit(
-            found.directory, options.sockets, warning or "", max(deadline, time.monotonic() + 1.0)
-        )
-    except ProtocolError:
-        return _inherit_by_tickets(found.directory, options, warning, deadline)
-    return Inherited(found.directory, str(facts.get("notify") or ""), sockets)
-
-
-def _inherit_by_tickets(directory: str, options: Options, warning: str | None, deadline: float) -> Inherited:
-    """As from a broker that was started before it could be done in one visit."""
-    # Not above: pyzmq is two thirds of what our start takes, and everybody's.
+    # Not above: who can't begin need not wait until pyzmq is imported, which is two thirds of what our start takes.
     from sockshare.client.dialogue import Dialogue
 
     fields: dict[str, object] = {}
@@ -249,18 +237,19 @@ def _inherit_by_tickets(directory: str, options: Options, warning: str | None, d
         fields["sockets"] = options.sockets
     if warning is not None:
         fields["warning"] = warning
-    dialogue = Dialogue(directory)
+    dialogue = Dialogue(found.directory)
     try:
         for attempt in range(_TICKETS):
+            # A broker found late leaves little of the time, and answers at once.
             deadline = max(deadline, time.monotonic() + 1.0)
             answer = dialogue.ask("inherit", deadline=deadline, **fields)
             try:
-                sockets = door.redeem(directory, _tickets(answer), deadline)
+                sockets = door.redeem(found.directory, _tickets(answer), deadline)
             except TicketRefused:
                 if attempt == _TICKETS - 1:
                     raise
             else:
-                return Inherited(directory, str(answer.get("notify") or ""), sockets)
+                return Inherited(found.directory, str(answer.get("notify") or ""), sockets)
         raise AssertionError("unreachable")
     finally:
         # Before the descriptors are put in their places: libzmq's thread still uses its own, which may be there.

@@ -23,7 +23,7 @@ from sockshare.core.errors import (
     ProtocolError,
     SockshareError,
 )
-from sockshare.kernel.descriptors import MOST, close_all, receive, send
+from sockshare.kernel.descriptors import close_all, receive, send
 
 #: Tickets a packet may carry, and bytes in one.
 MOST_TICKETS = 16
@@ -133,11 +133,10 @@ def _redeem(directory: str, tickets: Sequence[bytes], deadline: float) -> list[t
 
 
 def take(directory: str, name: str, deadline: float) -> int:
-    """The socket *name*, in one visit without a ticket: a close-on-exec descriptor, which is the caller's to close.
+    """What is called *name* and needs no ticket: a close-on-exec descriptor, which is the caller's to close.
 
     Raises:
-        TicketRefused: This broker does not know the process; a ticket will do.
-        UnknownSocket, NotPermitted, BadConfiguration: This process can't have it.
+        TicketRefused, NotPermitted: This process can't have it.
         NoDescriptor: This process may open no more descriptors.
         NoBroker: No answer by the deadline.
         ProtocolError: What answered is no broker, or an older one.
@@ -151,37 +150,6 @@ def take(directory: str, name: str, deadline: float) -> int:
         close_all(fds)
         raise ProtocolError(f"can't take {name!r} at {directory}: {len(fds)} descriptors came with {data[:60]!r}")
     return fds[0]
-
-
-def inherit(
-    directory: str, sockets: Sequence[str], warning: str, deadline: float
-) -> tuple[dict[str, object], list[tuple[str, int]]]:
-    """What a program begins with, in one visit: what the broker says of this process, and its sockets.
-
-    Args:
-        sockets: Their names, in order; none: all that this process may have.
-
-    Returns:
-        ``program``, ``process``, ``notify``; and each name with a close-on-exec descriptor, the caller's to close.
-
-    Raises:
-        UnknownSocket, NotPermitted, BadConfiguration: This process can't have them.
-        NoDescriptor: This process may open no more descriptors.
-        NoBroker: No answer by the deadline.
-        ProtocolError: What answered is no broker, or an older one.
-    """
-    wish = {"sockets": list(sockets), "warning": warning}
-    sock, data, fds = _exchange(directory, b"I" + json.dumps(wish).encode(), MOST, 16384, deadline)
-    sock.close()
-    fields = _object(directory, data[1:]) if data[:1] in (b"+", b"-") else {}
-    if data[:1] == b"-":
-        close_all(fds)
-        raise error_of(fields)
-    names = fields.get("sockets")
-    if not isinstance(names, list) or len(names) != len(fds):
-        close_all(fds)
-        raise ProtocolError(f"can't inherit at {directory}: {len(fds)} descriptors came with {data[:60]!r}")
-    return fields, [(str(name), fd) for name, fd in zip(names, fds, strict=True)]
 
 
 def present(directory: str, key: str, gate: int, deadline: float) -> None:

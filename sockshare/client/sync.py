@@ -10,7 +10,7 @@ import time
 import weakref
 from types import TracebackType
 
-from sockshare.core.errors import ProtocolError, SockshareError, TicketRefused
+from sockshare.core.errors import SockshareError, TicketRefused
 from sockshare.kernel.descriptors import close_all
 
 from . import door, finding
@@ -237,12 +237,7 @@ class Share(Hands):
         return bytes.fromhex(str(self._ask("ticket", socket=name, **fields)["ticket"]))
 
     def _redeem_own(self, name: str) -> int:
-        self._open()
         deadline = time.monotonic() + self._timeout
-        try:
-            return door.take(self._directory, name, deadline)
-        except (TicketRefused, ProtocolError):
-            pass  # a broker that does not know us yet learns of us by the dialogue
         attempt = 1
         while True:
             try:

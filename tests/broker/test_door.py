@@ -45,11 +45,6 @@ class Claims:
     def hand_out(self, name: str, peer: Peer, pidfd: int | None) -> int:
         raise NotPermitted(f"can't hand out {name}")
 
-    async def inherit(
-        self, peer: Peer, pidfd: int | None, sockets: Sequence[str], warning: str
-    ) -> tuple[dict[str, object], list[int]]:
-        raise NotPermitted("can't inherit")
-
     def may_present(self, key: str, peer: Peer, pidfd: int | None) -> None:
         self.asked.append((key, peer.pid, pidfd is not None))
         if key != KEY:
