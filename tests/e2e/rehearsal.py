@@ -43,7 +43,9 @@ class Shape(NamedTuple):
 
 
 def shape(stage: Circusd) -> Shape:
-    """The shape, once it is the same twice in 0.2 s: connections that were just answered are still being closed."""
+    """The shape, once it is the same twice in 0.2 s: connections that were just answered are still being closed, and a
+    spare broker takes an interpreter's start until it is there."""
+    wait_until(stage.spare_stands_by, 20, "a spare broker stands by", 0.05)
     seen: list[Shape] = []
 
     def is_still() -> bool:

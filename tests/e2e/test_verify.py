@@ -122,7 +122,10 @@ def test_old_one_takes_over_again_when_the_new_one_crashes_after_the_switch(circ
         measure(0.3)
         result = load.stop()
     assert command.returncode == ROLLED_BACK, steps
-    assert any("was killed by signal 9" in str(one["reason"]) for one in steps), steps
+    # How, is not to be learned when the manager has buried it first.
+    assert any("was killed by signal 9" in str(one["reason"]) or "has died" in str(one["reason"]) for one in steps), (
+        steps
+    )
     assert ("quiesce" in [one["step"] for one in steps]) == (step == "drain"), steps
     assert stage.pids() == pids, steps
     assert not is_running(pid)

@@ -266,6 +266,10 @@ class Circusd(Stage):
                     return pid
         return 0
 
+    def spare_stands_by(self) -> bool:
+        """Whether the spare broker has connected to the host; here it has from its start."""
+        return True
+
     def host(self) -> int:
         """The plugin process, or 0 while there is none."""
         return next(iter(self.pids("plugin:sockshare")), 0)
