@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 
 from tests.support import circusd as support
+from tests.support.alike import ALIKE
 
 # A shell has what it runs in the background ignore SIGINT, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is marked is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid in ALIKE:
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.hookimpl(hookwrapper=True)

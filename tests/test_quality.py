@@ -38,5 +38,7 @@ def test_nothing_is_found_by_tool(command: tuple[str, ...]) -> None:
 def test_every_branch_of_core_is_run_by_its_tests(tmp_path: Path) -> None:
     """The pure rules have no line and no branch that tests/core does not reach."""
     data = {"COVERAGE_FILE": str(tmp_path / "coverage"), "COVERAGE_RCFILE": str(ROOT / "setup.cfg")}
-    run("coverage", "run", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/core", **data)
+    # What is put in wrongly reaches nothing that the rest does not, and takes as long as all of it.
+    tests = ["tests/core", "-k", "not wrong_design"]
+    run("coverage", "run", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests, **data)
     run("coverage", "report", "--fail-under=100", **data)
