@@ -17,7 +17,7 @@ from sockshare.core.errors import ProtocolError, RegistrationLost, SockshareErro
 
 from .claims import Claim, Claims
 
-#: How long the end of a share waits until the broker knows what was released, seconds.
+#: How long a release, and the end of a share, wait until the broker knows what was released, seconds.
 _LAST_WORDS = 1.0
 
 
@@ -122,7 +122,8 @@ class Registration:
         if os.getpid() == self._pid:
             self._registrar.release(self)
             with self._changed:
-                if not self._changed.wait_for(lambda: self._standing == "over", self._registrar.timeout):
+                patience = min(self._registrar.timeout, _LAST_WORDS)  # its manager may be about to end, with the broker
+                if not self._changed.wait_for(lambda: self._standing == "over", patience):
                     return  # the thread still needs the gate, and closes it
         self.close_gate()
 

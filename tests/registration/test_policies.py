@@ -28,7 +28,7 @@ sockshare.sockets = web
 """
 
 
-@pytest.mark.parametrize("times", [40, pytest.param(500, marks=SOAK, id="soak")])
+@pytest.mark.parametrize("times", [16, pytest.param(500, marks=SOAK, id="soak")])
 def test_each_registration_cancels_the_former_when_the_latest_counts(times: int) -> None:
     """Of two programs that use the library and two that know nothing, by turns; who uses the library is told."""
     options = {"numprocesses": 2, "extra": TWO_UNMODIFIED}

@@ -9,6 +9,9 @@ _STEPS = "tests/e2e/test_every_step.py::test_traffic_and_the_next_reload_survive
 _GATES = "tests/registration/test_gates.py::"
 _STORM = "tests/registration/test_storms.py::test_one_holds_and_nothing_queued_is_lost_in_a_storm"
 _SERVERS = "tests/registration/test_servers.py::test_unmodified_server_is_alone_and_followed"
+_DRAIN = "tests/e2e/test_drain.py::test_no_request_is_lost_when_a_server_without_a_handler_is_replaced"
+_EXAMPLE = "tests/examples/test_circus_examples.py::test_new_version_answers_after_reload_of_example"
+_SUPERVISED = _STEPS.replace("e2e", "supervisor")
 
 ALIKE = frozenset(
     {
@@ -23,7 +26,10 @@ ALIKE = frozenset(
         f"{_RELOAD}test_no_new_connection_is_lost_or_late_across_reloads[uvicorn-1]",
         f"{_RELOAD}test_no_new_connection_is_lost_or_late_across_reloads[gthread-2]",
         f"{_RELOAD}test_kept_connections_and_running_requests_survive_reloads[gthread-1]",
+        f"{_HOOKS}test_sockshare_reload_works_beside_the_hook",
+        f"{_HOOKS}test_old_one_stays_when_its_successor_fails_at_max_age",
         f"{_STEPS}[warm-new-killed]",
+        f"{_STEPS}[start-circusd-busy]",
         f"{_STEPS}[stop-circusd-late]",
         f"{_STEPS}[verify-old-killed]",
         "tests/e2e/test_kills.py::test_one_generation_remains_when_command_is_killed",
@@ -36,6 +42,14 @@ ALIKE = frozenset(
         f"{_GATES}test_gates_survive_what_supervisord_closes_when_it_reloads",
         "tests/registration/test_reloads.py::test_reload_moves_the_registration_along[circus-gated]",
         f"{_STORM}[circus-taking-udp]",
+        f"{_SERVERS}[taking-edge]",
+        f"{_DRAIN}[flask]",
+        f"{_EXAMPLE}[gunicorn-sync]",
+        f"{_EXAMPLE}[waitress]",
+        f"{_EXAMPLE}[udp-echo]",
+        "tests/examples/test_supervisor_examples.py::test_new_version_answers_after_reload_of_example[uvicorn]",
+        "tests/handover/test_udp.py::test_no_datagram_is_lost_in_a_reload[circus]",
+        f"{_SUPERVISED}[stop-supervisord-late]",
         f"{_STORM}[supervisord-taking]",
         f"{_SERVERS}[uvloop]",
         f"{_SERVERS}[gthread]",
