@@ -82,7 +82,6 @@ class HandOut:
         names = list(sockets or self._state.programs[managed.program].sockets)
         for name in names:
             self._state.entitled(known, name)
-            self._watch_registration(known, name)
         if warning and managed.warning != warning:
             log.warning("%s: %s", managed.name, warning)
             managed.warning = warning
@@ -134,8 +133,7 @@ class HandOut:
 
     def gate_ticket(self, known: Known, name: str, key: str) -> str:
         """A ticket for the gate of the claim *key* on the socket *name*, for *known*."""
-        secret = os.urandom(SECRET_BYTES)
-        self._tickets.issue(secret, GATE + key, known.identity, time.monotonic())
+        secret = self._secret_for(known, GATE + key)
         self._gate_tickets[secret] = (name, key)
         if len(self._gate_tickets) > _GATE_TICKETS:
             del self._gate_tickets[next(iter(self._gate_tickets))]
@@ -156,7 +154,6 @@ class HandOut:
         if target is not asking:
             self._state.entitled(target, name)
         assert name is not None
-        secret = os.urandom(SECRET_BYTES)
-        self._tickets.issue(secret, name, target.identity, time.monotonic())
+        secret = self._secret_for(target, name)
         self._watch_registration(target, name)
         return {"ok": True, "socket": name, "ticket": secret.hex()}
