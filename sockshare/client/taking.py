@@ -210,7 +210,7 @@ class Receiver:
         said = inlet.taking.report(self.load) if isinstance(effect, SendTake) else None
         try:
             if said is not None:
-                inlet.lane.send(lanes.TAKE, effect.ids, 0, *said)
+                inlet.lane.send(lanes.TAKE, effect.ids, 0, said.received, said.load, said.window)
             elif isinstance(effect, SendDecline):
                 inlet.lane.send(lanes.DECLINE, effect.ids, effect.reason.value)
         except BlockingIOError:
@@ -226,7 +226,7 @@ class Receiver:
             return
         said = inlet.taking.report(self.load)
         try:
-            inlet.lane.send(lanes.REPORT, (), 0, *said)
+            inlet.lane.send(lanes.REPORT, (), 0, said.received, said.load, said.window)
         except BlockingIOError:
             inlet.taking.unreport(said)
         except OSError:

@@ -15,6 +15,7 @@ the receiver's death closes it. Whoever dies when: exactly one owner, or one cle
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -47,26 +48,30 @@ _KEPT = {Decline.FULL: Kept.FULL, Decline.CLOSED: Kept.CLOSED, Decline.UNREADABL
 
 
 # What may happen at the giver's end.
-class Took(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Took:
     """The receiver has the descriptors of *ids*."""
 
     ids: Sequence[int]
 
 
-class Declined(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Declined:
     """The receiver does not take *ids*, and has closed what it had of them."""
 
     ids: Sequence[int]
     reason: Decline
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sent:
     """What was to be sent about *ids* is in the lane."""
 
     ids: Sequence[int]
 
 
-class Reported(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reported:
     """*received* more connections were received by the program, which has *load* now, and lets *window* wait unreceived
     (0: it takes none any more)."""
 
@@ -75,34 +80,40 @@ class Reported(NamedTuple):
     window: int
 
 
-class Tick(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tick:
     """Time has passed."""
 
 
-class Ended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ended:
     """The other end of the lane is gone; everything it had said was read before."""
 
 
 # What the giver is to do.
-class SendCommit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SendCommit:
     """Say COMMIT of *ids*; then feed `Sent`, or `Ended` if the lane has."""
 
     ids: list[int]
 
 
-class SendWithdraw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SendWithdraw:
     """Say WITHDRAW of *ids*; then feed `Sent`, or `Ended` if the lane has."""
 
     ids: list[int]
 
 
-class Release(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Release:
     """*ids* are the receiver's: close the copies."""
 
     ids: list[int]
 
 
-class Keep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Keep:
     """*ids* are the giver's again, for the reason given."""
 
     ids: list[int]
@@ -250,52 +261,60 @@ _GIVER: dict[type, Callable[[Giving, Any, float], list[GiverEffect]]] = {
 
 
 # What may happen at the receiver's end, beside `Ended`.
-class Offered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Offered:
     """*ids* are offered, and their descriptors are here."""
 
     ids: Sequence[int]
 
 
-class Unreadable(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unreadable:
     """*ids* were offered, and their descriptors or states could not be had."""
 
     ids: Sequence[int]
 
 
-class Committed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Committed:
     """The giver has given *ids* up."""
 
     ids: Sequence[int]
 
 
-class Withdrawn(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
     """The giver has *ids* back."""
 
     ids: Sequence[int]
 
 
 # What the receiver is to do.
-class SendTake(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SendTake:
     """Say TAKE of *ids*."""
 
     ids: list[int]
 
 
-class SendDecline(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SendDecline:
     """Close what there is of *ids*, then say DECLINE."""
 
     ids: list[int]
     reason: Decline
 
 
-class Own(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Own:
     """*ids* are the receiver's: the program may have them."""
 
     ids: list[int]
     adopted: bool
 
 
-class Drop(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Drop:
     """Close what there is of *ids*: they are the giver's."""
 
     ids: list[int]
