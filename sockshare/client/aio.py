@@ -85,14 +85,18 @@ class Share(Hands):
         hands, self._hands = self._hands, None
         if hands is not None:
             hands.close()
-        # Not by our thread: it may wait for a broker, and after a fork it is not there.
-        await asyncio.get_running_loop().run_in_executor(None, self._share.close)
-        self._thread.shutdown(wait=False)
-        if hands is not None:
-            hands.end()
+        try:
+            # Not by our thread: it may wait for a broker, and after a fork it is not there.
+            await asyncio.get_running_loop().run_in_executor(None, self._share.close)
+        finally:  # who is cancelled here has closed it all the same
+            self._thread.shutdown(wait=False)
+            if hands is not None:
+                hands.end()
 
     async def _with_hands(self) -> LoopExchange:
         exchange = await self._run(self._share.exchange_in_loop)
+        if self._closed:  # meanwhile
+            raise _closed()
         if self._hands is None:
             self._hands = LoopExchange(exchange)
         return self._hands
@@ -102,7 +106,13 @@ class Share(Hands):
             raise SockshareError(
                 f"can't ask the broker: this share belongs to pid {self._pid}, not to its fork; attach again"
             )
+        if self._closed:
+            raise _closed()
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _closed() -> SockshareError:
+    return SockshareError("can't ask the broker: this share is closed; attach again")
 
 
 class Attaching:

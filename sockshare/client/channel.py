@@ -2,10 +2,14 @@
 
 What was asked is said again, with the same id, whenever a broker has begun to answer: a broker that was killed has
 forgotten it. The thread also attends to what `attend` names while nobody else does.
+
+An error that nobody expects fails all that stands, so that whoever waits is told, and is logged; then the thread goes
+on with a new DEALER, after a pause that grows. It ends with `close`, or when nobody can call it any more (`abandon`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -18,8 +22,12 @@ from sockshare.core.errors import ProtocolError, SockshareError
 
 from .dialogue import RESEND_FIRST, RESEND_LAST, Answer, Dialogue, checked
 
+log = logging.getLogger(__name__)
+
 #: What stands is said again this often, seconds.
 AGAIN = 10.0
+#: The longest pause after failures, seconds.
+_LONGEST_PAUSE = 2.0
 
 
 class Attended(Protocol):
@@ -30,6 +38,9 @@ class Attended(Protocol):
 
     def attend(self) -> None:
         """It is readable, or the time is over."""
+
+    def abandoned(self) -> None:
+        """Nobody else has this any more: close the channel."""
 
 
 class Standing:
@@ -74,14 +85,14 @@ class Channel:
         self._again: set[Standing] = set()
         self._standing: dict[int, Standing] = {}
         self._last = 0
-        self._met = False
         self._ended = False
-        self._dialogue = Dialogue(directory)
+        self._abandoned = False
+        self._pause = RESEND_FIRST  # after a failure
+        self._connect()
         try:
-            self._handshakes = self._dialogue.handshakes()
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except BaseException:
-            self._dialogue.close()
+            self._disconnect()
             raise
         # A daemon: what a program forgets to close must not keep it from ending.
         self._thread = threading.Thread(target=self._serve, name="sockshare-channel", daemon=True)
@@ -90,7 +101,11 @@ class Channel:
     def ask(self, standing: Standing) -> Standing:
         """Ask it, and again of every broker to come."""
         with self._lock:
-            self._new.append(standing)
+            ended = self._ended
+            if not ended:
+                self._new.append(standing)
+        if ended:
+            standing.fail(_closed())
         self.turn()
         return standing
 
@@ -102,37 +117,80 @@ class Channel:
 
     def turn(self) -> None:
         """Have the thread look at everything anew."""
-        if not self._ended:
-            os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if not self._ended:
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """End it; may be called in its own thread's callbacks too."""
-        if self._ended:
-            return
-        self._ended = True
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            os.eventfd_write(self._wake, 1)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _serve(self) -> None:
-        error: Exception = SockshareError("can't go on: this share was closed")
+    def abandon(self) -> None:
+        """Nobody can call it any more. Takes no lock: garbage is collected in any thread, whatever that has locked."""
+        self._abandoned = True
+        if not self._ended:
+            os.eventfd_write(self._wake, 1)
+
+    # In the thread.
+
+    def _connect(self) -> None:
+        self._met = False
+        self._dialogue = Dialogue(self.directory)
         try:
-            while not self._ended:
-                self._step()
-        except ProtocolError as problem:
-            error = problem
-        except Exception as problem:  # who waits must not wait for ever
-            error = SockshareError(f"can't go on: sockshare has a bug ({problem!r})")
-        finally:
-            with self._lock:
-                self._ended = True
-                left = [*self._standing.values(), *self._new]
-            for standing in left:
-                standing.fail(error)
+            self._handshakes = self._dialogue.handshakes()
+        except BaseException:
+            self._dialogue.close()
+            raise
+
+    def _disconnect(self) -> None:
+        if not self._dialogue.socket.closed:
             self._dialogue.socket.disable_monitor()
             self._handshakes.close(0)
-            self._dialogue.close()
-            os.close(self._wake)
+        self._dialogue.close()
+
+    def _serve(self) -> None:
+        while not self._ended:
+            try:
+                if self._abandoned:
+                    self._attended.abandoned()
+                elif self._dialogue.socket.closed:
+                    self._connect()
+                else:
+                    self._step()
+            except Exception as problem:
+                self._recover(problem)
+        self._fail(_closed())
+        self._disconnect()
+        os.close(self._wake)
+
+    def _recover(self, problem: Exception) -> None:
+        if isinstance(problem, ProtocolError):
+            error: Exception = problem
+            log.error("channel: %s", problem)
+        else:
+            error = SockshareError(f"can't go on: sockshare has a bug ({problem!r})")
+            log.error("channel: it failed, and begins anew", exc_info=problem)
+        self._disconnect()
+        self._fail(error)
+        over, self._pause = time.monotonic() + self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        while not self._ended and not self._abandoned and (left := over - time.monotonic()) > 0:
+            time.sleep(min(left, RESEND_FIRST))
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            left = [*self._standing.values(), *self._new]
+            self._new, self._standing, self._again = [], {}, set()
+        for standing in left:
+            try:
+                standing.fail(error)
+            except Exception:
+                log.exception("channel: nobody could be told that %r has failed", standing.op)
 
     def _step(self) -> None:
         fd, longest = self._attended.watch()
@@ -192,6 +250,7 @@ class Channel:
         if standing is None:
             return
         standing.due, standing.pause = time.monotonic() + AGAIN, RESEND_FIRST
+        self._pause = RESEND_FIRST
         try:
             if "event" not in answer:
                 checked(answer)
@@ -202,6 +261,10 @@ class Channel:
         except SockshareError as error:
             self._standing.pop(standing.number, None)
             standing.fail(error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self._standing.pop(standing.number, None)
             standing.fail(ProtocolError(f"can't understand the broker at {self.directory}: {answer!r:.80} ({error!r})"))
+
+
+def _closed() -> SockshareError:
+    return SockshareError("can't go on: this share was closed")

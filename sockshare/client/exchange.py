@@ -8,6 +8,7 @@ a hundred times a second as long as the program comes and goes, so that a busy p
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
@@ -18,16 +19,19 @@ from typing import Any, NamedTuple
 
 from sockshare.core.errors import HandOverTimedOut, NoBroker, NoReceiver, SockshareError, TicketRefused
 from sockshare.core.handover import ROUTES, Kept
+from sockshare.kernel.descriptors import close_all
 
 from . import door
-from .channel import Channel, Standing
+from .channel import AGAIN, Channel, Standing
 from .giving import Giver, Transfer, check_all
 from .taking import Connection, Receiver
+
+log = logging.getLogger(__name__)
 
 #: Seconds that a visit to the door may take; then the broker is asked again.
 _AT_DOOR = 2.0
 #: Why a receiver did not take a connection that another may take.
-_GONE = frozenset({Kept.LOST, Kept.CLOSED})
+_GONE = frozenset({Kept.LOST, Kept.CLOSED, Kept.GARBLED})
 _ELSEWHERE = _GONE | {Kept.FULL, Kept.UNREADABLE}
 #: Seconds until a lane is tried again when this process may open no more descriptors.
 _AFTER_FAILURE = 0.1
@@ -61,7 +65,7 @@ class Introduction:
         self.met = False  # all that were there were known at one time
         self.error: Exception | None = None
         self.standing: Standing | None = None
-        self.watchers: list[Callable[[], None]] = []
+        self.watchers: list[Callable[[], object]] = []
 
     def usable(self, giver: Giver) -> bool:
         """Whether there is a lane to one of them, and the others are not just being asked for."""
@@ -103,7 +107,8 @@ class Exchange:
         self.giver = Giver(self._lost)
         self.receiver = Receiver(self.lock)
         self.retiring = Retiring()
-        self.on_change: list[Callable[[], None]] = []
+        self.on_change: list[Callable[[], object]] = []
+        self.on_abandoned: Callable[[], bool] | None = None  # whether a loop closes it
         self._directory = directory
         self._in_loop = in_loop
         self._introductions: dict[str | Successor, Introduction] = {}
@@ -155,6 +160,7 @@ class Exchange:
                         one.end(Kept.UNHEARD)
                     break
                 with self.lock:
+                    self.check_open()
                     self.giver.pump()  # whoever has ended meanwhile is asked for anew
                     if not introduction.usable(self.giver) and not introduction.known.is_set():
                         continue
@@ -163,8 +169,7 @@ class Exchange:
                 waiting = to_be_tried_again(offered, key)
         except BaseException:
             with self.lock:
-                for one in transfers:
-                    self.giver.withdraw(one)
+                self.giver.decide(transfers)
             raise
         return transfers
 
@@ -193,15 +198,21 @@ class Exchange:
                     return
                 now = time.monotonic()
                 if now >= deadline:
-                    self.giver.tick(now)
-                    continue
+                    self.giver.decide(offered)
+                    self._decided.notify_all()  # what others offered on a lane that was given up is decided too
+                    return
                 if self._giving:
                     self._decided.wait(deadline - now)
+                    continue
+                due = self.giver.deadline  # ours, or of a word that is to be said again
+                if due is not None and due <= now:
+                    self.giver.tick(now)
+                    self._decided.notify_all()
                     continue
                 self._giving = True
             ready: list[tuple[int, int]] = []
             try:
-                ready = self.giver.epoll.poll(deadline - now)
+                ready = self.giver.epoll.poll((deadline if due is None else min(deadline, due)) - now)
             finally:
                 with self.lock:
                     self._giving = False
@@ -381,6 +392,15 @@ class Exchange:
                 self.receiver.pump()
                 self._received.notify_all()
 
+    def abandoned(self) -> None:
+        """See `channel.Attended`: nobody will ever receive what this process is handed."""
+        if self.on_abandoned is None or not self.on_abandoned():
+            self.close()
+
+    def abandon(self) -> None:
+        """The share is garbage."""
+        self._channel.abandon()
+
     # Retiring.
 
     def watch_retiring(self) -> None:
@@ -388,9 +408,19 @@ class Exchange:
         with self.lock:
             self.check_open()
             if self._watching is None:
-                self._watching = self._channel.ask(
-                    Standing("retiring", lambda: {"key": "retiring"}, self._hear_of_retiring, lambda error: None)
-                )
+                self._watching = self._watch_retiring()
+
+    def _watch_retiring(self, after: float = 0.0) -> Standing:
+        standing = Standing("retiring", lambda: {"key": "retiring"}, self._hear_of_retiring, self._not_watching)
+        standing.due = time.monotonic() + after
+        return self._channel.ask(standing)
+
+    def _not_watching(self, error: Exception) -> None:
+        # Whoever waits for it is in no call that could raise.
+        with self.lock:
+            if not self._closed:
+                log.error("hand-overs: a reload could not tell this process now: %s", error)
+                self._watching = self._watch_retiring(AGAIN)
 
     def _hear_of_retiring(self, event: dict[str, Any]) -> None:
         if "retire" in event:
@@ -472,8 +502,11 @@ class Exchange:
     def _release(self) -> None:
         self.giver.close()
         self.receiver.close()
-        os.close(self._wake)
-        os.close(self._refusal)
+        self._close_eventfds()
+
+    def _close_eventfds(self) -> None:
+        fds, self._wake, self._refusal = (self._wake, self._refusal), -1, -1
+        close_all(fd for fd in fds if fd >= 0)
 
     def after_fork(self) -> None:
         """In a forked child: the lanes are the parent's."""
@@ -481,8 +514,7 @@ class Exchange:
         self.lock = self.receiver.lock = threading.RLock()  # another thread may have had it
         self.giver.forget()
         self.receiver.forget()
-        os.close(self._wake)
-        os.close(self._refusal)
+        self._close_eventfds()
 
 
 def check_route(route: str) -> None:
@@ -525,6 +557,8 @@ def _error_of(transfer: Transfer, to: str | Successor, timeout: float) -> Except
     whom = named(to)
     if isinstance(kept, OSError):
         return SockshareError(f"can't hand over a connection to {whom}: {kept.strerror or kept}")
+    if kept is Kept.SHUT:
+        return SockshareError(f"can't hand over a connection to {whom}: {kept.value}")
     if kept in (Kept.LATE, Kept.UNHEARD):
         return HandOverTimedOut(f"can't hand over a connection to {whom}: {kept.value} ({timeout:g} s)")
     return NoReceiver(f"can't hand over a connection to {whom}: {kept.value}")

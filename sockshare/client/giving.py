@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import _socket
-import errno
 import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from sockshare.core.errors import SockshareError
 from sockshare.core.handover import (
+    RETRY,
     Candidate,
     Decline,
     Declined,
     Ended,
     GiverEffect,
     GiverEvent,
+    GiveUp,
     Giving,
     Keep,
     Kept,
@@ -28,6 +30,7 @@ from sockshare.core.handover import (
     Sent,
     Tick,
     Took,
+    Unsent,
     choose,
 )
 from sockshare.kernel import lanes
@@ -41,7 +44,6 @@ TLS = (
 )
 _FAMILY = _socket.socket.family.__get__
 _TYPE = _socket.socket.type.__get__
-_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 _ACCEPTING = 30  # SO_ACCEPTCONN, asm-generic/socket.h
 
 
@@ -119,8 +121,13 @@ class Giver:
         if pid in self.outlets:  # it has one that is alive; it was asked for twice
             os.close(fd)
             return
-        self.outlets[pid] = self._by_fd[fd] = Outlet(Lane(fd), process, pid)
-        self.epoll.register(fd, select.EPOLLIN)
+        outlet = Outlet(Lane(fd), process, pid)
+        try:
+            self.epoll.register(fd, select.EPOLLIN)
+        except BaseException:
+            outlet.lane.close()
+            raise
+        self.outlets[pid] = self._by_fd[fd] = outlet
 
     def offer(
         self, transfers: Sequence[Transfer], pids: Iterable[int], deadline: float, route: str, key: bytes | None
@@ -158,16 +165,15 @@ class Giver:
             cargoes.append(Cargo(id, one.fd, one.family, one.type, one.protocol, one.state))
         try:
             outlet.lane.send_offer(cargoes)
+        except EOFError:
+            self._end(outlet)  # and they are kept for that reason
         except OSError as error:
-            if error.errno in _GONE:
-                self._read(outlet)
-                return True  # it has ended, and they are kept for that reason
             # Not sent: nobody has seen it. ETOOMANYREFS, EMFILE of a memfd, a descriptor closed by another thread.
             for one in batch:
                 del outlet.transfers[one.id]
             outlet.giving.feed(Declined(ids, Decline.UNREADABLE))
             for one in batch:
-                one.end(error)
+                one.end(Kept.FULL if isinstance(error, BlockingIOError) else error)
         return True
 
     def pump(self, timeout: float = 0.0) -> None:
@@ -194,7 +200,11 @@ class Giver:
             # Said together, as far as they came together: a packet costs as much as a connection.
             if taken:
                 self._feed(outlet, Took(taken))
-        except (EOFError, BadPacket):
+        except EOFError:
+            self._end(outlet)
+        except (BadPacket, OSError):
+            # It lives, and a lane that ends without a word would tell it that we don't.
+            self._decide(outlet, list(outlet.transfers.values()), Kept.GARBLED)
             self._end(outlet)
 
     def tick(self, now: float) -> None:
@@ -209,11 +219,24 @@ class Giver:
         """When `tick` is due."""
         return min((due for one in self.outlets.values() if (due := one.giving.deadline) is not None), default=None)
 
-    def withdraw(self, transfer: Transfer) -> None:
-        """Have *transfer* back, if it is not decided yet."""
-        outlet = transfer.outlet
-        if outlet is not None:
-            self._perform(outlet, outlet.giving.withdraw([transfer.id]))
+    def decide(self, transfers: Iterable[Transfer], reason: Kept = Kept.LATE) -> None:
+        """Have *transfers* back, for *reason*, as far as they are not the receiver's. All are over on return."""
+        of: dict[Outlet, list[Transfer]] = {}
+        for one in transfers:
+            if one.outlet is not None:
+                of.setdefault(one.outlet, []).append(one)
+        for outlet, mine in of.items():
+            self._decide(outlet, mine, reason)
+
+    def _decide(self, outlet: Outlet, transfers: Sequence[Transfer], reason: Kept) -> None:
+        giving = outlet.giving
+        self._perform(outlet, giving.withdraw([one.id for one in transfers], time.monotonic(), reason))
+        while any(giving.has(one.id) for one in transfers):  # as long as the lane does not take the word
+            time.sleep(RETRY)
+            self._feed(outlet, Tick(), time.monotonic())
+        for one in transfers:
+            if one.outlet is outlet and not one.over:  # whoever was about to release it was interrupted
+                self._release(outlet, one)
 
     def _feed(self, outlet: Outlet, event: GiverEvent, now: float = 0.0) -> None:
         self._perform(outlet, outlet.giving.feed(event, now))
@@ -226,12 +249,18 @@ class Giver:
                 self._say(outlet, lanes.WITHDRAW, effect.ids)
             elif isinstance(effect, Release):
                 for id in effect.ids:
-                    transfer = outlet.transfers.pop(id)
-                    # detach and close: the object's own close() waits for files made of it.
-                    close_all(fd for fd in (transfer.connection.detach(),) if fd >= 0)
-                    transfer.end(None)
+                    self._release(outlet, outlet.transfers[id])
+            elif isinstance(effect, GiveUp):
+                self._close(outlet)
+                self._lost(outlet.pid)
             else:
                 self._keep(outlet, effect)
+
+    def _release(self, outlet: Outlet, transfer: Transfer) -> None:
+        # detach and close: the object's own close() waits for files made of it.
+        close_all(fd for fd in (transfer.connection.detach(),) if fd >= 0)
+        outlet.transfers.pop(transfer.id, None)
+        transfer.end(None)
 
     def _keep(self, outlet: Outlet, effect: Keep) -> None:
         for id in effect.ids:
@@ -240,18 +269,15 @@ class Giver:
                 transfer.end(effect.reason)
 
     def _say(self, outlet: Outlet, kind: int, ids: list[int]) -> None:
-        while True:
-            try:
-                outlet.lane.send(kind, ids)
-            except BlockingIOError:
-                # Room was left for it; without the kernel's memory for it there is no going on, neither way.
-                select.select([], [outlet.lane], [], 0.1)
-                continue
-            except OSError:
-                self._end(outlet)
-                return
+        try:
+            outlet.lane.send(kind, ids)
+        except EOFError:
+            self._feed(outlet, Unsent(ids), time.monotonic())
+            self._end(outlet)
+        except OSError:
+            self._feed(outlet, Unsent(ids), time.monotonic())
+        else:
             self._feed(outlet, Sent(ids))
-            return
 
     def _end(self, outlet: Outlet) -> None:
         self._close(outlet)
@@ -273,7 +299,7 @@ class Giver:
         """Have everything back that is not decided, and end all lanes."""
         for outlet in list(self.outlets.values()):
             # WITHDRAW first: a lane that ends without it says that this process is dead.
-            self._perform(outlet, outlet.giving.withdraw(list(outlet.transfers)))
+            self._decide(outlet, list(outlet.transfers.values()), Kept.SHUT)
             self._close(outlet)
         self.epoll.close()
 

@@ -30,6 +30,7 @@ class LoopExchange:
         self._due = 0.0
         self._retiring: set[asyncio.Future[None]] = set()
         exchange.on_change.append(functools.partial(self._in_loop, self._changed))
+        exchange.on_abandoned = functools.partial(self._in_loop, self._abandoned)
         self._loop.add_reader(exchange.giver.epoll.fileno(), self._heard_of_receivers)
         self._loop.add_reader(exchange.receiver.epoll.fileno(), self._heard_of_givers)
 
@@ -55,6 +56,7 @@ class LoopExchange:
                         one.end(Kept.UNHEARD)
                     break
                 with exchange.lock:
+                    exchange.check_open()
                     exchange.giver.pump()
                     if not introduction.usable(exchange.giver) and not introduction.known.is_set():
                         continue
@@ -65,8 +67,7 @@ class LoopExchange:
                 waiting = to_be_tried_again(offered, key)
         except BaseException:
             with exchange.lock:
-                for one in transfers:
-                    exchange.giver.withdraw(one)
+                exchange.giver.decide(transfers)
             raise
         return transfers
 
@@ -154,18 +155,25 @@ class LoopExchange:
 
     # In the loop.
 
-    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
+    def _in_loop(self, call: Callable[..., None], *arguments: object) -> bool:
+        """Call it there; whether there is a loop."""
         if threading.get_ident() == self._thread:
             call(*arguments)
-            return
+            return True
         try:
             self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
-            pass  # it has ended
+            return False  # it has ended
+        return True
+
+    def _abandoned(self) -> None:
+        self.close()
+        self.exchange.close()
 
     def _heard_of_receivers(self) -> None:
         with self.exchange.lock:
             self.exchange.giver.pump()
+            self._arm()  # a word may have to be said again
 
     def _heard_of_givers(self) -> None:
         with self.exchange.lock:

@@ -7,6 +7,7 @@ the end of the share, and does nothing but wait as long as nothing changes.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 import time
@@ -19,6 +20,8 @@ from .claims import Claim, Claims
 
 #: How long a release, and the end of a share, wait until the broker knows what was released, seconds.
 _LAST_WORDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class Registration:
@@ -255,6 +258,7 @@ class Registrar:
     def __init__(self, directory: str, timeout: float) -> None:
         self.timeout = timeout
         self.ended = False  # it serves nobody any more
+        self._abandoned = False
         self._lock = threading.RLock()
         self._of_name: dict[str, Registration] = {}
         self._of_claim: dict[Claim, Registration] = {}
@@ -315,6 +319,12 @@ class Registrar:
             registration.close_gate()
         os.close(self._wake)
 
+    def abandon(self) -> None:
+        """Nobody can claim any more: it ends with its last registration. Takes no lock, as `Channel.abandon`."""
+        self._abandoned = True
+        if not self.ended:
+            os.eventfd_write(self._wake, 1)
+
     def after_fork(self) -> None:
         """In the child nothing of it may be used."""
         for registration in {*self._of_name.values(), *self._of_claim.values(), *self._new}:
@@ -329,7 +339,7 @@ class Registrar:
     def _serve(self) -> None:
         error: Exception = SockshareError("can't hold the registration: this share was closed")
         try:
-            while not self.ended:
+            while not self.ended and not (self._abandoned and not self._of_name):
                 self._claims.step()
                 self._obey()
             self._obey()
@@ -340,12 +350,16 @@ class Registrar:
             error = problem
         except Exception as problem:  # who waits must not wait for ever
             error = SockshareError(f"can't hold the registration: sockshare has a bug ({problem!r})")
+            log.error("registration: it failed; all of this process are over", exc_info=problem)
         finally:
             with self._lock:
                 self.ended = True
                 left_over = {*self._new, *self._of_claim.values()}
             for registration in left_over:
-                registration.end(error)
+                try:
+                    registration.end(error)
+                except Exception:
+                    log.exception("registration: %r could not be told that it is over", registration.name)
             self._claims.close()
 
     def _obey(self) -> None:

@@ -108,6 +108,7 @@ class Share(Hands):
             OSError: This process may open no more descriptors; nothing was taken.
         """
         with self._turn:
+            self._open()
             held = self._held.get(name)
             # A program may have closed or detached it; then it gets another.
             if held is None or held.fileno() < 0:
@@ -196,12 +197,14 @@ class Share(Hands):
         description, which other processes keep: a registered duplicate that was closed reports events for ever, and
         cannot be unregistered any more (epoll(7), Q6).
         """
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+        self._closed = True  # whoever has the turn after this one begins nothing
+        if self._exchange is not None:  # before our turn, which may be long in coming: these wait for no broker
+            self._exchange.close()
         with self._turn:
-            self._closed = True
             _shares.discard(self)
+            if self._exchange is not None:
+                self._exchange.close()
+                self._exchange = None
             if self._registrar is not None:
                 # First: who has it next is told while the sockets are still here.
                 self._registrar.close()
@@ -213,6 +216,12 @@ class Share(Hands):
             if self._dialogue is not None:
                 self._dialogue.close()
                 self._dialogue = None
+
+    def __del__(self) -> None:
+        # Its threads would go on: this process would be handed connections, and nobody could receive them.
+        for left in (getattr(self, "_exchange", None), getattr(self, "_registrar", None)):
+            if left is not None:
+                left.abandon()
 
     def _exchanging(self, *, in_loop: bool = False) -> Exchange:
         with self._turn:

@@ -87,8 +87,13 @@ class Receiver:
 
     def add(self, fd: int, process: str) -> None:
         """*fd* is the end of a lane from *process*; it becomes this object's to close."""
-        inlet = self.inlets[fd] = Inlet(Lane(fd), process, self.intake)
-        self.epoll.register(fd, select.EPOLLIN)
+        inlet = Inlet(Lane(fd), process, self.intake)
+        try:
+            self.epoll.register(fd, select.EPOLLIN)
+        except BaseException:
+            inlet.lane.close()
+            raise
+        self.inlets[fd] = inlet
         self._report(inlet)
 
     @property
@@ -116,8 +121,8 @@ class Receiver:
         if not self.queue:
             return None
         inlet, arrival = self.queue.popleft()
-        inlet.taking.received()
         try:
+            inlet.taking.received()
             state = arrival.state()
             connection = Connection(arrival.family, arrival.type, arrival.protocol, arrival.fd)
         except BaseException:  # no memory for its state
@@ -169,6 +174,9 @@ class Receiver:
                     if not packet.arrivals and packet.ids:
                         self._feed(inlet, Unreadable(packet.ids))
                         continue
+                    if not inlet.arrivals.keys().isdisjoint(packet.ids) or len(set(packet.ids)) < len(packet.ids):
+                        lanes.drop_all(packet.arrivals)
+                        raise BadPacket("can't read the lane: one connection is offered twice")
                     inlet.arrivals.update(zip(packet.ids, packet.arrivals, strict=True))
                     for effect in taking.feed(Offered(packet.ids)):
                         if isinstance(effect, SendTake):
@@ -185,7 +193,7 @@ class Receiver:
         except EOFError:
             self._feed(inlet, Ended())
             self._close(inlet)
-        except BadPacket:
+        except (BadPacket, OSError):
             # Not the end of a giver: what it has not committed stays its own.
             self._close(inlet)
 
@@ -210,15 +218,15 @@ class Receiver:
         said = inlet.taking.report(self.load) if isinstance(effect, SendTake) else None
         try:
             if said is not None:
-                inlet.lane.send(lanes.TAKE, effect.ids, 0, *said)
+                inlet.lane.send(lanes.TAKE, effect.ids, 0, said.received, said.load, said.window)
             elif isinstance(effect, SendDecline):
                 inlet.lane.send(lanes.DECLINE, effect.ids, effect.reason.value)
-        except BlockingIOError:
+        except EOFError:
+            pass  # which is read next
+        except OSError:
             if said is not None:
                 inlet.taking.unreport(said)
             return False
-        except OSError:
-            pass  # its end is read next
         return True
 
     def _report(self, inlet: Inlet) -> None:
@@ -226,11 +234,11 @@ class Receiver:
             return
         said = inlet.taking.report(self.load)
         try:
-            inlet.lane.send(lanes.REPORT, (), 0, *said)
-        except BlockingIOError:
-            inlet.taking.unreport(said)
-        except OSError:
+            inlet.lane.send(lanes.REPORT, (), 0, said.received, said.load, said.window)
+        except EOFError:
             pass
+        except OSError:
+            inlet.taking.unreport(said)
 
     def _flush(self, inlet: Inlet) -> None:
         while inlet.unsent:

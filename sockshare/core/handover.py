@@ -3,24 +3,33 @@
 Theory of operation. A *lane* is a private, ordered, reliable packet channel from one giver to one receiver, which dies
 with either. The giver alone decides; each connection goes
 
-    giver      OFFERED -> TAKEN -> (committed: the receiver's)       or  -> WITHDRAWING -> (kept: the giver's)
+    giver      OFFERED -> TAKEN -> COMMITTING -> (the receiver's)    or  -> WITHDRAWING -> (kept: the giver's)
     receiver   TAKEN -> (committed: owned)                           or  -> (withdrawn, declined: dropped)
 
 and nobody uses it in between. A giver that lives says one of COMMIT and WITHDRAW, and uses the connection again only
 once WITHDRAW is in the lane. So a lane that *ends* without either tells the receiver that the giver is dead, and the
 connection the receiver's: it adopts it. A lane that ends before COMMIT was sent leaves it with the giver; after that
 the receiver's death closes it. Whoever dies when: exactly one owner, or one clean close.
+
+A word may fail to get into the lane although the lane lives: no room, no memory (`Unsent`). It is said again after
+`RETRY`. Whoever says it may also be interrupted, so that nobody knows: then it is said again too, as both words mean
+nothing the second time, and what may be committed (UNKNOWN) is never withdrawn. A giver that can say neither for
+`PATIENCE` acts as the dead do: it closes its copies and ends the lane, and the receiver adopts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 #: Connections that may wait in a receiver until its program receives them.
 WINDOW = 64
+#: Seconds until a word that did not get into the lane is said again, and until the giver gives the lane up for it.
+RETRY = 0.005
+PATIENCE = 0.5
 
 
 class Decline(Enum):
@@ -39,6 +48,8 @@ class Kept(Enum):
     UNREADABLE = "it could not open the descriptor (RLIMIT_NOFILE)"
     LATE = "it did not answer in time"
     LOST = "it has ended"
+    GARBLED = "it said what nobody can understand"
+    SHUT = "this share was closed meanwhile"
     UNHEARD = "the broker did not say in time who is there"
     NOBODY = "no process there takes connections; does it call receive()?"
 
@@ -47,26 +58,37 @@ _KEPT = {Decline.FULL: Kept.FULL, Decline.CLOSED: Kept.CLOSED, Decline.UNREADABL
 
 
 # What may happen at the giver's end.
-class Took(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Took:
     """The receiver has the descriptors of *ids*."""
 
     ids: Sequence[int]
 
 
-class Declined(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Declined:
     """The receiver does not take *ids*, and has closed what it had of them."""
 
     ids: Sequence[int]
     reason: Decline
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sent:
     """What was to be sent about *ids* is in the lane."""
 
     ids: Sequence[int]
 
 
-class Reported(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """What was to be sent about *ids* is not in the lane, which lives: for want of room, or of memory."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
     """*received* more connections were received by the program, which has *load* now, and lets *window* wait unreceived
     (0: it takes none any more)."""
 
@@ -75,58 +97,72 @@ class Reported(NamedTuple):
     window: int
 
 
-class Tick(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tick:
     """Time has passed."""
 
 
-class Ended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ended:
     """The other end of the lane is gone; everything it had said was read before."""
 
 
 # What the giver is to do.
-class SendCommit(NamedTuple):
-    """Say COMMIT of *ids*; then feed `Sent`, or `Ended` if the lane has."""
+@dataclass(frozen=True, slots=True)
+class SendCommit:
+    """Say COMMIT of *ids*; then feed `Sent` or `Unsent`, and after that `Ended` if the lane has."""
 
     ids: list[int]
 
 
-class SendWithdraw(NamedTuple):
-    """Say WITHDRAW of *ids*; then feed `Sent`, or `Ended` if the lane has."""
+@dataclass(frozen=True, slots=True)
+class SendWithdraw:
+    """Say WITHDRAW of *ids*; then feed `Sent` or `Unsent`, and after that `Ended` if the lane has."""
 
     ids: list[int]
 
 
-class Release(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Release:
     """*ids* are the receiver's: close the copies."""
 
     ids: list[int]
 
 
-class Keep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Keep:
     """*ids* are the giver's again, for the reason given."""
 
     ids: list[int]
     reason: Kept
 
 
-GiverEvent = Took | Declined | Sent | Reported | Tick | Ended
-GiverEffect = SendCommit | SendWithdraw | Release | Keep
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End the lane, without a word; everything in it was released before."""
+
+
+GiverEvent = Took | Declined | Sent | Unsent | Reported | Tick | Ended
+GiverEffect = SendCommit | SendWithdraw | Release | Keep | GiveUp
 
 
 class Stage(Enum):
     """Where a connection is, at the giver's end."""
 
     OFFERED = "offered"
-    TAKEN = "taken"
-    WITHDRAWING = "withdrawing"
+    TAKEN = "taken"  # and COMMIT is not in the lane
+    COMMITTING = "committing"  # COMMIT is being said
+    UNKNOWN = "unknown"  # whoever said COMMIT was interrupted: it may be in the lane
+    WITHDRAWING = "withdrawing"  # WITHDRAW is being said, as often as it takes
 
 
 class _Offer:
-    __slots__ = ("deadline", "stage")
+    __slots__ = ("deadline", "reason", "stage")
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.stage = Stage.OFFERED
+        self.reason = Kept.LATE  # if it is withdrawn
 
 
 class Giving:
@@ -175,26 +211,45 @@ class Giving:
         for id in ids:
             self._offers[id] = _Offer(deadline)
         self._unreceived += count
-        if self.deadline is None or deadline < self.deadline:
-            self.deadline = deadline
+        self._due(deadline)
         return ids
 
     def feed(self, event: GiverEvent, now: float = 0.0) -> list[GiverEffect]:
         """Take *event* at *now*; what it says of a connection for which it means nothing changes nothing."""
         return _GIVER[type(event)](self, event, now)
 
-    def withdraw(self, ids: Iterable[int]) -> list[GiverEffect]:
-        """Have *ids* back, as far as they are not committed yet."""
-        mine = [id for id in ids if id in self._offers and self._offers[id].stage is not Stage.WITHDRAWING]
+    def withdraw(self, ids: Iterable[int], now: float, reason: Kept = Kept.LATE) -> list[GiverEffect]:
+        """Have *ids* back, for *reason*, as far as COMMIT of them was not said; the others are the receiver's.
+
+        All of them are decided once the effects are performed, or by `Tick` within `PATIENCE`.
+        """
+        mine = [id for id in ids if id in self._offers]
         for id in mine:
-            self._offers[id].stage = Stage.WITHDRAWING
-        return [SendWithdraw(mine)] if mine else []
+            offer = self._offers[id]
+            if offer.stage in (Stage.OFFERED, Stage.TAKEN):
+                offer.stage, offer.reason, offer.deadline = Stage.WITHDRAWING, reason, now
+            offer.deadline = min(offer.deadline, now)
+        return self._say(mine)
+
+    def has(self, id: int) -> bool:
+        """Whether *id* is undecided."""
+        return id in self._offers
+
+    def _say(self, ids: Sequence[int]) -> list[GiverEffect]:
+        """What has to be said of *ids*, for the first time or again."""
+        new, again, withdraw = (self._in(ids, stage) for stage in (Stage.TAKEN, Stage.COMMITTING, Stage.WITHDRAWING))
+        commit = [*new, *again, *self._in(ids, Stage.UNKNOWN)]
+        for id in new:
+            self._offers[id].stage = Stage.COMMITTING
+        for id in again:  # there was no answer to the first time
+            self._offers[id].stage = Stage.UNKNOWN
+        return [*([SendCommit(commit)] if commit else []), *([SendWithdraw(withdraw)] if withdraw else [])]
 
     def _took(self, event: Took, now: float) -> list[GiverEffect]:
         mine = self._in(event.ids, Stage.OFFERED)
         for id in mine:
             self._offers[id].stage = Stage.TAKEN
-        return [SendCommit(mine)] if mine else []
+        return self._say(mine)
 
     def _declined(self, event: Declined, now: float) -> list[GiverEffect]:
         # One that is being withdrawn stays so: it is kept when that was said, for the reason that its owner knows.
@@ -206,11 +261,15 @@ class Giving:
         return self._keep(mine, _KEPT[event.reason])
 
     def _sent(self, event: Sent, now: float) -> list[GiverEffect]:
-        committed = self._in(event.ids, Stage.TAKEN)
+        committed = self._in(event.ids, Stage.COMMITTING, Stage.UNKNOWN)
         withdrawn = self._in(event.ids, Stage.WITHDRAWING)
-        for id in committed:
-            del self._offers[id]
-        return [*([Release(committed)] if committed else []), *self._keep(withdrawn, Kept.LATE)]
+        return [*self._release(committed), *self._keep_withdrawn(withdrawn)]
+
+    def _unsent(self, event: Unsent, now: float) -> list[GiverEffect]:
+        for id in self._in(event.ids, Stage.COMMITTING):
+            self._offers[id].stage = Stage.TAKEN
+        self._due(now + RETRY)
+        return []
 
     def _reported(self, event: Reported, now: float) -> list[GiverEffect]:
         self._unreceived = max(0, self._unreceived - event.received)
@@ -218,19 +277,46 @@ class Giving:
         return []
 
     def _tick(self, event: Tick, now: float) -> list[GiverEffect]:
+        if any(
+            offer.deadline + PATIENCE <= now and offer.stage is not Stage.OFFERED for offer in self._offers.values()
+        ):
+            self.ended, self.deadline = True, None
+            return [*self._release(list(self._offers)), GiveUp()]
+        said = [id for id, offer in self._offers.items() if offer.stage is not Stage.OFFERED]
         late = [id for id, offer in self._offers.items() if offer.deadline <= now]
-        effects = self.withdraw(late)
-        rest = [offer.deadline for offer in self._offers.values() if offer.deadline > now]
-        self.deadline = min(rest, default=None)
-        return effects
+        self.deadline = None
+        for offer in self._offers.values():
+            self._due(offer.deadline if offer.deadline > now else now + RETRY)
+        # What is neither late nor said yet is said again.
+        return [*self._say([id for id in said if id not in late]), *self.withdraw(late, now)]
 
     def _end(self, event: Ended, now: float) -> list[GiverEffect]:
         self.ended = True
-        return self._keep(list(self._offers), Kept.LOST)
+        # Nobody knows whether COMMIT was read.
+        released = self._release(self._in(list(self._offers), Stage.COMMITTING, Stage.UNKNOWN))
+        withdrawn = self._in(list(self._offers), Stage.WITHDRAWING)
+        return [*released, *self._keep_withdrawn(withdrawn), *self._keep(list(self._offers), Kept.LOST)]
 
-    def _in(self, ids: Iterable[int], stage: Stage) -> list[int]:
+    def _due(self, at: float) -> None:
+        if self.deadline is None or at < self.deadline:
+            self.deadline = at
+
+    def _in(self, ids: Iterable[int], *stages: Stage) -> list[int]:
         offers = self._offers
-        return [id for id in ids if id in offers and offers[id].stage is stage]
+        return [id for id in ids if id in offers and offers[id].stage in stages]
+
+    def _release(self, ids: list[int]) -> list[GiverEffect]:
+        for id in ids:
+            del self._offers[id]
+        return [Release(ids)] if ids else []
+
+    def _keep_withdrawn(self, ids: list[int]) -> list[GiverEffect]:
+        effects: list[GiverEffect] = []
+        for reason in Kept:
+            effects += self._keep(
+                [id for id in ids if id in self._offers and self._offers[id].reason is reason], reason
+            )
+        return effects
 
     def _keep(self, ids: list[int], reason: Kept) -> list[GiverEffect]:
         for id in ids:
@@ -243,6 +329,7 @@ _GIVER: dict[type, Callable[[Giving, Any, float], list[GiverEffect]]] = {
     Took: Giving._took,
     Declined: Giving._declined,
     Sent: Giving._sent,
+    Unsent: Giving._unsent,
     Reported: Giving._reported,
     Tick: Giving._tick,
     Ended: Giving._end,
@@ -250,52 +337,60 @@ _GIVER: dict[type, Callable[[Giving, Any, float], list[GiverEffect]]] = {
 
 
 # What may happen at the receiver's end, beside `Ended`.
-class Offered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Offered:
     """*ids* are offered, and their descriptors are here."""
 
     ids: Sequence[int]
 
 
-class Unreadable(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unreadable:
     """*ids* were offered, and their descriptors or states could not be had."""
 
     ids: Sequence[int]
 
 
-class Committed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Committed:
     """The giver has given *ids* up."""
 
     ids: Sequence[int]
 
 
-class Withdrawn(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
     """The giver has *ids* back."""
 
     ids: Sequence[int]
 
 
 # What the receiver is to do.
-class SendTake(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SendTake:
     """Say TAKE of *ids*."""
 
     ids: list[int]
 
 
-class SendDecline(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SendDecline:
     """Close what there is of *ids*, then say DECLINE."""
 
     ids: list[int]
     reason: Decline
 
 
-class Own(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Own:
     """*ids* are the receiver's: the program may have them."""
 
     ids: list[int]
     adopted: bool
 
 
-class Drop(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Drop:
     """Close what there is of *ids*: they are the giver's."""
 
     ids: list[int]
@@ -354,8 +449,9 @@ class Taking:
         return Reported(received, load, 0 if self._intake.closed else self._intake.limit)
 
     def unreport(self, said: Reported) -> None:
-        """The giver could not be told *said*."""
+        """The giver could not be told *said*: it still waits to hear."""
         self._received += said.received
+        self.declined = not self._intake.closed
 
     @property
     def undecided(self) -> list[int]:

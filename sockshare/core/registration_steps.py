@@ -3,11 +3,14 @@ done (effects).
 
 Times are nanoseconds of CLOCK_BOOTTIME. An *epoch* numbers one hold of one claim: it is larger than any before it, also
 across restarts of the broker, and 0 where nothing is held.
+
+Events and effects are data classes: two are equal only if they are of one kind.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -93,7 +96,8 @@ class Entry(NamedTuple):
 
 
 # Events. One whose epoch is not the claim's present one is stale, and changes nothing.
-class Claimed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Claimed:
     """*claim* joins the line. Known already: no change. *paused*: as if `Paused` came at once, before any grant."""
 
     claim: Claim
@@ -104,21 +108,24 @@ class Claimed(NamedTuple):
         return self.claim.key
 
 
-class Released(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Released:
     """The process gives its claim up: of its own hold, or, with epoch 0, while it waits."""
 
     key: str
     epoch: int
 
 
-class Disarmed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Disarmed:
     """What `Disarm` asked has been done."""
 
     key: str
     epoch: int
 
 
-class NotDisarmed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NotDisarmed:
     """What `Disarm` asked can't be done, or not now; `Disarmed` may follow."""
 
     key: str
@@ -126,19 +133,22 @@ class NotDisarmed(NamedTuple):
     reason: str
 
 
-class Gone(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gone:
     """The process that is *identity* has died."""
 
     identity: Identity
 
 
-class Registered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Registered:
     """*key* was seen armed by itself: under *latest* a new registration; otherwise, or if it is paused, a violation."""
 
     key: str
 
 
-class Stalled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Stalled:
     """The holder does not take what waits on the socket; *reason* says how it is, as far as is known."""
 
     key: str
@@ -146,33 +156,38 @@ class Stalled(NamedTuple):
     reason: str = "it did not take what waited"
 
 
-class MoveTo(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MoveTo:
     """*key* is to have it; the longest holder makes room, and keeps its place in the line."""
 
     key: str
 
 
-class Paused(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Paused:
     """*key* may not hold it until `Resumed`; if it does, *successor* comes next, if that one can have it."""
 
     key: str
     successor: str | None = None
 
 
-class Resumed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Resumed:
     """*key* may hold it again, and does not count as stalled. *first*: at once, in place of the youngest holder."""
 
     key: str
     first: bool = False
 
 
-class Advance(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Advance:
     """Under *rotate*: the next in turn is to have it, or the one whose key is *to*, if it can."""
 
     to: str | None = None
 
 
-class Tick(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tick:
     """Time has passed."""
 
 
@@ -193,18 +208,21 @@ Event = (
 
 
 # Effects.
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """Write `Registration.record()` where the next broker finds it, before anything that follows is done."""
 
 
-class Arm(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Arm:
     """Open the gate, resume the registration, or let the process start its program. Done twice, it is done."""
 
     key: str
     epoch: int
 
 
-class Disarm(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Disarm:
     """Shut the gate, or suspend the registration. Done twice, it is done.
 
     Once all effects of the list are performed, answer with `Disarmed` or `NotDisarmed`; it means nothing if the claim
@@ -215,7 +233,8 @@ class Disarm(NamedTuple):
     epoch: int
 
 
-class Tell(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tell:
     """Tell the process: held, revoked (it stays in line), or cancelled (its claim is over)."""
 
     key: str
@@ -224,7 +243,8 @@ class Tell(NamedTuple):
     reason: str
 
 
-class Stop(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Stop:
     """Have the manager stop the process that is *identity*, and no other that may have its pid by now."""
 
     key: str
@@ -232,7 +252,8 @@ class Stop(NamedTuple):
     identity: Identity
 
 
-class Note(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Note:
     """For the log and the counters; *what* is one of `NOTES`."""
 
     what: str

@@ -8,6 +8,7 @@ neither give nor go on: so an offer is sent only where there is room for both af
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import socket
@@ -39,6 +40,9 @@ _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 #: What a packet costs of the send buffer, beside twice its bytes: struct sk_buff and its share of a slab.
 _OVERHEAD = 1024
 _WANTED_BUFFER = 1024 * 1024
+#: What a system call says of a lane whose other end is gone, and what passes: whatever else it says, the lane lives.
+_GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN))
+_PASSES = frozenset((errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS))
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; the socket module does not name it
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -130,9 +134,13 @@ class Lane:
     """One end of a lane, on *fd*, which becomes this object's to close."""
 
     def __init__(self, fd: int) -> None:
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+        try:
+            self._buffer = memoryview(bytearray(_LARGEST + 1))
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._sock.setblocking(False)
-        self._buffer = memoryview(bytearray(_LARGEST + 1))
         self._capacity = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     def fileno(self) -> int:
@@ -163,9 +171,10 @@ class Lane:
         """Offer *cargoes*: at most `MOST` descriptors, and `INLINE` bytes of states that have no memfd of their own.
 
         Raises:
+            EOFError: The other end is gone.
             BlockingIOError: There is no room.
-            OSError: As sendmsg(2): ``EPIPE`` or ``ECONNRESET`` when the other end is gone, ``ETOOMANYREFS`` when this
-                user has too many descriptors in flight; or as memfd_create(2).
+            OSError: As sendmsg(2), ``ETOOMANYREFS`` when this user has too many descriptors in flight; or as
+                memfd_create(2). Nothing was sent, and the lane lives.
         """
         parts = [_HEADER.pack(OFFER, 0, len(cargoes), 0, 0, 0)]
         states, fds, memfds = [], array.array("i"), []
@@ -180,6 +189,10 @@ class Lane:
                     states.append(state)
                 parts.append(_ENTRY.pack(id, family, type, protocol, length > INLINE, length))
             self._sock.sendmsg([b"".join([*parts, *states])], [(*_RIGHTS, fds)], _NOSIGNAL)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise EOFError from None
+            raise
         finally:
             close_all(memfds)
 
@@ -189,23 +202,33 @@ class Lane:
         """Say *kind* of *ids*, with a report.
 
         Raises:
-            BlockingIOError: There is no room.
-            OSError: The other end is gone.
+            EOFError: The other end is gone.
+            OSError: It was not said, and the lane lives: there is no room (BlockingIOError), or no memory.
         """
         head = _HEADER.pack(kind, reason, len(ids), received, load, window)
-        self._sock.send(head + array.array("Q", ids).tobytes() if ids else head, _NOSIGNAL)
+        try:
+            self._sock.send(head + array.array("Q", ids).tobytes() if ids else head, _NOSIGNAL)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise EOFError from None
+            raise
 
     def receive(self) -> Packet | None:
-        """The next packet; None when none is there.
+        """The next packet; None when none is there, or none can be had now.
 
         Raises:
             EOFError: The other end is gone, and everything that it said was returned before.
             BadPacket: What came is none.
+            OSError: As recvmsg(2), for a reason that does not pass.
         """
         try:
             size, ancillary, flags, _ = self._receive()
-        except BlockingIOError:
-            return None
+        except OSError as error:
+            if error.errno in _PASSES:
+                return None
+            if error.errno in _GONE:
+                raise EOFError from None
+            raise
         fds: list[int] = []
         for level, kind, payload in ancillary:
             if (level, kind) == _RIGHTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sockshare.core.handover import (
+    PATIENCE,
+    RETRY,
     Candidate,
     Committed,
     Decline,
     Declined,
     Drop,
     Ended,
+    GiveUp,
     Giving,
     Intake,
     Keep,
@@ -34,6 +38,7 @@ from sockshare.core.handover import (
     Tick,
     Took,
     Unreadable,
+    Unsent,
     Withdrawn,
     choose,
 )
@@ -62,8 +67,9 @@ def test_connection_is_kept_when_lane_ends_before_commit() -> None:
     giving = Giving()
     ids = offered(giving, 3)
     giving.feed(Took(ids[:1]))
-    giving.withdraw(ids[1:2])
-    assert giving.feed(Ended()) == [Keep(ids, Kept.LOST)]
+    giving.feed(Unsent(ids[:1]), 1.0)
+    giving.withdraw(ids[1:2], 1.0)
+    assert giving.feed(Ended()) == [Keep(ids[1:2], Kept.LATE), Keep([ids[0], ids[2]], Kept.LOST)]
     assert giving.room == 0
     assert giving.feed(Sent(ids)) == []
 
@@ -75,10 +81,71 @@ def test_connection_is_kept_only_when_withdraw_is_in_the_lane() -> None:
     assert giving.deadline == 5.0
     assert giving.feed(Tick(), 4.9) == []
     assert giving.feed(Tick(), 5.0) == [SendWithdraw(ids)]
-    assert giving.deadline is None
     assert giving.feed(Took(ids)) == []
     assert giving.feed(Declined(ids, Decline.UNREADABLE)) == []
     assert giving.feed(Sent(ids)) == [Keep(ids, Kept.LATE)]
+    assert giving.feed(Tick(), 6.0) == []
+    assert giving.deadline is None
+
+
+def test_word_that_did_not_get_into_the_lane_is_said_again() -> None:
+    """No room, or no memory, is no end of a lane: nothing is decided before COMMIT or WITHDRAW is in it."""
+    giving = Giving()
+    (first,), (second,) = offered(giving), offered(giving)
+    assert giving.feed(Took([first]), 1.0) == [SendCommit([first])]
+    assert giving.feed(Unsent([first]), 1.0) == []
+    assert giving.deadline == 1.0 + RETRY
+    assert giving.withdraw([second], 1.0, Kept.SHUT) == [SendWithdraw([second])]
+    assert giving.feed(Unsent([second]), 1.0) == []
+    assert giving.feed(Tick(), 1.1) == [SendCommit([first]), SendWithdraw([second])]
+    assert giving.undecided == 2
+    assert giving.feed(Sent([first])) == [Release([first])]
+    assert giving.feed(Sent([second])) == [Keep([second], Kept.SHUT)]
+
+
+def test_commit_that_could_not_be_said_in_time_is_withdrawn() -> None:
+    """As long as it is sure that COMMIT is not in the lane, the giver can change its mind."""
+    giving = Giving()
+    ids = offered(giving, 1, deadline=5.0)
+    giving.feed(Took(ids), 1.0)
+    giving.feed(Unsent(ids), 1.0)
+    assert giving.feed(Tick(), 5.0) == [SendWithdraw(ids)]
+    giving.feed(Unsent(ids), 5.0)
+    assert giving.feed(Tick(), 5.0 + RETRY) == [SendWithdraw(ids)]
+
+
+def test_commit_that_may_have_been_said_is_never_withdrawn() -> None:
+    """Whoever said it was interrupted: it is said again, however often that fails, and nothing else is."""
+    giving = Giving()
+    ids = offered(giving, 1, deadline=5.0)
+    assert giving.feed(Took(ids), 1.0) == [SendCommit(ids)]
+    assert giving.withdraw(ids, 1.0) == [SendCommit(ids)]
+    assert giving.feed(Unsent(ids), 1.0) == []
+    assert giving.withdraw(ids, 1.1) == [SendCommit(ids)]
+    assert giving.feed(Sent(ids)) == [Release(ids)]
+    again = offered(giving)
+    giving.feed(Took(again), 2.0)
+    assert giving.feed(Ended()) == [Release(again)], "it may be the receiver's, which may have read it"
+
+
+def test_lane_that_takes_no_word_is_given_up_as_by_the_dead() -> None:
+    """All in it is the receiver's, which sees the lane's end and adopts; that end comes last."""
+    giving = Giving()
+    ids = offered(giving, 2, deadline=5.0)
+    giving.withdraw(ids[:1], 1.0)
+    giving.feed(Unsent(ids[:1]), 1.0)
+    assert giving.feed(Tick(), 1.0 + PATIENCE - RETRY) == [SendWithdraw(ids[:1])]
+    assert giving.feed(Tick(), 1.0 + PATIENCE) == [Release(ids), GiveUp()]
+    assert giving.ended
+    assert giving.room == 0
+    assert giving.deadline is None
+
+
+def test_process_that_was_stopped_past_its_deadline_withdraws_first() -> None:
+    """Patience is for a word that was tried."""
+    giving = Giving()
+    ids = offered(giving, 1, deadline=5.0)
+    assert giving.feed(Tick(), 60.0) == [SendWithdraw(ids)]
 
 
 def test_tick_is_due_at_the_earliest_deadline() -> None:
@@ -88,9 +155,11 @@ def test_tick_is_due_at_the_earliest_deadline() -> None:
     offered(giving, 1, 7.0)
     assert giving.deadline == 5.0
     assert giving.feed(Tick(), 6.0) == [SendWithdraw(second)]
+    giving.feed(Sent(second))
+    assert giving.feed(Tick(), 6.5) == []
     assert giving.deadline == 7.0
-    assert giving.withdraw(second) == []
-    assert giving.withdraw([*first, 99]) == [SendWithdraw(first)]
+    assert giving.withdraw(second, 6.5) == []
+    assert giving.withdraw([*first, 99], 6.5) == [SendWithdraw(first)]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +257,7 @@ def test_receiver_declines_what_there_is_no_room_for() -> None:
     said = one.report(2)
     assert said == Reported(1, 2, 2)
     one.unreport(said)
+    assert one.declined
     assert one.report(2) == said
     other.report(2)
     assert not other.declined
@@ -219,8 +289,16 @@ def test_offer_that_is_repeated_changes_nothing() -> None:
 # Both ends, a lane between them, and death.
 
 
+class _Interrupted(Exception):
+    """Whoever said a word: nobody knows whether it was said."""
+
+
 class Lane(RuleBasedStateMachine):
-    """Two processes and a lane. Packets arrive in order; the dead say nothing, and what they had is closed."""
+    """Two processes and a lane. Packets arrive in order; the dead say nothing, and what they had is closed.
+
+    The giver is `sockshare.client.giving` in short: a word may fail to get into the lane, and whoever says it may be
+    interrupted, before or after it got there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +307,9 @@ class Lane(RuleBasedStateMachine):
         self.to_receiver: deque[Any] = deque()
         self.to_giver: deque[Any] = deque()
         self.giver_lives = self.receiver_lives = True
-        self.giver_gone_heard = self.receiver_gone_heard = False
+        self.given_up = False  # the giver has ended the lane
+        self.failures: deque[str] = deque()  # of the next words
+        self.disturbed = False
         self.now = 0.0
         self.copies: set[int] = set()  # the giver's descriptors
         self.used_by_giver: set[int] = set()  # kept: the program has it back
@@ -239,20 +319,56 @@ class Lane(RuleBasedStateMachine):
 
     # The giver.
 
+    def giver_feeds(self, event: Any) -> None:
+        self.perform_giver(self.giving.feed(event, self.now))
+
     def perform_giver(self, effects: Any) -> None:
         for effect in effects:
-            if isinstance(effect, (SendCommit, SendWithdraw)):
-                if not self.receiver_lives:
-                    self.perform_giver(self.giving.feed(Ended()))
-                    continue
-                self.to_receiver.append(
-                    Committed(effect.ids) if isinstance(effect, SendCommit) else Withdrawn(effect.ids)
-                )
-                self.perform_giver(self.giving.feed(Sent(effect.ids)))
+            if isinstance(effect, SendCommit):
+                self.giver_says(Committed(effect.ids), effect.ids)
+            elif isinstance(effect, SendWithdraw):
+                self.giver_says(Withdrawn(effect.ids), effect.ids)
             elif isinstance(effect, Release):
                 self.copies -= set(effect.ids)
+            elif isinstance(effect, GiveUp):
+                assert not self.giving.undecided
+                self.given_up = True
+                self.to_giver.clear()
             else:
+                assert isinstance(effect, Keep)
                 self.used_by_giver |= set(effect.ids)
+
+    def giver_says(self, word: Any, ids: list[int]) -> None:
+        if not self.receiver_lives:
+            self.giver_feeds(Unsent(ids))
+            self.giver_feeds(Ended())
+            return
+        failure = self.failures.popleft() if self.failures else ""
+        if failure == "no room":
+            self.giver_feeds(Unsent(ids))
+            return
+        if failure == "interrupted before":
+            raise _Interrupted
+        self.to_receiver.append(word)
+        if failure == "interrupted after":
+            raise _Interrupted
+        self.giver_feeds(Sent(ids))
+
+    def giver_does(self, act: Callable[[], None]) -> None:
+        """What is interrupted is decided at once, as who is interrupted leaves `hand_over`."""
+        try:
+            act()
+        except _Interrupted:
+            self.failures = deque(one for one in self.failures if one == "no room")
+            self.disturbed = True
+            self.decide(self.copies - self.used_by_giver)
+
+    def decide(self, ids: set[int]) -> None:
+        self.perform_giver(self.giving.withdraw(sorted(ids), self.now))
+        while any(self.giving.has(id) for id in ids):
+            self.now += RETRY
+            self.giver_feeds(Tick())
+        self.copies -= ids - self.used_by_giver
 
     @precondition(lambda self: self.giver_lives and self.giving.room > 0)
     @rule(data=st.data(), patience=st.integers(1, 3))
@@ -263,23 +379,43 @@ class Lane(RuleBasedStateMachine):
         if self.receiver_lives:
             self.to_receiver.append(Offered(list(ids)))
         else:
-            self.perform_giver(self.giving.feed(Ended()))
+            self.giver_feeds(Ended())
 
     @precondition(lambda self: self.giver_lives and bool(self.to_giver))
     @rule()
     def giver_reads(self) -> None:
-        self.perform_giver(self.giving.feed(self.to_giver.popleft(), self.now))
+        self.giver_does(lambda: self.giver_feeds(self.to_giver.popleft()))
 
     @precondition(lambda self: self.giver_lives)
+    @rule(seconds=st.sampled_from([RETRY, PATIENCE, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.giver_does(lambda: self.giver_feeds(Tick()))
+
+    @precondition(lambda self: self.giver_lives)
+    @rule(how=st.sampled_from(["no room", "interrupted before", "interrupted after"]), times=st.integers(1, 3))
+    def words_will_fail(self, how: str, times: int) -> None:
+        self.failures.extend([how] * times)
+
+    @precondition(lambda self: self.giver_lives and self.receiver_lives)
     @rule()
-    def time_passes(self) -> None:
-        self.now += 1
-        self.perform_giver(self.giving.feed(Tick(), self.now))
+    def lane_takes_no_word(self) -> None:
+        """For longer than the giver has patience: what it may not say, it gives up."""
+        self.failures.extend(["no room"] * 1000)
+        self.disturbed = True
+
+    @precondition(lambda self: self.failures)
+    @rule()
+    def lane_takes_words_again(self) -> None:
+        self.failures.clear()
 
     @precondition(lambda self: self.giver_lives and self.giving.undecided > 0)
-    @rule(id=st.integers(1, 12))
-    def giver_gives_up(self, id: int) -> None:
-        self.perform_giver(self.giving.withdraw([id]))
+    @rule(id=st.integers(1, 12), at_once=st.booleans())
+    def giver_gives_up(self, id: int, at_once: bool) -> None:
+        if at_once and id in self.copies - self.used_by_giver:
+            self.giver_does(lambda: self.decide({id}))
+        elif not at_once:
+            self.giver_does(lambda: self.perform_giver(self.giving.withdraw([id], self.now)))
 
     @precondition(lambda self: self.giver_lives)
     @rule()
@@ -292,12 +428,16 @@ class Lane(RuleBasedStateMachine):
     @precondition(lambda self: self.giver_lives and not self.receiver_lives and not self.to_giver)
     @rule()
     def giver_hears_of_the_end(self) -> None:
-        self.perform_giver(self.giving.feed(Ended()))
+        self.giver_feeds(Ended())
 
     # The receiver.
 
-    def perform_receiver(self, effects: Any) -> None:
-        for effect in effects:
+    @property
+    def lane_has_ended(self) -> bool:
+        return (self.given_up or not self.giver_lives) and not self.to_receiver
+
+    def receiver_feeds(self, event: Any) -> None:
+        for effect in self.taking.feed(event):
             if isinstance(effect, SendTake):
                 self.say(Took(effect.ids))
                 self.say(self.taking.report(len(self.owned)))
@@ -307,11 +447,11 @@ class Lane(RuleBasedStateMachine):
             elif isinstance(effect, Drop):
                 self.held -= set(effect.ids)
             else:
-                assert effect.adopted == (not self.giver_lives and not self.to_receiver)
+                assert effect.adopted == isinstance(event, Ended)
                 self.owned |= set(effect.ids)
 
     def say(self, event: Any) -> None:
-        if self.giver_lives:
+        if self.giver_lives and not self.given_up:
             self.to_giver.append(event)
 
     @precondition(lambda self: self.receiver_lives and bool(self.to_receiver))
@@ -320,10 +460,10 @@ class Lane(RuleBasedStateMachine):
         event = self.to_receiver.popleft()
         if isinstance(event, Offered):
             if full:  # of descriptors
-                self.perform_receiver(self.taking.feed(Unreadable(event.ids)))
+                self.receiver_feeds(Unreadable(event.ids))
                 return
             self.held |= set(event.ids)
-        self.perform_receiver(self.taking.feed(event))
+        self.receiver_feeds(event)
 
     @precondition(lambda self: self.receiver_lives and bool(self.owned))
     @rule()
@@ -340,14 +480,15 @@ class Lane(RuleBasedStateMachine):
         self.owned.clear()
         self.to_receiver.clear()
 
-    @precondition(lambda self: self.receiver_lives and not self.giver_lives and not self.to_receiver)
+    @precondition(lambda self: self.receiver_lives and self.lane_has_ended)
     @rule()
     def receiver_hears_of_the_end(self) -> None:
-        self.perform_receiver(self.taking.feed(Ended()))
+        self.receiver_feeds(Ended())
 
     @invariant()
     def never_two_owners(self) -> None:
         assert not self.used_by_giver & self.owned
+        assert self.used_by_giver <= self.copies
         assert self.owned <= self.held
         # Room was counted right.
         assert 0 <= self.intake.waiting <= self.intake.limit
@@ -355,7 +496,7 @@ class Lane(RuleBasedStateMachine):
     @invariant()
     def the_living_have_what_is_on_its_way(self) -> None:
         in_flight = {id for packet in self.to_receiver if isinstance(packet, Offered) for id in packet.ids}
-        if self.giver_lives and self.receiver_lives:
+        if self.giver_lives and self.receiver_lives and not self.disturbed:
             assert self.every <= self.copies | self.held | in_flight
 
     @rule()
@@ -364,29 +505,26 @@ class Lane(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """All is read to the end: every connection has one owner, or is closed; the living hold what they own."""
+        self.failures.clear()
         while (self.giver_lives and self.to_giver) or (self.receiver_lives and self.to_receiver):
             if self.giver_lives and self.to_giver:
                 self.giver_reads()
             if self.receiver_lives and self.to_receiver:
-                event = self.to_receiver.popleft()
-                if isinstance(event, Offered):
-                    self.held |= set(event.ids)
-                self.perform_receiver(self.taking.feed(event))
+                self.receiver_reads(full=False)
         if self.giver_lives:
             if not self.receiver_lives:
-                self.perform_giver(self.giving.feed(Ended()))
+                self.giver_feeds(Ended())
             else:
-                self.now += 100
-                self.perform_giver(self.giving.feed(Tick(), self.now))
+                self.decide(self.copies - self.used_by_giver)
                 while self.to_receiver:
-                    self.perform_receiver(self.taking.feed(self.to_receiver.popleft()))
-        elif self.receiver_lives:
-            self.perform_receiver(self.taking.feed(Ended()))
+                    self.receiver_feeds(self.to_receiver.popleft())
+        if self.receiver_lives and self.lane_has_ended:
+            self.receiver_feeds(Ended())
         owners = Counter([*self.used_by_giver, *self.owned])
         assert all(count == 1 for count in owners.values())
         assert self.copies == self.used_by_giver, "the giver holds what it does not own"
         assert self.held == self.owned, "the receiver holds what it does not own"
-        if self.giver_lives and self.receiver_lives:
+        if self.giver_lives and self.receiver_lives and not self.disturbed:
             assert set(owners) == self.every
         super().teardown()
 

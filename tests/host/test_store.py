@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,11 @@ def limit(soft: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def key_in(fd: int) -> str:
+    """What the stub has written into the pipe that it gave under a key: the key."""
+    return os.read(fd, 64).decode()
 
 
 def test_kept_descriptors_come_with_the_hello_when_broker_was_killed(tmp_path: Path, shared: socket.socket) -> None:
@@ -63,6 +69,8 @@ def test_kept_descriptors_count_when_broker_dies_right_after_it_sent_them(
         async with embedded(tmp_path, shared) as one:
             report = await do(one, keep=keys, do="die")
             assert report["hello"]["kept"] == keys
+            said = [key_in(fd) for fd in one.host.descriptors() if stat.S_ISFIFO(os.fstat(fd).st_mode)]
+            assert said == keys, "a key has another's descriptor"
             assert len(set(report["inodes"])) == 3 + len(keys)
 
     with limit(4096):

@@ -35,6 +35,11 @@ def main() -> None:
                 return message, fds
             told.append(message)
 
+    def flush() -> None:
+        while link.wants_write:  # what was said counts once the socket has it
+            select.select([], [link.fileno()], [])
+            link.flush()
+
     hello, fds = hear()
     told: list[dict[str, Any]] = []
     report: dict[str, Any] = {"pid": os.getpid(), "hello": hello, "inodes": [os.fstat(fd).st_ino for fd in fds]}
@@ -44,14 +49,13 @@ def main() -> None:
         if "journal" in order:
             for key, record in order["journal"]:
                 link.send({"type": "journal", "key": key, "record": record})
-            while link.wants_write:  # a line counts once the socket has it
-                select.select([], [link.fileno()], [])
-                link.flush()
+            flush()
         for key in order.get("keep", ()):  # a pipe each, whose reading end is kept
             reading, writing = os.pipe()
             os.write(writing, key.encode())
             link.send({"type": "keep", "key": key}, [reading] * order.get("copies", 1))
             report.setdefault("kept", []).append(os.fstat(reading).st_ino)
+            flush()  # while the pipe is open: the link sends what its number means then
             os.close(reading)
             os.close(writing)
         for key in order.get("forget", ()):
