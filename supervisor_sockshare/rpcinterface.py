@@ -59,7 +59,7 @@ class RPCInterface:
         """
         directory = self._plugin.directory
         if directory is None:
-            raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
+            raise RPCError(Faults.FAILED, self._plugin.refusal)
         return directory
 
     @_guarded
@@ -106,7 +106,7 @@ class RPCInterface:
         told: list[Message] = []
         host = self._plugin.host
         if host is None:
-            raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
+            raise RPCError(Faults.FAILED, self._plugin.refusal)
         host.question(fields, told.append)
         given_up = time.monotonic() + _GIVEN_UP
 
