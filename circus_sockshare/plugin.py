@@ -266,8 +266,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._host.close()
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)
-        if os.getppid() != self._manager:
-            # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
-            if self._point is not None:
-                meeting.remove(self._point)
+        # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
+        if os.getppid() != self._manager and self._point is not None:
+            meeting.remove(self._point)
         self.loop.stop()
