@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from sockshare.core.errors import (
     BadConfiguration,
     ExitStatus,
@@ -24,7 +26,7 @@ from sockshare.core.suggest import did_you_mean
 
 from . import plans
 from .doctor import examine
-from .endpoint import Caller, Request, described
+from .endpoint import HOST, VERSION, Caller, Request, described
 from .handout import HandOut
 from .hostlink import HostLink
 from .reloading import Reloading
@@ -37,6 +39,9 @@ from .status import status_document
 log = logging.getLogger(__name__)
 
 _Operation = Callable[[Caller, Request], Awaitable["dict[str, Any] | None"]]
+
+#: What the host may ask for, on behalf of somebody whom the manager lets command it.
+_FOR_HOST = frozenset({"status", "doctor", "reload", "cancel", "move", "quiesce", "wake"})
 
 
 class Operations:
@@ -101,7 +106,7 @@ class Operations:
         self._run(self._work(caller, request))
 
     def answer_host(self, message: dict[str, Any]) -> None:
-        """Answer a question of the host (`status`, `reload`), which asks for a tool that speaks to the manager."""
+        """Answer a question of the host, which asks for who speaks to the manager: supervisord's XML-RPC."""
         self._run(self._work_for_host(message))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -111,22 +116,33 @@ class Operations:
 
     async def _work_for_host(self, message: dict[str, Any]) -> None:
         number, op = int(message["id"]), str(message.get("op"))
-        request = Request(v=1, id=number, op=op, program=message.get("program"), key=message.get("key"))
-        # Nobody to send events to: the first attempt finds that out.
-        caller = Caller(b"", os.getpid(), 0, number)
+        mistakes = self._state.mistakes
         try:
-            if op not in ("status", "reload"):
+            if op == "hello":
+                state = "refused" if mistakes else "serving"
+                self._link.tell(number, {"ok": True, "pid": os.getpid(), "state": state, "mistakes": mistakes})
+                return
+            if op not in _FOR_HOST:
                 raise ProtocolError(f"can't do {op!r}: the host may not ask for it")
-            if self._state.mistakes and op != "status":
-                raise BadConfiguration("\n".join(self._state.mistakes))
-            answer = await self._operations[op](caller, request)
-            self._link.tell(number, {"ok": True, **(answer or {})})
+            if mistakes and op != "status":
+                raise BadConfiguration("\n".join(mistakes))
+            fields = {key: value for key, value in message.items() if key != "type"}
+            try:
+                request = msgspec.convert({**fields, "v": VERSION}, Request)
+            except msgspec.ValidationError as error:
+                raise ProtocolError(f"can't read the request: {error}") from None
+            # Events can't be sent to it, so it asks again and again, and is told all there were.
+            caller = Caller(HOST, os.getpid(), 0, number)
+            answer = await self._operations[op](caller, request) or {}
+            if op == "reload":
+                answer = {"events": self._reloading.events(request.program or "", request.key or ""), **answer}
+            self._link.tell(number, {"ok": True, **answer})
         except SockshareError as error:
             self._link.tell(number, {"ok": False, **described(error)})
         except Exception as error:
             log.exception("broker: %s of the host failed", op)
             sentence = f"can't {op}: the broker has a bug ({error!r}; see its log)"
-            self._link.tell(number, {"ok": False, "message": sentence})
+            self._link.tell(number, {"ok": False, **described(SockshareError(sentence))})
 
     async def _work(self, caller: Caller, request: Request) -> None:
         try:
@@ -212,11 +228,17 @@ class Operations:
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if request.dry_run:
-            return self._foretell(caller, plan, expectation)
+            events, answer = self._foretell(plan, expectation)
+            if caller.route == HOST:
+                return {"events": events, **answer}
+            for event in events:
+                self._state.reply(caller, {"event": event})
+            return answer
         reload = self._reloading.running[spec.name] = Reload(
             self._reloading.services(), plan, expectation, self._reloading.ended, facts.get("stderr")
         )
-        reload.follow(caller)
+        if caller.route != HOST:
+            reload.follow(caller)
         reload.begin()
         return None
 
@@ -234,7 +256,8 @@ class Operations:
             return dict(self._reloading.last[request.program or ""]["answer"])
         if running.answer is not None:  # all but its last step is over
             return dict(running.answer)
-        running.follow(caller)
+        if caller.route != HOST:
+            running.follow(caller)
         return None
 
     async def _cancel(self, caller: Caller, request: Request) -> dict[str, Any]:
@@ -316,7 +339,8 @@ class Operations:
                 f"can't {what} as uid {caller.uid}: only root and the manager's uid {self._state.manager['uid']} may"
             )
 
-    def _foretell(self, caller: Caller, plan: Plan, expectation: Expectation) -> dict[str, Any]:
+    def _foretell(self, plan: Plan, expectation: Expectation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        events = []
         for process in plan.old:
             refusal = self._state.observer.refusal(process.pid)
             means = (
@@ -326,8 +350,8 @@ class Operations:
             )
             reason = f"would start one beside it, wait for {expectation.awaited}; then it {means}"
             event = {"step": "start", "program": plan.program, "process": process.name, "pid": process.pid}
-            self._state.reply(caller, {"event": {**event, "seconds": 0.0, "reason": reason}})
-        return {
+            events.append({**event, "seconds": 0.0, "reason": reason})
+        return events, {
             "result": "ok",
             "exit": int(ExitStatus.OK),
             "reason": "nothing was done (--dry-run)",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sockshare.client import finding
-from sockshare.client.dialogue import Dialogue
-from sockshare.client.door import Greeting
 from sockshare.core.errors import ExitStatus
+
+from .connection import Connection, Endpoint, connect
 
 _Document = dict[str, Any]
 
@@ -27,17 +25,16 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def run(endpoint: str | None, *, as_json: bool) -> int:
+def run(endpoint: Endpoint, *, as_json: bool) -> int:
     """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
-    found = finding.find(endpoint, command=True)
-    if found.greeting.state == "refused":
-        return refused(found.greeting, as_json=as_json)
-    finding.check(found)
-    dialogue = Dialogue(found.directory)
+    broker = connect(endpoint)
+    if broker.state == "refused":
+        return refused(broker, as_json=as_json)
+    broker.check()
     try:
-        document: _Document = dialogue.ask("status", deadline=time.monotonic() + finding.PATIENCE)["status"]
+        document: _Document = broker.ask("status")["status"]
     finally:
-        dialogue.close()
+        broker.close()
     if as_json:
         print(json.dumps(document, indent=1))
     else:
@@ -48,14 +45,14 @@ def run(endpoint: str | None, *, as_json: bool) -> int:
     return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
 
 
-def refused(greeting: Greeting, *, as_json: bool) -> int:
+def refused(broker: Connection, *, as_json: bool) -> int:
     """Show the mistakes of a broker that only has those to tell."""
     if as_json:
-        document = {"version": 1, "broker": {"pid": greeting.pid}, "state": "refused", "mistakes": greeting.mistakes}
+        document = {"version": 1, "broker": {"pid": broker.pid}, "state": "refused", "mistakes": broker.mistakes}
         print(json.dumps(document, indent=1))
-    print(f"sockshare: can't serve: the configuration was refused ({len(greeting.mistakes)} mistakes)", file=sys.stderr)
+    print(f"sockshare: can't serve: the configuration was refused ({len(broker.mistakes)} mistakes)", file=sys.stderr)
     if not as_json:
-        for mistake in greeting.mistakes:
+        for mistake in broker.mistakes:
             print(mistake)
     return ExitStatus.USAGE
 
