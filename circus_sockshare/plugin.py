@@ -172,7 +172,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._tell(self._mistakes)
 
     def _open_host(self, directory: str) -> None:
-        manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager))
+        manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager), self.endpoint)
         try:
             host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker)
             host.open()

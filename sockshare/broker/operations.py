@@ -23,8 +23,11 @@ from sockshare.core.errors import (
 from sockshare.core.readiness import Expectation
 from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
+from sockshare.core.visibility import visible
+from sockshare.kernel.meeting import user
 
 from . import plans
+from .authority import Authority
 from .doctor import examine
 from .endpoint import HOST, VERSION, Caller, Request, described
 from .handout import HandOut
@@ -61,6 +64,7 @@ class Operations:
         link: HostLink,
         said: Callable[[Managed, str, str | None], None],
         taken_up: asyncio.Task[None],
+        authority: Authority,
     ) -> None:
         self._state = state
         self._handout = handout
@@ -69,6 +73,7 @@ class Operations:
         self._link = link
         self._said = said
         self._taken_up = taken_up
+        self._authority = authority
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         introductions = handout.introductions
@@ -188,17 +193,22 @@ class Operations:
         return {}
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {"status": await status_document(self._state, self._reloading, self._retirements, self._link)}
+        document = await status_document(self._state, self._reloading, self._retirements, self._link)
+        return {"status": visible(document, self._own(caller))}
 
     async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {
-            "findings": [
-                one._asdict() for one in await examine(self._state, self._reloading, self._retirements, self._link)
-            ]
-        }
+        found = await examine(self._state, self._reloading, self._retirements, self._link, self._own(caller))
+        return {"findings": [one._asdict() for one in found]}
+
+    def _own(self, caller: Caller) -> set[str] | None:
+        """The programs that run under the user of *caller*; None if it may see all."""
+        if self._authority.sees_everything(caller):
+            return None
+        roster = self._state.roster
+        return {name for name in self._state.programs if any(_runs_as(m, caller.uid) for m in roster.of_program(name))}
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
-        self._may_command(caller, "reload a program")
+        self._authority.check(caller, "reload a program")
         if not request.program or not request.key:
             raise ProtocolError("can't reload: the request names no program, or has no key")
         await self._taken_up
@@ -261,7 +271,7 @@ class Operations:
         return None
 
     async def _cancel(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "cancel a reload")
+        self._authority.check(caller, "cancel a reload")
         running = self._reloading.running.get(request.program or "")
         if running is not None and running.key == request.key:
             running.cancel("the command was interrupted")
@@ -294,17 +304,17 @@ class Operations:
         return {"released": self._state.registrations.claims.release(known.identity, name, key, request.epoch)}
 
     async def _move(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "move a registration")
+        self._authority.check(caller, "move a registration")
         managed, _ = await self._process(request)
         return {"reason": self._state.registrations.move(request.socket or "", managed)}
 
     async def _quiesce(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "quiesce a process")
+        self._authority.check(caller, "quiesce a process")
         managed, sockets = await self._process(request)
         return {"reason": self._state.registrations.quiesce(managed, sockets)}
 
     async def _wake(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "wake a process")
+        self._authority.check(caller, "wake a process")
         managed, sockets = await self._process(request)
         return {"reason": self._state.registrations.wake(managed, sockets)}
 
@@ -333,12 +343,6 @@ class Operations:
             return live[0], spec.sockets
         raise UnknownProgram(f"can't find process {name!r}: no such process{did_you_mean(name, names)}")
 
-    def _may_command(self, caller: Caller, what: str) -> None:
-        if caller.uid not in (0, self._state.manager["uid"]):
-            raise NotPermitted(
-                f"can't {what} as uid {caller.uid}: only root and the manager's uid {self._state.manager['uid']} may"
-            )
-
     def _foretell(self, plan: Plan, expectation: Expectation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         events = []
         for process in plan.old:
@@ -358,3 +362,10 @@ class Operations:
             "seconds": 0.0,
             "stderr": "",
         }
+
+
+def _runs_as(managed: Managed, uid: int) -> bool:
+    try:
+        return user(managed.pid) == uid
+    except ProcessLookupError:
+        return False

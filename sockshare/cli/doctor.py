@@ -23,7 +23,7 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
     except NoBroker as error:
         _show([_problem("broker", str(error)), *_managers()], as_json=as_json)
         return ExitStatus.NO_BROKER
-    if broker.state == "refused":
+    if broker.state == "refused" and broker.mistakes:
         return refused(broker, as_json=as_json)
     broker.check()
     try:

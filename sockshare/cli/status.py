@@ -14,6 +14,11 @@ from .connection import Connection, Endpoint, connect
 _Document = dict[str, Any]
 
 
+#: What is said where not everything is shown.
+_VIEWS = {
+    "own": "only programs that run under your uid are shown, and their sockets; of others the names",
+    "names": "only names are shown: no program runs under your uid here",
+}
 #: So many process ids of one command are shown in one line.
 _PIDS_SHOWN = 8
 
@@ -28,7 +33,7 @@ class Table(NamedTuple):
 def run(endpoint: Endpoint, *, as_json: bool) -> int:
     """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
     broker = connect(endpoint)
-    if broker.state == "refused":
+    if broker.state == "refused" and broker.mistakes:
         return refused(broker, as_json=as_json)
     broker.check()
     try:
@@ -64,12 +69,14 @@ def not_serving(document: _Document) -> list[str]:
         for entry in document.get("sockets", ())
         if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))
     }
+    # Of others this user may see no more than the name.
+    unseen = {entry["name"] for entry in document.get("sockets", ()) if "holders" not in entry}
     programs = document.get("programs", ())
     if any("sockets" in program for program in programs):
         named = {name for program in programs for name in program.get("sockets", ())}
     else:
         named = {entry["name"] for entry in document.get("sockets", ())} if programs else set()
-    return sorted(named - ready)
+    return sorted(named - ready - unseen)
 
 
 def tables(document: _Document) -> list[Table]:
@@ -112,7 +119,8 @@ def remarks(document: _Document) -> list[str]:
         said.append(f"the broker may not look into {scan['refused']} of them")
     if scan.get("unfinished"):
         said.append(f"for {scan['unfinished']} the time did not suffice")
-    remarks = [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
+    remarks = [_VIEWS[document["view"]]] if document.get("view") in _VIEWS else []
+    remarks += [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks
@@ -120,6 +128,8 @@ def remarks(document: _Document) -> list[str]:
 
 def _registration(entry: _Document) -> str:
     """Its policy, and what has come of it."""
+    if "holders" not in entry:
+        return "-"
     counted = [
         f"{entry[what]} {what if entry[what] != 1 else what[:-1]}"
         for what in ("moves", "stalls", "violations")

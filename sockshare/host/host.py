@@ -187,7 +187,12 @@ class Host:
         hello = {
             "type": "hello",
             "version": VERSION,
-            "manager": {"kind": self._manager.kind, "pid": self._manager.pid, "uid": self._manager.uid},
+            "manager": {
+                "kind": self._manager.kind,
+                "pid": self._manager.pid,
+                "uid": self._manager.uid,
+                "endpoint": self._manager.endpoint,
+            },
             "directory": self.directory.path,
             "listeners": list(self._listeners),
             "sockets": [description for description, _ in self._configuration.sockets],
