@@ -59,9 +59,9 @@ def _remove_meeting_point(pid: int) -> None:
     if os.getpid() != pid:
         return
     from sockshare.host import meeting
-    from sockshare.kernel.meeting import points
+    from sockshare.kernel.meeting import places
 
-    for point in points(pid):
+    for point in places(pid):
         meeting.remove(point)
 
 

@@ -26,8 +26,8 @@ from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
 from sockshare.kernel import listeners
 from sockshare.kernel.logfile import FORMAT, LogFile
+from sockshare.kernel.meeting import find
 from sockshare.kernel.meeting import name as meeting_name
-from sockshare.kernel.meeting import points
 from sockshare.kernel.peers import pidfd_open
 
 from . import settings
@@ -62,7 +62,10 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._mistakes: list[str] = []  # found before circusd was asked
         self._told_mistakes: list[str] = []
         self._warnings: set[str] = set()
-        self._points: list[str] = []
+        self._runtime_dir: str | None = None  # the configured one, if it could be made
+        self._point: str | None = None  # where clients meet it
+        self._unmet: str | None = None  # what to do where they can't
+        self._unmakeable = ""  # why it could not be made anew, when it was removed
         self._manager = 0
         self._pidfd = -1
         self._host: Host | None = None
@@ -117,7 +120,6 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._manager = os.getppid()
         try:
             self._pidfd = pidfd_open(self._manager)
-            self._points = points(self._manager)
         except OSError:
             self._mistakes.append(unsupported() or "can't watch circusd: it has ended")
             return
@@ -129,12 +131,16 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         wrong = unsupported()
         if wrong is not None:
             self._mistakes.append(wrong)
-        runtime_dir = self._option("runtime_dir")
-        for attempt in [runtime_dir, None] if runtime_dir is not None else [None]:
+        for attempt in dict.fromkeys((self._option("runtime_dir"), None)):
             try:
-                return meeting.create(self._manager, attempt)
+                directory = meeting.create(self._manager, attempt)
             except (BadConfiguration, OSError) as error:
                 self._mistakes.append(str(error))
+                continue
+            self._runtime_dir = attempt
+            self._point = find(self._manager)
+            self._unmet = meeting.unmet(self._manager, directory)
+            return directory
         return None
 
     def _option(self, key: str) -> str | None:
@@ -154,7 +160,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             if path is None:
                 continue
             try:
-                handler = LogFile(path)
+                handler = LogFile(path, own=path is default)
             except OSError as error:
                 self._mistakes.append(f"can't write logfile {path}: {error.strerror}")
                 continue
@@ -166,9 +172,9 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._tell(self._mistakes)
 
     def _open_host(self, directory: str) -> None:
-        manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager))
-        host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker)
+        manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager), self.endpoint)
         try:
+            host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker)
             host.open()
         except (OSError, ValueError) as error:
             log.error("host: can't make the sockets in %s: %s", directory, error)
@@ -183,12 +189,19 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         if self._ended:
             return
         self._aio.call_later(_LOOK_EVERY, self._look_after, host)
-        if not host.reachable or not any(map(os.path.exists, self._points)):
-            mistakes, self._mistakes = self._mistakes, []
-            self._make_directory()
-            for mistake in self._mistakes:
-                log.error("host: %s", mistake)
-            self._mistakes = mistakes
+        reachable = host.reachable
+        if reachable and (self._point is None or os.path.isdir(self._point)):
+            return
+        try:
+            meeting.create(self._manager, self._runtime_dir)
+            self._point = find(self._manager)
+        except (BadConfiguration, OSError) as error:
+            if str(error) != self._unmakeable:
+                self._unmakeable = str(error)
+                log.error("host: can't make the runtime directory anew: %s; trying again each second", error)
+            return
+        self._unmakeable = ""
+        if not reachable:
             host.reopen()
 
     def _restart_broker(self) -> None:
@@ -213,7 +226,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._inherited = settings.inherit(told["sockets"])
         configuration, specs = settings.read(self._section, self._options, told, self._inherited)
         self._verbs.specs = specs
-        warnings = settings.warnings(configuration, told)
+        warnings = [*settings.warnings(configuration, told), *([self._unmet] if self._unmet else [])]
         for warning in warnings:
             if warning not in self._warnings:
                 self._warnings.add(warning)
@@ -253,8 +266,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._host.close()
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)
-        if os.getppid() != self._manager:
-            # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
-            for point in self._points:
-                meeting.remove(point)
+        # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
+        if os.getppid() != self._manager and self._point is not None:
+            meeting.remove(self._point)
         self.loop.stop()

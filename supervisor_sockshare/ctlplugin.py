@@ -1,21 +1,26 @@
 """``supervisorctl sockshare ...``: the commands of ``sockshare``, for the supervisord that supervisorctl talks to.
 
+They go the way of all commands of supervisorctl, by XML-RPC: so who may ``restart`` a program may ``reload`` it too.
+
 And the exit status of ``supervisorctl reread`` and ``update`` when what they read has mistakes of ours in it.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import shlex
+import time
 import xmlrpc.client
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from supervisor.supervisorctl import ControllerPluginBase
 from supervisor.xmlrpc import Faults
 
-from sockshare.core.errors import ExitStatus
+from sockshare.core.errors import BY_NAME, ExitStatus, NoBroker, SockshareError
 from sockshare.core.suggest import did_you_mean
 
 _COMMANDS = {
@@ -50,6 +55,105 @@ class _Listening:
                 raise
 
         return call
+
+
+#: Seconds to wait for a broker that is being started anew, and between two questions.
+_PATIENCE = 10.0
+_ASK_AGAIN = 0.1
+
+
+class _Question:
+    """One that is asked again and again, and is told each time all that there was to tell."""
+
+    def __init__(self, fields: dict[str, object]) -> None:
+        self.fields = fields
+        self.untold: list[dict[str, Any]] = []
+        self.told = 0
+
+
+class BrokerOfSupervisord:
+    """The broker, as far as supervisord lets us ask it; see `sockshare.cli.connection.Connection`.
+
+    Raises:
+        NoBroker: There is none, or supervisord does not load sockshare.
+    """
+
+    def __init__(self, ctl: Any) -> None:
+        self._ctl = ctl
+        said = self.ask("hello")
+        self.pid = int(said["pid"])
+        self.state = str(said["state"])
+        self.mistakes: Sequence[str] = said["mistakes"]
+
+    def check(self) -> None:
+        if self.state == "refused":
+            raise BY_NAME["BadConfiguration"](
+                "can't use the broker: its configuration was refused: " + "\n".join(self.mistakes)
+            )
+
+    def ask(self, op: str, **fields: object) -> dict[str, Any]:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            answer = self._once({"op": op, **fields})
+            if answer.get("ok") is True:
+                return answer
+            if "error" in answer or time.monotonic() >= deadline:
+                raise _error_of(answer)
+            time.sleep(_ASK_AGAIN)
+
+    def begin(self, op: str, **fields: object) -> _Question:
+        question = _Question({"op": op, **fields})
+        self.repeat(question)
+        return question
+
+    def repeat(self, question: _Question) -> None:
+        # A reload is asked for by `answer` anyway.
+        if question.fields["op"] != "reload":
+            self._once(question.fields)
+
+    def answer(self, question: _Question, timeout: float) -> dict[str, Any] | None:
+        if not question.untold:
+            answer = self._once(question.fields)
+            events = answer.pop("events", [])
+            # A new broker knows only what it has seen itself.
+            question.untold += [
+                {"event": event} for event in events[question.told if question.told <= len(events) else 0 :]
+            ]
+            question.told = len(events)
+            if "result" in answer or "error" in answer:
+                question.untold.append(answer)
+        if question.untold:
+            return question.untold.pop(0)
+        time.sleep(timeout)
+        return None
+
+    def probe(self) -> None:
+        self.ask("hello")
+
+    def close(self) -> None:
+        pass
+
+    def _once(self, request: dict[str, object]) -> dict[str, Any]:
+        try:
+            # A proxy of its own: an interrupt may leave its connection in the middle of an answer.
+            answer: dict[str, Any] = json.loads(self._ctl.get_server_proxy("sockshare").ask(json.dumps(request)))
+            return answer
+        except xmlrpc.client.Fault as fault:
+            reason = fault.faultString
+            if fault.faultCode == Faults.UNKNOWN_METHOD:
+                reason = "its configuration has no [rpcinterface:sockshare], or it was started before it had"
+            return {"ok": False, "error": "NoBroker", "message": f"can't ask supervisord for its broker: {reason}"}
+        except (OSError, http.client.HTTPException) as error:
+            return {"ok": False, "message": f"can't ask supervisord for its broker: {error}"}
+
+
+def _error_of(answer: dict[str, Any]) -> SockshareError:
+    error = BY_NAME.get(str(answer.get("error")), NoBroker)(str(answer.get("message")))
+    try:
+        error.exit_status = ExitStatus(answer["exit"])
+    except (KeyError, ValueError):
+        pass
+    return error
 
 
 class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
@@ -102,30 +206,24 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
             # As a user sees it in `status`: the process stands for its program.
             if ":" in program:
                 words[words.index(program)] = self._program_of(program)
-        endpoint = self._endpoint()
-        if endpoint is not None:
-            # Imported now: it needs zmq, which most commands of supervisorctl do not. By name: the rest of this package
-            # runs inside supervisord, where there must be none.
-            main = import_module("sockshare.cli.main").main
-            self.ctl.exitstatus = int(main(["--endpoint", endpoint, *words]))
+        if not self.ctl.upcheck():
+            self.ctl.exitstatus = int(ExitStatus.NO_BROKER)
+            return
+        # By name: the rest of this package runs inside supervisord, which needs none of it.
+        main = import_module("sockshare.cli.main").main
+        self.ctl.exitstatus = int(main(words, self._connect))
+
+    def _connect(self) -> Any:
+        methods = self.ctl.get_server_proxy("system").listMethods()
+        if "sockshare.ask" in methods or "sockshare.getEndpoint" not in methods:
+            return BrokerOfSupervisord(self.ctl)
+        # supervisord runs an older sockshare than ours: it was upgraded since.
+        endpoint = str(self.ctl.get_server_proxy("sockshare").getEndpoint())
+        return import_module("sockshare.cli.connection").connect(endpoint)
 
     def _program_of(self, name: str) -> str:
         group, _, process = name.partition(":")
         return group if process in ("", "*") else process
-
-    def _endpoint(self) -> str | None:
-        if not self.ctl.upcheck():
-            self.ctl.exitstatus = ExitStatus.NO_BROKER
-            return None
-        try:
-            return str(self.ctl.get_server_proxy("sockshare").getEndpoint())
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode == Faults.UNKNOWN_METHOD:
-                reason = "its configuration has no [rpcinterface:sockshare], or it was started before it had"
-            else:
-                reason = fault.faultString
-            self._fail(f"can't ask supervisord for its broker: {reason}", ExitStatus.NO_BROKER)
-            return None
 
     def _fail(self, sentence: str, status: ExitStatus) -> None:
         self.ctl.output(f"sockshare: {sentence}")

@@ -20,6 +20,7 @@ from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 from sockshare.host.host import Host
 from sockshare.host.loop import guarded
 from sockshare.kernel import listeners, meeting
+from sockshare.kernel.directory import Directory
 from sockshare.kernel.peers import credentials
 
 from .deaths import Deaths
@@ -49,10 +50,10 @@ class Life:
     Args:
         supervisord: The Supervisor object there is now.
         host: Says hello to the one that serves.
-        directory: The runtime directory, in which the link is made.
+        directory: The runtime directory, in which the link is made; the host's.
     """
 
-    def __init__(self, loop: PollLoop, supervisord: Callable[[], Any], host: Host, directory: str) -> None:
+    def __init__(self, loop: PollLoop, supervisord: Callable[[], Any], host: Host, directory: Directory) -> None:
         self._loop = loop
         self._supervisord = supervisord
         self._host = host
@@ -73,9 +74,9 @@ class Life:
         Raises:
             OSError, ValueError: As `listeners.make`.
         """
-        path = os.path.join(self._directory, LINK)
-        self._listener = listeners.make(path, socket.SOCK_STREAM, mode=0o600)
-        self._inode = os.stat(path).st_ino
+        path = os.path.join(self._directory.path, LINK)
+        self._listener = listeners.make(path, socket.SOCK_STREAM, mode=0o600, dir_fd=self._directory.fd)
+        self._inode = os.stat(LINK, dir_fd=self._directory.fd, follow_symlinks=False).st_ino
         self._let_in()
         self._say_stopped(self._stopped)
 
@@ -83,13 +84,14 @@ class Life:
     def reachable(self) -> bool:
         """Whether brokers find the socket where it was made."""
         try:
-            return os.stat(os.path.join(self._directory, LINK)).st_ino == self._inode
+            return os.stat(os.path.join(self._directory.path, LINK)).st_ino == self._inode
         except OSError:
             return False
 
     @guarded(log)
     def reopen(self) -> None:
-        """Make the socket anew in the runtime directory, which was removed, and is there again."""
+        """Make the socket anew in the runtime directory, which was removed, and is there again: the host's `reopen` is
+        to be first."""
         self._close_listener()
         self.open()
 
@@ -112,7 +114,7 @@ class Life:
         self._waiting.clear()
         self._serving = self._server = None
         self._close_listener()
-        _unlink(os.path.join(self._directory, LINK))
+        self._unlink(LINK)
         self._say_stopped(None)
 
     def descriptors(self) -> list[int]:
@@ -270,23 +272,24 @@ class Life:
         if spare is not None and spare.state in _LIVE:
             spare.stop()
 
+    @property
+    def stopped(self) -> str | None:
+        """Why there is no broker, where somebody has stopped it on purpose, and what to do."""
+        return self._stopped
+
     def _say_stopped(self, sentence: str | None) -> None:
         """Let commands know why nobody answers."""
         self._stopped = sentence
-        path = os.path.join(self._directory, meeting.STOPPED)
         if sentence is None:
-            _unlink(path)
+            self._unlink(meeting.STOPPED)
             return
         try:
-            with open(path, "w") as file:
-                file.write(sentence)
-            os.chmod(path, 0o644)
+            self._directory.write(meeting.STOPPED, sentence, 0o644)
         except OSError as error:
-            log.warning("broker: can't write %s: %s", path, error.strerror)
+            log.warning("broker: can't write %s: %s", meeting.STOPPED, error.strerror)
 
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
+    def _unlink(self, name: str) -> None:
+        try:
+            self._directory.unlink(name)
+        except OSError:
+            pass

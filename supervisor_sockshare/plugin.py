@@ -22,8 +22,8 @@ from sockshare.host.host import Host
 from sockshare.host.loop import guarded
 from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
+from sockshare.kernel.meeting import find, places
 from sockshare.kernel.meeting import name as meeting_name
-from sockshare.kernel.meeting import points
 
 from . import program, sections
 from .daemonlog import DaemonLog
@@ -60,6 +60,8 @@ class Plugin:
         self._verbs = SupervisorVerbs(self.supervisord, self._twins)
         self._directory: str | None = None
         self._runtime_dir: str | None = None
+        self._refusals: list[str] = []  # why the configured one, or any, could not be made
+        self._unmet: str | None = None  # what to do where clients can't find it by themselves
         self._unmakeable = ""  # why it could not be made anew, when it was removed
         self.host: Host | None = None
         self._life: Life | None = None
@@ -75,6 +77,13 @@ class Plugin:
     def directory(self) -> str | None:
         """The runtime directory; None until supervisord runs, or when none could be made."""
         return self._directory
+
+    @property
+    def refusal(self) -> str:
+        """Why there is no broker that could say it, or why it has been stopped; empty if neither is so."""
+        if self._life is None:
+            return "; ".join(self._refusals)
+        return self._life.stopped or ""
 
     # The configuration.
 
@@ -145,10 +154,10 @@ class Plugin:
         self.host.configure(
             Configuration(
                 programs=[msgspec.to_builtins(spec) for spec in self._specs.values()],
-                mistakes=[],
+                mistakes=list(self._refusals),
                 sockets=[(msgspec.to_builtins(declared.spec), sock) for declared, sock in self.registry.sockets],
                 uids=self._uids(),
-                warnings=self._declared.warnings,
+                warnings=[*self._declared.warnings, *([self._unmet] if self._unmet else [])],
             )
         )
 
@@ -179,7 +188,7 @@ class Plugin:
     @guarded(log)
     def _running(self, event: Any) -> None:
         """supervisord runs, under its final pid and user; no process has been started yet."""
-        if self._declared.runtime_dir != self._runtime_dir:
+        if self._declared.runtime_dir != self._runtime_dir or self._refusals:
             self._close_host()
         if self.host is None:
             self._open_host()
@@ -188,22 +197,43 @@ class Plugin:
         self.loop.hurry()  # the first processes need not wait for the first second to pass
 
     def _open_host(self) -> None:
-        self._runtime_dir = self._declared.runtime_dir
-        try:
-            directory = meeting.create(os.getpid(), self._runtime_dir)
-            manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
-            self.host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
-            self._life = Life(self.loop, self.supervisord, self.host, directory)
-            self._directory = directory
-            self.host.open()
-            self._life.open()
-        except (OSError, ValueError) as error:
-            log.critical("can't serve: %s", error)
-            self._close_host()
+        self._runtime_dir, self._refusals = self._declared.runtime_dir, []
+        directory = self._make_directory()
+        if directory is not None:
+            try:
+                manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
+                self.host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
+                self._life = Life(self.loop, self.supervisord, self.host, self.host.directory)
+                self._directory = directory
+                self.host.open()
+                self._life.open()
+            except (OSError, ValueError) as error:
+                self._refuse(error)
+                self._close_host()
+        if self.host is None:
             program.give_up(self._supervisord)
             return
         self.loop.call_later(_LOOK_EVERY, lambda host=self.host: self._look_after(host))  # type: ignore[misc]
         atexit.register(self._end, os.getpid())
+
+    def _make_directory(self) -> str | None:
+        """The configured runtime directory; else the default one, where a broker can say what is wrong with that."""
+        for attempt in dict.fromkeys((self._runtime_dir, None)):
+            try:
+                directory = meeting.create(os.getpid(), attempt)
+            except (OSError, ValueError) as error:
+                self._refuse(error)
+                continue
+            self._unmet = meeting.unmet(os.getpid(), directory)
+            if self._unmet is not None:
+                log.warning("%s", self._unmet)
+                os.environ["SOCKSHARE_ENDPOINT"] = directory  # programs inherit it
+            return directory
+        return None
+
+    def _refuse(self, error: Exception) -> None:
+        self._refusals.append(str(error))
+        log.critical("can't serve: %s", error)
 
     @guarded(log)
     def _look_after(self, host: Host) -> None:
@@ -212,10 +242,10 @@ class Plugin:
             return  # another one has its own timer
         self.loop.call_later(_LOOK_EVERY, lambda: self._look_after(host))
         reachable = host.reachable and self._life.reachable
-        if reachable and any(map(os.path.exists, points(os.getpid()))):
+        if reachable and (self._unmet is not None or find(os.getpid()) is not None):
             return
         try:
-            meeting.create(os.getpid(), self._runtime_dir)
+            meeting.create(os.getpid(), None if self._refusals else self._runtime_dir)
         except (OSError, ValueError) as error:
             if str(error) != self._unmakeable:
                 self._unmakeable = str(error)
@@ -223,8 +253,8 @@ class Plugin:
             return
         self._unmakeable = ""
         if not reachable:
-            self._life.reopen()
             host.reopen()
+            self._life.reopen()
 
     def _close_host(self) -> None:
         host, life, directory = self.host, self._life, self._directory
@@ -309,7 +339,7 @@ class Plugin:
             return  # a child that could not become its program
         self.registry.close()
         self._close_host()
-        for point in points(pid):
+        for point in places(pid):
             meeting.remove(point)
 
 

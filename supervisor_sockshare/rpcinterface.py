@@ -14,6 +14,7 @@ from supervisor.http import NOT_DONE_YET
 from supervisor.states import SupervisorStates
 from supervisor.xmlrpc import Faults, RPCError
 
+from sockshare.core.errors import ExitStatus
 from sockshare.kernel.channel import Message
 
 from .plugin import Plugin
@@ -59,7 +60,7 @@ class RPCInterface:
         """
         directory = self._plugin.directory
         if directory is None:
-            raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
+            raise RPCError(Faults.FAILED, self._plugin.refusal)
         return directory
 
     @_guarded
@@ -69,6 +70,31 @@ class RPCInterface:
         @return string document as JSON text
         """
         return self._ask({"op": "status"}, lambda told: json.dumps(told["status"]))
+
+    @_guarded
+    def ask(self, request: str) -> Any:
+        """Ask the broker, as supervisorctl's command sockshare does
+
+        @param string request a JSON object, as a client's in docs/protocol.md: op and its fields
+        @return string answer as JSON text; with ok false it has a message, and if asking again is of no use an error
+        """
+        try:
+            fields = json.loads(request)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict) or not isinstance(fields.get("op"), str):
+            raise RPCError(Faults.INCORRECT_PARAMETERS, "the request is no JSON object with an op")
+        if fields["op"] == "reload" and self._supervisord.options.mood < SupervisorStates.RUNNING:
+            raise RPCError(Faults.SHUTDOWN_STATE)
+        refusal = self._plugin.refusal
+        if refusal:
+            sentence = (
+                f"can't reach the broker at {self._plugin.directory}: {refusal}" if self._plugin.host else refusal
+            )
+            refused = {"ok": False, "error": "NoBroker", "message": sentence, "exit": int(ExitStatus.NO_BROKER)}
+            return json.dumps(refused)
+        fields = {key: value for key, value in fields.items() if key not in ("type", "id")}  # those are the host's
+        return self._ask(fields, json.dumps, json.dumps)
 
     @_guarded
     def startReload(self, program: str) -> Callable[[], Any]:
@@ -102,11 +128,13 @@ class RPCInterface:
             return {"state": "running", "step": str(running["rollout"]["state"])}
         raise RPCError(Faults.BAD_NAME, f"no reload of {program} has this key")
 
-    def _ask(self, fields: Message, done: Callable[[Message], Any]) -> Callable[[], Any]:
+    def _ask(
+        self, fields: Message, done: Callable[[Message], Any], refused: Callable[[Message], Any] | None = None
+    ) -> Callable[[], Any]:
         told: list[Message] = []
         host = self._plugin.host
         if host is None:
-            raise RPCError(Faults.FAILED, "sockshare could not make its runtime directory; supervisord's log says why")
+            raise RPCError(Faults.FAILED, self._plugin.refusal)
         host.question(fields, told.append)
         given_up = time.monotonic() + _GIVEN_UP
 
@@ -115,6 +143,8 @@ class RPCInterface:
                 if time.monotonic() < given_up:
                     return NOT_DONE_YET
                 raise RPCError(Faults.FAILED, "can't ask the broker: supervisord's log says why")
+            if not told[0].get("ok") and refused is not None:
+                return refused(told[0])
             if not told[0].get("ok"):
                 raise RPCError(Faults.FAILED, str(told[0].get("message")))
             return done(told[0])

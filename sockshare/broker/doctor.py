@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sockshare.core import diagnosis
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
+from sockshare.core.visibility import visible_findings
 from sockshare.kernel import processes
 from sockshare.kernel.features import features
 
@@ -15,8 +18,10 @@ from .state import State
 from .status import status_document
 
 
-async def examine(state: State, reloading: Reloading, retirements: Retirements, host: HostLink) -> list[Finding]:
-    """Everything that is to be said now, the worst first."""
+async def examine(
+    state: State, reloading: Reloading, retirements: Retirements, host: HostLink, own: Collection[str] | None
+) -> list[Finding]:
+    """Everything that is to be said now, the worst first, to the user of the programs *own* (`core.visibility`)."""
     silent = None
     try:
         await host.ask("processes")
@@ -28,7 +33,8 @@ async def examine(state: State, reloading: Reloading, retirements: Retirements, 
             holder["open"] = _has(holder["pid"], entry["inode"])
             holder["refusal"] = state.observer.refusal(holder["pid"])
     missing = [(one.name, one.without) for one in features() if not one.present]
-    return diagnosis.findings({**facts, "silent": silent, "impossible": state.observer.impossible, "kernel": missing})
+    found = diagnosis.findings({**facts, "silent": silent, "impossible": state.observer.impossible, "kernel": missing})
+    return visible_findings(found, facts, own)
 
 
 def _has(pid: int, inode: int) -> bool | None:

@@ -54,6 +54,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     have: list[int] | None = None
 
 
+#: The route of what the host asks; a peer of ZeroMQ has none that is empty.
+HOST = b""
+
+
 class Caller(NamedTuple):
     """Where an answer goes, and who asked."""
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from sockshare.core.errors import (
     BadConfiguration,
     ExitStatus,
@@ -21,10 +23,13 @@ from sockshare.core.errors import (
 from sockshare.core.readiness import Expectation
 from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
+from sockshare.core.visibility import visible
+from sockshare.kernel.meeting import user
 
 from . import plans
+from .authority import Authority
 from .doctor import examine
-from .endpoint import Caller, Request, described
+from .endpoint import HOST, VERSION, Caller, Request, described
 from .handout import HandOut
 from .hostlink import HostLink
 from .reloading import Reloading
@@ -37,6 +42,9 @@ from .status import status_document
 log = logging.getLogger(__name__)
 
 _Operation = Callable[[Caller, Request], Awaitable["dict[str, Any] | None"]]
+
+#: What the host may ask for, on behalf of somebody whom the manager lets command it.
+_FOR_HOST = frozenset({"status", "doctor", "reload", "cancel", "move", "quiesce", "wake"})
 
 
 class Operations:
@@ -56,6 +64,7 @@ class Operations:
         link: HostLink,
         said: Callable[[Managed, str, str | None], None],
         taken_up: asyncio.Task[None],
+        authority: Authority,
     ) -> None:
         self._state = state
         self._handout = handout
@@ -64,6 +73,7 @@ class Operations:
         self._link = link
         self._said = said
         self._taken_up = taken_up
+        self._authority = authority
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         introductions = handout.introductions
@@ -101,7 +111,7 @@ class Operations:
         self._run(self._work(caller, request))
 
     def answer_host(self, message: dict[str, Any]) -> None:
-        """Answer a question of the host (`status`, `reload`), which asks for a tool that speaks to the manager."""
+        """Answer a question of the host, which asks for who speaks to the manager: supervisord's XML-RPC."""
         self._run(self._work_for_host(message))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -111,22 +121,33 @@ class Operations:
 
     async def _work_for_host(self, message: dict[str, Any]) -> None:
         number, op = int(message["id"]), str(message.get("op"))
-        request = Request(v=1, id=number, op=op, program=message.get("program"), key=message.get("key"))
-        # Nobody to send events to: the first attempt finds that out.
-        caller = Caller(b"", os.getpid(), 0, number)
+        mistakes = self._state.mistakes
         try:
-            if op not in ("status", "reload"):
+            if op == "hello":
+                state = "refused" if mistakes else "serving"
+                self._link.tell(number, {"ok": True, "pid": os.getpid(), "state": state, "mistakes": mistakes})
+                return
+            if op not in _FOR_HOST:
                 raise ProtocolError(f"can't do {op!r}: the host may not ask for it")
-            if self._state.mistakes and op != "status":
-                raise BadConfiguration("\n".join(self._state.mistakes))
-            answer = await self._operations[op](caller, request)
-            self._link.tell(number, {"ok": True, **(answer or {})})
+            if mistakes and op != "status":
+                raise BadConfiguration("\n".join(mistakes))
+            fields = {key: value for key, value in message.items() if key != "type"}
+            try:
+                request = msgspec.convert({**fields, "v": VERSION}, Request)
+            except msgspec.ValidationError as error:
+                raise ProtocolError(f"can't read the request: {error}") from None
+            # Events can't be sent to it, so it asks again and again, and is told all there were.
+            caller = Caller(HOST, os.getpid(), 0, number)
+            answer = await self._operations[op](caller, request) or {}
+            if op == "reload":
+                answer = {"events": self._reloading.events(request.program or "", request.key or ""), **answer}
+            self._link.tell(number, {"ok": True, **answer})
         except SockshareError as error:
             self._link.tell(number, {"ok": False, **described(error)})
         except Exception as error:
             log.exception("broker: %s of the host failed", op)
             sentence = f"can't {op}: the broker has a bug ({error!r}; see its log)"
-            self._link.tell(number, {"ok": False, "message": sentence})
+            self._link.tell(number, {"ok": False, **described(SockshareError(sentence))})
 
     async def _work(self, caller: Caller, request: Request) -> None:
         try:
@@ -172,17 +193,22 @@ class Operations:
         return {}
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {"status": await status_document(self._state, self._reloading, self._retirements, self._link)}
+        document = await status_document(self._state, self._reloading, self._retirements, self._link)
+        return {"status": visible(document, self._own(caller))}
 
     async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {
-            "findings": [
-                one._asdict() for one in await examine(self._state, self._reloading, self._retirements, self._link)
-            ]
-        }
+        found = await examine(self._state, self._reloading, self._retirements, self._link, self._own(caller))
+        return {"findings": [one._asdict() for one in found]}
+
+    def _own(self, caller: Caller) -> set[str] | None:
+        """The programs that run under the user of *caller*; None if it may see all."""
+        if self._authority.sees_everything(caller):
+            return None
+        roster = self._state.roster
+        return {name for name in self._state.programs if any(_runs_as(m, caller.uid) for m in roster.of_program(name))}
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
-        self._may_command(caller, "reload a program")
+        self._authority.check(caller, "reload a program")
         if not request.program or not request.key:
             raise ProtocolError("can't reload: the request names no program, or has no key")
         await self._taken_up
@@ -212,11 +238,17 @@ class Operations:
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if request.dry_run:
-            return self._foretell(caller, plan, expectation)
+            events, answer = self._foretell(plan, expectation)
+            if caller.route == HOST:
+                return {"events": events, **answer}
+            for event in events:
+                self._state.reply(caller, {"event": event})
+            return answer
         reload = self._reloading.running[spec.name] = Reload(
             self._reloading.services(), plan, expectation, self._reloading.ended, facts.get("stderr")
         )
-        reload.follow(caller)
+        if caller.route != HOST:
+            reload.follow(caller)
         reload.begin()
         return None
 
@@ -234,11 +266,12 @@ class Operations:
             return dict(self._reloading.last[request.program or ""]["answer"])
         if running.answer is not None:  # all but its last step is over
             return dict(running.answer)
-        running.follow(caller)
+        if caller.route != HOST:
+            running.follow(caller)
         return None
 
     async def _cancel(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "cancel a reload")
+        self._authority.check(caller, "cancel a reload")
         running = self._reloading.running.get(request.program or "")
         if running is not None and running.key == request.key:
             running.cancel("the command was interrupted")
@@ -271,17 +304,17 @@ class Operations:
         return {"released": self._state.registrations.claims.release(known.identity, name, key, request.epoch)}
 
     async def _move(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "move a registration")
+        self._authority.check(caller, "move a registration")
         managed, _ = await self._process(request)
         return {"reason": self._state.registrations.move(request.socket or "", managed)}
 
     async def _quiesce(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "quiesce a process")
+        self._authority.check(caller, "quiesce a process")
         managed, sockets = await self._process(request)
         return {"reason": self._state.registrations.quiesce(managed, sockets)}
 
     async def _wake(self, caller: Caller, request: Request) -> dict[str, Any]:
-        self._may_command(caller, "wake a process")
+        self._authority.check(caller, "wake a process")
         managed, sockets = await self._process(request)
         return {"reason": self._state.registrations.wake(managed, sockets)}
 
@@ -310,13 +343,8 @@ class Operations:
             return live[0], spec.sockets
         raise UnknownProgram(f"can't find process {name!r}: no such process{did_you_mean(name, names)}")
 
-    def _may_command(self, caller: Caller, what: str) -> None:
-        if caller.uid not in (0, self._state.manager["uid"]):
-            raise NotPermitted(
-                f"can't {what} as uid {caller.uid}: only root and the manager's uid {self._state.manager['uid']} may"
-            )
-
-    def _foretell(self, caller: Caller, plan: Plan, expectation: Expectation) -> dict[str, Any]:
+    def _foretell(self, plan: Plan, expectation: Expectation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        events = []
         for process in plan.old:
             refusal = self._state.observer.refusal(process.pid)
             means = (
@@ -326,11 +354,18 @@ class Operations:
             )
             reason = f"would start one beside it, wait for {expectation.awaited}; then it {means}"
             event = {"step": "start", "program": plan.program, "process": process.name, "pid": process.pid}
-            self._state.reply(caller, {"event": {**event, "seconds": 0.0, "reason": reason}})
-        return {
+            events.append({**event, "seconds": 0.0, "reason": reason})
+        return events, {
             "result": "ok",
             "exit": int(ExitStatus.OK),
             "reason": "nothing was done (--dry-run)",
             "seconds": 0.0,
             "stderr": "",
         }
+
+
+def _runs_as(managed: Managed, uid: int) -> bool:
+    try:
+        return user(managed.pid) == uid
+    except ProcessLookupError:
+        return False

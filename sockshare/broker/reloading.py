@@ -31,6 +31,7 @@ class Reloading:
         self._introductions = introductions
         self._link = link
         self.running: dict[str, Reload] = {}
+        self._ended: dict[str, Reload] = {}  # the last one that this broker has seen, by program
         self.last: dict[str, dict[str, Any]] = {
             key[5:]: record for key, record in journal.items() if key.startswith("last:")
         }
@@ -63,6 +64,13 @@ class Reloading:
                 log.exception("%s: the record of its reload is not readable; it is given up", program)
                 self._link.journal(key, None)
 
+    def events(self, program: str, key: str) -> list[dict[str, Any]]:
+        """What the reload *key* of *program* has told, as far as this broker has seen it."""
+        for found in (self.running.get(program), self._ended.get(program)):
+            if found is not None and found.key == key:
+                return list(found.events)
+        return []
+
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
         running = self.running.get(managed.program)
@@ -77,7 +85,7 @@ class Reloading:
 
     def ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is over; *answer* is what its command is told."""
-        del self.running[reload.program]
+        self._ended[reload.program] = self.running.pop(reload.program)
         # In this order: killed between the two, the next broker would take the reload up again, and find nothing to do.
         self.keep_last(reload, answer)
         self._link.journal(f"reload:{reload.program}", None)

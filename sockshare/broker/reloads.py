@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,10 @@ _LOOK_EVERY = 0.004
 _FIND_EVERY = 0.1
 
 
+#: So many of what a reload told are remembered.
+_EVENTS = 1000
+
+
 class Services(NamedTuple):
     """What a reload works with."""
 
@@ -58,6 +63,7 @@ class Reload:
     Attributes:
         kind: What it is, in the journal.
         answer: What its command was told, once it was.
+        events: What its followers were told, for one that can only ask.
 
     Args:
         ended: Called once, when it is over, with the answer.
@@ -78,6 +84,7 @@ class Reload:
         self._rollout = Rollout(plan)
         self._followers: list[Caller] = []
         self.answer: dict[str, Any] | None = None
+        self.events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
         self._over = False
         self._settling: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -449,6 +456,7 @@ class Reload:
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
             event["stderr"] = self._stderr.read()
+        self.events.append(event)
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
     def _finish(self, finish: steps.Finish) -> None:

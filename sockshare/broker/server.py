@@ -15,6 +15,7 @@ from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.peers import Peer
 
+from .authority import Authority
 from .door import Door
 from .endpoint import Caller, Endpoint
 from .handout import HandOut
@@ -27,6 +28,10 @@ from .roster import Known, Managed
 from .state import State
 
 log = logging.getLogger(__name__)
+
+#: The journal's key of the users who are admitted because they turned out to be allowed to command the manager. (ZeroMQ
+#: takes its filter before it binds; the next broker has the new list.)
+_ADMITTED = "admitted"
 
 
 class Broker:
@@ -53,13 +58,15 @@ class Broker:
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
         self._reloading = Reloading(state, self._handout.introductions, link, journal)
         self._retirements = Retirements(state, self._reloading, link)
-        self._uids = {0, os.geteuid(), state.manager["uid"], *hello.get("uids", [])}
-        self._filters = bool(hello.get("uids"))
+        self._authority = Authority(state.manager)
+        self._uids = {0, os.geteuid(), state.manager["uid"], *hello.get("uids", []), *self._authority.owner()}
+        self._uids.update(journal.get(_ADMITTED, {}).get("uids", []))
+        self._filters = bool(hello.get("uids")) and not self._authority.everybody()
         self._directory = hello["directory"]
         # A command that re-attaches to its reload must not find it missing, and begin it anew.
         taken_up = self._loop.create_task(self._take_up(journal, dict(zip(pids, notified, strict=True))))
         self._operations = Operations(
-            state, self._handout, self._reloading, self._retirements, link, self._said, taken_up
+            state, self._handout, self._reloading, self._retirements, link, self._said, taken_up, self._authority
         )
         self._door = Door(listeners["door"], self._handout, self._hello)
         filtered = self._uids if self._filters else ()
@@ -94,16 +101,20 @@ class Broker:
         self._state.learn(message)
         uids = set(message.get("uids", []))
         if self._filters and not uids <= self._uids:
-            # ZeroMQ takes its filter before it binds; the next broker has the new list.
             self._end(f"there are new user ids: {sorted(uids - self._uids)}")
 
     def _hello(self, peer: Peer) -> dict[str, object]:
         known = not self._filters or peer.uid in self._uids
+        if not known and self._authority.may_command(peer.pid, peer.uid):
+            known = True
+            self._uids.add(peer.uid)
+            self._link.journal(_ADMITTED, {"uids": sorted(self._uids)})
+            self._end(f"uid {peer.uid} may command the manager, and is new")
         return {
             "v": 1,
             "pid": os.getpid(),
             "state": "refused" if self._state.mistakes else "serving",
-            "mistakes": self._state.mistakes,
+            "mistakes": self._state.mistakes if known else [],
             "uid_known": known,
         }
 

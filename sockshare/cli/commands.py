@@ -12,15 +12,17 @@ import click
 import sockshare
 from sockshare.core.errors import ExitStatus
 
+from .connection import Endpoint
+
 _Work = Callable[[], int]
 
 
-def run_command(arguments: list[str]) -> int:
-    """Run the command line *arguments* and return its exit status."""
+def run_command(arguments: list[str], endpoint: Endpoint = None) -> int:
+    """Run the command line *arguments*, against *endpoint* if they name none, and return its exit status."""
     try:
         # click only reads the line, and each command says what to do: click's own way to end a command at Ctrl-C, or
         # at a reader who left, is not ours.
-        work = commands.main(arguments, prog_name="sockshare", standalone_mode=False)
+        work = commands.main(arguments, prog_name="sockshare", standalone_mode=False, obj=endpoint)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -33,7 +35,7 @@ def run_command(arguments: list[str]) -> int:
 @click.pass_context
 def commands(context: click.Context, endpoint: str | None) -> None:
     """Shared sockets and zero-downtime reloads for programs under circus or supervisord."""
-    context.obj = endpoint
+    context.obj = endpoint or context.obj
 
 
 _endpoint = click.option("--endpoint", metavar="DIR", help="The broker's runtime directory.")
@@ -48,19 +50,19 @@ _json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def exec_command(endpoint: str | None, arguments: tuple[str, ...]) -> _Work:
+def exec_command(endpoint: Endpoint, arguments: tuple[str, ...]) -> _Work:
     """Become a command that has its sockets at descriptors 3, 4, ..."""
     # Listed here for --help; `main` goes to it without click.
     from .exec import run
 
-    return partial(run, arguments, endpoint)
+    return partial(run, arguments, endpoint if isinstance(endpoint, str) else None)
 
 
 @commands.command()
 @_json
 @_endpoint
 @click.pass_obj
-def status(above: str | None, as_json: bool, endpoint: str | None) -> _Work:
+def status(above: Endpoint, as_json: bool, endpoint: str | None) -> _Work:
     """Show the sockets, who holds them, and the last reloads.
 
     Exits 3 when a socket that a program names has no ready process.
@@ -74,7 +76,7 @@ def status(above: str | None, as_json: bool, endpoint: str | None) -> _Work:
 @_json
 @_endpoint
 @click.pass_obj
-def doctor(above: str | None, as_json: bool, endpoint: str | None) -> _Work:
+def doctor(above: Endpoint, as_json: bool, endpoint: str | None) -> _Work:
     """Check the broker, its manager, the programs and this kernel, and say what to do, a line for each finding.
 
     Exits 3 when there is a problem, 2 when the configuration was refused.
@@ -94,7 +96,7 @@ def doctor(above: str | None, as_json: bool, endpoint: str | None) -> _Work:
 @_endpoint
 @click.pass_obj
 def reload(
-    above: str | None, program: str, as_json: bool, timeout: float | None, dry_run: bool, endpoint: str | None
+    above: Endpoint, program: str, as_json: bool, timeout: float | None, dry_run: bool, endpoint: str | None
 ) -> _Work:
     """Replace the processes of PROGRAM, one by one, by new ones that serve.
 
@@ -116,7 +118,7 @@ def registration() -> None:
 @click.argument("process")
 @_endpoint
 @click.pass_obj
-def move(above: str | None, socket: str, process: str, endpoint: str | None) -> _Work:
+def move(above: Endpoint, socket: str, process: str, endpoint: str | None) -> _Work:
     """Hand the registration of SOCKET to PROCESS, as `sockshare status` names it: web:2."""
     from .registration import move
 
@@ -127,7 +129,7 @@ def move(above: str | None, socket: str, process: str, endpoint: str | None) -> 
 @click.argument("process")
 @_endpoint
 @click.pass_obj
-def quiesce(above: str | None, process: str, endpoint: str | None) -> _Work:
+def quiesce(above: Endpoint, process: str, endpoint: str | None) -> _Work:
     """Have PROCESS get nothing new until `sockshare wake PROCESS`; what it has, it goes on with."""
     from .registration import quiesce
 
@@ -138,7 +140,7 @@ def quiesce(above: str | None, process: str, endpoint: str | None) -> _Work:
 @click.argument("process")
 @_endpoint
 @click.pass_obj
-def wake(above: str | None, process: str, endpoint: str | None) -> _Work:
+def wake(above: Endpoint, process: str, endpoint: str | None) -> _Work:
     """Have a quiesced PROCESS take part again."""
     from .registration import wake
 

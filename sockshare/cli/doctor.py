@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from sockshare.client import finding
-from sockshare.client.dialogue import Dialogue
 from sockshare.core.errors import ExitStatus, NoBroker
 from sockshare.kernel import meeting
 
+from .connection import Endpoint, connect
 from .status import refused
 
 _Finding = dict[str, Any]
 
 
-def run(endpoint: str | None, *, as_json: bool) -> int:
+def run(endpoint: Endpoint, *, as_json: bool) -> int:
     """Show what is wrong, a line each; 3 when anything is, 2 for a refused configuration, 75 without a broker."""
     try:
-        found = finding.find(endpoint, command=True)
+        broker = connect(endpoint)
     except NoBroker as error:
         _show([_problem("broker", str(error)), *_managers()], as_json=as_json)
         return ExitStatus.NO_BROKER
-    if found.greeting.state == "refused":
-        return refused(found.greeting, as_json=as_json)
-    finding.check(found)
-    dialogue = Dialogue(found.directory)
+    if broker.state == "refused" and broker.mistakes:
+        return refused(broker, as_json=as_json)
+    broker.check()
     try:
-        findings: list[_Finding] = dialogue.ask("doctor", deadline=time.monotonic() + finding.PATIENCE)["findings"]
+        findings: list[_Finding] = broker.ask("doctor")["findings"]
     finally:
-        dialogue.close()
+        broker.close()
     _show(findings, as_json=as_json)
     return ExitStatus.NOT_SERVING if any(one["level"] == "problem" for one in findings) else ExitStatus.OK
 

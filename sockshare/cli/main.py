@@ -6,19 +6,25 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sockshare.core.errors import ExitStatus, SockshareError
+
+if TYPE_CHECKING:
+    from .connection import Endpoint
 
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, endpoint: Endpoint = None) -> int:
     """Run the command of *arguments* (the process's own) and return its exit status; no traceback leaves this.
+
+    It goes to *endpoint*, if the arguments name none.
 
     With ``SOCKSHARE_DEBUG=1`` in the environment an unexpected error shows its traceback.
     """
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        return _run(list(sys.argv[1:] if arguments is None else arguments), endpoint)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -34,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"can't go on: {type(error).__name__}: {text} (SOCKSHARE_DEBUG=1 shows where)", ExitStatus.INTERNAL)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], above: Endpoint) -> int:
     # Before anything that only Linux or a later Python has is imported.
     if sys.hexversion < 0x030A0000:
         return _say(f"can't run on Python {sys.version.split()[0]}: sockshare needs 3.10 or later", ExitStatus.INTERNAL)
@@ -54,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         return _say(f"can't run this command: {error.name} is missing; install sockshare[cli]", ExitStatus.INTERNAL)
     from .commands import run_command
 
-    return run_command(arguments)
+    return run_command(arguments, above)
 
 
 def _leading_endpoint(arguments: list[str]) -> tuple[list[str], str | None]:

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import time
-
-from sockshare.client import finding
-from sockshare.client.dialogue import Dialogue
 from sockshare.core.errors import ExitStatus
 
+from .connection import Endpoint, connect
 
-def move(endpoint: str | None, socket: str, process: str) -> int:
+
+def move(endpoint: Endpoint, socket: str, process: str) -> int:
     """Hand the registration of *socket* to *process*."""
     return _ask(endpoint, "move", f"{socket}: {process}", socket=socket, process=process)
 
 
-def quiesce(endpoint: str | None, process: str) -> int:
+def quiesce(endpoint: Endpoint, process: str) -> int:
     """Have *process* get nothing more."""
     return _ask(endpoint, "quiesce", process, process=process)
 
 
-def wake(endpoint: str | None, process: str) -> int:
+def wake(endpoint: Endpoint, process: str) -> int:
     """End `quiesce`."""
     return _ask(endpoint, "wake", process, process=process)
 
 
-def _ask(endpoint: str | None, op: str, whom: str, **fields: object) -> int:
-    found = finding.find(endpoint, command=True)
-    finding.check(found)
-    dialogue = Dialogue(found.directory)
+def _ask(endpoint: Endpoint, op: str, whom: str, **fields: object) -> int:
+    broker = connect(endpoint)
+    broker.check()
     try:
-        answer = dialogue.ask(op, deadline=time.monotonic() + finding.PATIENCE, **fields)
+        answer = broker.ask(op, **fields)
     finally:
-        dialogue.close()
+        broker.close()
     print(f"{whom}: {answer['reason']}")
     return ExitStatus.OK

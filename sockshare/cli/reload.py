@@ -13,10 +13,10 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from sockshare.client import door, finding
-from sockshare.client.dialogue import Answer, Dialogue
 from sockshare.client.door import error_of
 from sockshare.core.errors import ExitStatus, NoBroker
+
+from .connection import Connection, Endpoint, connect
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,27 +34,26 @@ _FIELDS = ("step", "program", "process", "pid", "seconds", "reason")
 _ENDS = {"ok": "done", "rolled_back": "rolled_back"}
 
 
-def run(endpoint: str | None, program: str, *, as_json: bool, timeout: float | None, dry_run: bool) -> int:
+def run(endpoint: Endpoint, program: str, *, as_json: bool, timeout: float | None, dry_run: bool) -> int:
     """Reload *program* and return the exit status that the broker gives it; 130 when left by a second Ctrl-C."""
-    found = finding.find(endpoint, command=True)
-    finding.check(found)
-    dialogue = Dialogue(found.directory)
+    broker = connect(endpoint)
+    broker.check()
     try:
-        following = _Following(dialogue, program, _Printer(as_json=as_json), timeout=timeout, dry_run=dry_run)
+        following = _Following(broker, program, _Printer(as_json=as_json), timeout=timeout, dry_run=dry_run)
         with following.printer:
             return following.follow()
     finally:
-        dialogue.close()
+        broker.close()
 
 
 class _Following:
     """One reload, as the one who asked for it sees it."""
 
     def __init__(
-        self, dialogue: Dialogue, program: str, printer: _Printer, *, timeout: float | None, dry_run: bool
+        self, broker: Connection, program: str, printer: _Printer, *, timeout: float | None, dry_run: bool
     ) -> None:
         self.printer = printer
-        self._dialogue = dialogue
+        self._broker = broker
         self._program = program
         self._timeout = timeout
         self._key = secrets.token_hex(16)
@@ -63,7 +62,7 @@ class _Following:
             fields["timeout"] = timeout
         if dry_run:
             fields["dry_run"] = True
-        self._questions = [dialogue.begin("reload", **fields)]
+        self._questions = [broker.begin("reload", **fields)]
         self._seen: set[tuple[object, ...]] = set()
         self._cancelled = False
 
@@ -73,7 +72,7 @@ class _Following:
         heard = time.monotonic()
         while True:
             try:
-                answer = self._dialogue.answer(self._questions[0], _RESEND)
+                answer = self._broker.answer(self._questions[0], _RESEND)
                 now = time.monotonic()
                 if answer is not None:
                     heard = now
@@ -82,11 +81,11 @@ class _Following:
                     self._event(answer["event"])
                     continue
                 for question in self._questions:
-                    self._dialogue.repeat(question)
+                    self._broker.repeat(question)
                 if backstop is not None and now >= backstop:
                     return self._gave_up()
                 if now - heard >= _PROBE:
-                    door.hello(self._dialogue.directory, now + finding.PATIENCE)
+                    self._broker.probe()
                     heard = time.monotonic()
             except NoBroker as error:
                 raise NoBroker(f"can't follow the reload of {self._program}: {error}") from None
@@ -99,7 +98,7 @@ class _Following:
     def _cancel(self) -> None:
         self._cancelled = True
         self.printer.say("cancelling; Ctrl-C once more leaves at once")
-        self._questions.append(self._dialogue.begin("cancel", program=self._program, key=self._key))
+        self._questions.append(self._broker.begin("cancel", program=self._program, key=self._key))
 
     def _event(self, event: dict[str, Any]) -> None:
         # A broker that was restarted tells again what its predecessor told.
@@ -108,7 +107,7 @@ class _Following:
             self._seen.add(mark)
             self.printer.step(event)
 
-    def _end(self, answer: Answer) -> int:
+    def _end(self, answer: dict[str, Any]) -> int:
         if answer.get("ok") is not True:
             raise error_of(answer)
         status = int(answer.get("exit", ExitStatus.INTERNAL))

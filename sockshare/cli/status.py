@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sockshare.client import finding
-from sockshare.client.dialogue import Dialogue
-from sockshare.client.door import Greeting
 from sockshare.core.errors import ExitStatus
+
+from .connection import Connection, Endpoint, connect
 
 _Document = dict[str, Any]
 
 
+#: What is said where not everything is shown.
+_VIEWS = {
+    "own": "only programs that run under your uid are shown, and their sockets; of others the names",
+    "names": "only names are shown: no program runs under your uid here",
+}
 #: So many process ids of one command are shown in one line.
 _PIDS_SHOWN = 8
 
@@ -27,17 +30,16 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def run(endpoint: str | None, *, as_json: bool) -> int:
+def run(endpoint: Endpoint, *, as_json: bool) -> int:
     """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
-    found = finding.find(endpoint, command=True)
-    if found.greeting.state == "refused":
-        return refused(found.greeting, as_json=as_json)
-    finding.check(found)
-    dialogue = Dialogue(found.directory)
+    broker = connect(endpoint)
+    if broker.state == "refused" and broker.mistakes:
+        return refused(broker, as_json=as_json)
+    broker.check()
     try:
-        document: _Document = dialogue.ask("status", deadline=time.monotonic() + finding.PATIENCE)["status"]
+        document: _Document = broker.ask("status")["status"]
     finally:
-        dialogue.close()
+        broker.close()
     if as_json:
         print(json.dumps(document, indent=1))
     else:
@@ -48,14 +50,14 @@ def run(endpoint: str | None, *, as_json: bool) -> int:
     return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
 
 
-def refused(greeting: Greeting, *, as_json: bool) -> int:
+def refused(broker: Connection, *, as_json: bool) -> int:
     """Show the mistakes of a broker that only has those to tell."""
     if as_json:
-        document = {"version": 1, "broker": {"pid": greeting.pid}, "state": "refused", "mistakes": greeting.mistakes}
+        document = {"version": 1, "broker": {"pid": broker.pid}, "state": "refused", "mistakes": broker.mistakes}
         print(json.dumps(document, indent=1))
-    print(f"sockshare: can't serve: the configuration was refused ({len(greeting.mistakes)} mistakes)", file=sys.stderr)
+    print(f"sockshare: can't serve: the configuration was refused ({len(broker.mistakes)} mistakes)", file=sys.stderr)
     if not as_json:
-        for mistake in greeting.mistakes:
+        for mistake in broker.mistakes:
             print(mistake)
     return ExitStatus.USAGE
 
@@ -67,12 +69,14 @@ def not_serving(document: _Document) -> list[str]:
         for entry in document.get("sockets", ())
         if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))
     }
+    # Of others this user may see no more than the name.
+    unseen = {entry["name"] for entry in document.get("sockets", ()) if "holders" not in entry}
     programs = document.get("programs", ())
     if any("sockets" in program for program in programs):
         named = {name for program in programs for name in program.get("sockets", ())}
     else:
         named = {entry["name"] for entry in document.get("sockets", ())} if programs else set()
-    return sorted(named - ready)
+    return sorted(named - ready - unseen)
 
 
 def tables(document: _Document) -> list[Table]:
@@ -115,7 +119,8 @@ def remarks(document: _Document) -> list[str]:
         said.append(f"the broker may not look into {scan['refused']} of them")
     if scan.get("unfinished"):
         said.append(f"for {scan['unfinished']} the time did not suffice")
-    remarks = [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
+    remarks = [_VIEWS[document["view"]]] if document.get("view") in _VIEWS else []
+    remarks += [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks
@@ -123,6 +128,8 @@ def remarks(document: _Document) -> list[str]:
 
 def _registration(entry: _Document) -> str:
     """Its policy, and what has come of it."""
+    if "holders" not in entry:
+        return "-"
     counted = [
         f"{entry[what]} {what if entry[what] != 1 else what[:-1]}"
         for what in ("moves", "stalls", "violations")

@@ -83,12 +83,15 @@ def hello(directory: str, deadline: float) -> Greeting:
 
 def refusal(directory: str, greeting: Greeting) -> SockshareError | None:
     """Why the broker that greeted so would never answer this process; None if it would."""
+    if not greeting.uid_known:
+        # ZMQ_IPC_FILTER_UID would meet us with silence.
+        return NotPermitted(
+            f"can't use the broker at {directory} (pid {greeting.pid}, {greeting.state}): no program of it runs under"
+            f" uid {os.geteuid()}, which may not command its manager either"
+        )
     if greeting.state == "refused":
         mistakes = greeting.mistakes or ("no reason given",)
         return BadConfiguration("can't use the broker: its configuration was refused: " + "\n".join(mistakes))
-    if not greeting.uid_known:
-        # ZMQ_IPC_FILTER_UID would meet us with silence.
-        return NotPermitted(f"can't use the broker at {directory}: no program of it runs under uid {os.geteuid()}")
     return None
 
 

@@ -136,6 +136,12 @@ def _meet(manager: Manager, deadline: float, notice: _Notice, *, command: bool) 
             if command and not _is_young(manager.pid):
                 # As in a shell in a container whose init is a supervisord: nothing is on its way there.
                 return _only(deadline, notice)
+            obstacle = meeting.obstacle(meeting.user(manager.pid))
+            if obstacle is not None:
+                raise NoBroker(
+                    f"can't find a broker: {manager} can't make its runtime directory: {obstacle}; set runtime_dir in"
+                    " its configuration, and SOCKSHARE_ENDPOINT in the environment of its programs"
+                )
             notice.tick()
             time.sleep(pause)
         looked = " and ".join(meeting.points(manager.pid))

@@ -99,7 +99,12 @@ def _of_processes(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
         for holder in entry["holders"]:
             sentences = list(_of_holder(entry["name"], holder, holder["program"] in reloading, facts, words))
             for level, sentence in sentences:
-                yield Finding(level, f"{holder['process']} (pid {holder['pid']})", sentence)
+                yield Finding(level, subject_of(holder), sentence)
+
+
+def subject_of(holder: Mapping[str, Any]) -> str:
+    """What findings call a process that holds a socket."""
+    return f"{holder['process']} (pid {holder['pid']})"
 
 
 _Said = tuple[Literal["problem", "note"], str]

@@ -16,6 +16,7 @@ from sockshare.core.errors import ProtocolError
 from sockshare.kernel import listeners
 from sockshare.kernel.channel import Channel, Message
 from sockshare.kernel.descriptors import close_all
+from sockshare.kernel.directory import Directory
 
 from . import meeting
 from .journal import Journal
@@ -48,6 +49,12 @@ class Host:
     Args:
         directory: The runtime directory, which exists (`meeting.create`).
         nonsense: Called when the broker breaks the protocol or its link: it has to go.
+
+    Attributes:
+        directory: The runtime directory, opened.
+
+    Raises:
+        OSError: It is not there any more, or somebody else could change it.
     """
 
     def __init__(
@@ -62,7 +69,7 @@ class Host:
         self._loop = loop
         self._verbs = verbs
         self._manager = manager
-        self._directory = directory
+        self.directory = Directory(directory)
         self._nonsense = nonsense
         self._listeners: dict[str, socket.socket] = {}
         self._places: dict[str, int] = {}  # their paths, with the inodes that these have
@@ -73,7 +80,7 @@ class Host:
         self._draining = False
         self._questions = 0
         self._asked: dict[int, tuple[Callable[[Message], None], Timer]] = {}
-        self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name)
+        self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name, self.directory.fd)
         self._notify = NotifySockets(loop, os.path.join(directory, meeting.NOTIFY))
         self._store = DescriptorStore()
 
@@ -89,9 +96,9 @@ class Host:
 
     def _listen(self) -> None:
         for name in meeting.LISTENERS:
-            path = os.path.join(self._directory, name)
-            self._listeners[name] = listeners.make(path, _KINDS[name])
-            self._places[path] = os.stat(path).st_ino
+            path = os.path.join(self.directory.path, name)
+            self._listeners[name] = listeners.make(path, _KINDS[name], dir_fd=self.directory.fd)
+            self._places[path] = os.stat(name, dir_fd=self.directory.fd, follow_symlinks=False).st_ino
 
     @property
     def reachable(self) -> bool:
@@ -104,7 +111,8 @@ class Host:
     @guarded(log)
     def reopen(self) -> None:
         """Make everything anew in the runtime directory, which was removed, and is there again."""
-        log.error("host: %s was removed under us; making it anew", self._directory)
+        log.error("host: %s was removed under us; making it anew", self.directory.path)
+        self.directory.renew()
         old = list(self._listeners.values())
         self._listen()
         for sock in old:
@@ -122,7 +130,7 @@ class Host:
         """Every descriptor that is open here, for who closes those that nobody claims."""
         link = [] if self._link is None else [self._link.fileno()]
         sockets = [sock.fileno() for sock in (*self._listeners.values(), *self._notify.sockets.values())]
-        return [*sockets, *self._store.kept.values(), *link]
+        return [self.directory.fd, *sockets, *self._store.kept.values(), *link]
 
     @guarded(log)
     def question(self, fields: Message, done: Callable[[Message], object], within: float = 5.0) -> None:
@@ -179,8 +187,13 @@ class Host:
         hello = {
             "type": "hello",
             "version": VERSION,
-            "manager": {"kind": self._manager.kind, "pid": self._manager.pid, "uid": self._manager.uid},
-            "directory": self._directory,
+            "manager": {
+                "kind": self._manager.kind,
+                "pid": self._manager.pid,
+                "uid": self._manager.uid,
+                "endpoint": self._manager.endpoint,
+            },
+            "directory": self.directory.path,
             "listeners": list(self._listeners),
             "sockets": [description for description, _ in self._configuration.sockets],
             "notify": list(notify),
@@ -210,13 +223,11 @@ class Host:
         self.drain()
         for name, sock in self._listeners.items():
             sock.close()
-            try:
-                os.unlink(os.path.join(self._directory, name))
-            except FileNotFoundError:
-                pass
+            self.directory.unlink(name)
         self._listeners.clear()
         self._notify.close()
         self._store.close()
+        self.directory.close()
 
     def _drop(self) -> None:
         link, self._link = self._link, None

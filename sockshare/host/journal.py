@@ -5,6 +5,7 @@ It is in memory for the broker's death, and in a file of the runtime directory (
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,14 +21,19 @@ class Journal:
 
     A file that is not a journal of *owner* (a manager's meeting point name: a configured runtime directory outlives its
     manager, whose pids mean nothing to the next one) counts as empty; one that is torn or garbage too, which is logged.
+
+    Args:
+        dir_fd: A descriptor of the directory of *path*, by which alone the file is reached; None: by its path.
     """
 
-    def __init__(self, path: str, owner: str) -> None:
+    def __init__(self, path: str, owner: str, dir_fd: int | None = None) -> None:
         self.path = path
         self.owner = owner
+        self._dir_fd = dir_fd
+        self._name = path if dir_fd is None else os.path.basename(path)
         self._records: dict[str, Record] = {}
         self._unsaved = True  # that it is in use has to be seen by another manager that is given the same directory
-        document = read(path)
+        document = read(self._name, dir_fd)
         if document is None:
             return
         records = document.get("records")
@@ -55,23 +61,35 @@ class Journal:
         """Write the file, if anything changed or *anew*; a failure is logged: the memory serves the next broker."""
         if not self._unsaved and not anew:
             return
-        aside = f"{self.path}~"
+        aside, at = f"{self._name}~", self._dir_fd
         try:
-            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.unlink(aside, dir_fd=at)  # of a host that was killed; or planted, with other modes
+            except FileNotFoundError:
+                pass
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(aside, flags, 0o600, dir_fd=at)
             with open(fd, "w") as file:
                 json.dump({"version": 1, "owner": self.owner, "records": self._records}, file, separators=(",", ":"))
             # Atomic: a host that is killed here leaves the file before or the file after.
-            os.replace(aside, self.path)
+            os.replace(aside, self._name, src_dir_fd=at, dst_dir_fd=at)
         except OSError as error:
             log.error("journal: can't write %s: %s", self.path, error.strerror)
         else:
             self._unsaved = False
 
 
-def read(path: str) -> dict[str, Any] | None:
-    """The document in a journal's file; None if there is none, or it is no journal (then the log says so)."""
+def read(path: str, dir_fd: int | None = None) -> dict[str, Any] | None:
+    """The document in a journal's file; None if there is none, or it is no journal (then the log says so).
+
+    Another user's file is no journal, nor is what a link leads to.
+    """
     try:
-        with open(path, "rb") as file:
+        # Not blocking: somebody's FIFO would be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+        with open(fd, "rb") as file:
+            if os.fstat(fd).st_uid not in (0, os.geteuid()):
+                raise PermissionError(errno.EPERM, "it belongs to another user", path)
             document = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return None

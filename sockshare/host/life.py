@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from sockshare.kernel import logfile
 from sockshare.kernel.peers import pidfd_open
 
 from .loop import Loop, Timer, guarded
@@ -47,7 +48,7 @@ class _Instance:
         try:
             # The broker has the only other end, so the link ends when it dies. The file is opened anew for each: it
             # may have been rotated.
-            with theirs, open(output or os.devnull, "ab") as stream:
+            with theirs, open(logfile.append(output or os.devnull), "ab") as stream:
                 self.process = subprocess.Popen(
                     [*command, "--link-fd", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import socket
 import stat
+from collections.abc import Callable, Iterator
 
 from sockshare.core.errors import BadConfiguration
 from sockshare.kernel import listeners, meeting
+from sockshare.kernel.directory import Directory, Untrusted
 
 from . import journal
 
@@ -37,57 +40,94 @@ def create(pid: int, runtime_dir: str | None = None, *, root: str = "/") -> str:
         runtime_dir: The configured one, to which the meeting point becomes a link; None: the meeting point itself.
 
     Returns:
-        The directory: *runtime_dir*, or the meeting point.
+        The directory: *runtime_dir*, also where no meeting point can be made (see `unmet`), or the meeting point.
 
     Raises:
-        BadConfiguration: It can't be made or written, its path is too long, or another living manager uses it.
+        BadConfiguration: It can't be made or written, somebody else could change what is in it, its path is too long,
+            or another living manager uses it.
         ProcessLookupError: There is no process *pid*.
     """
+    uid, own = meeting.user(pid), meeting.name(pid)
     if runtime_dir is not None:
-        _check(runtime_dir, pid)
-        _make_runtime_dir(runtime_dir)
+        runtime_dir = os.path.abspath(runtime_dir)
+        _check_length(runtime_dir)
+        _make_runtime_dir(lambda: Directory(runtime_dir, owners=(uid,), make=_PASSABLE), runtime_dir, pid)
     refusals = []
-    for point in meeting.points(pid, root):
+    for path in _candidates(uid, root):
         try:
-            _make_base(os.path.dirname(point), meeting.user(pid))
-            _clean(os.path.dirname(point))
-            if runtime_dir is None:
-                _replace_with_directory(point)
-                _make_runtime_dir(point)
+            with _base(path, uid) as base:
+                _clean(base)
+                if runtime_dir is not None:
+                    _link(base, own, runtime_dir)
+                    return runtime_dir
+                _remove_link(base, own)
+                point = os.path.join(path, own)
+                _make_runtime_dir(lambda base=base: base.directory(own, _PASSABLE), point, pid)  # type: ignore[misc]
                 return point
-            _link(os.path.abspath(runtime_dir), point)
-            return os.path.abspath(runtime_dir)
         except OSError as error:
-            refusals.append(f"{point}: {error.strerror}")
+            refusals.append(f"{path}: {error.strerror}")
         except BadConfiguration as error:
             refusals.append(str(error))
-    raise BadConfiguration(f"can't make a meeting point: {'; '.join(refusals)}")
+    if runtime_dir is not None:
+        return runtime_dir
+    raise BadConfiguration(f"can't make a meeting point: {'; '.join(refusals)}; set runtime_dir")
 
 
-def _check(runtime_dir: str, pid: int) -> None:
-    absolute = os.path.abspath(runtime_dir)
-    if len(os.fsencode(absolute)) > listeners.LONGEST_PATH - _LONGEST_NAME:
+def unmet(pid: int, directory: str, *, root: str = "/") -> str | None:
+    """What to do where `create` could make *directory*, but no meeting point that leads there; None: it could."""
+    if meeting.find(pid, root) is not None:
+        return None
+    return (
+        f"no meeting point can be made ({', '.join([*meeting.bases(meeting.user(pid), root)])}): set"
+        f" SOCKSHARE_ENDPOINT={directory} in the environment of programs, and say --endpoint {directory} in commands"
+    )
+
+
+def _candidates(uid: int, root: str) -> Iterator[str]:
+    yield from meeting.all_bases(uid, root)
+    for prefix in meeting.spare_prefixes(uid, root):
+        yield prefix + secrets.token_hex(4)
+
+
+def _base(path: str, uid: int) -> Directory:
+    """The parent of a meeting point, made if need be.
+
+    Raises:
+        OSError: It can't be; or somebody else could change it.
+    """
+    base = Directory(path, owners=(uid,), make=_PASSABLE, parents=False, follow=False)
+    try:
+        status = os.fstat(base.fd)
+        if status.st_uid not in (0, uid):
+            os.fchown(base.fd, uid, -1)
+    except BaseException:
+        base.close()
+        raise
+    return base
+
+
+def _check_length(runtime_dir: str) -> None:
+    if len(os.fsencode(runtime_dir)) > listeners.LONGEST_PATH - _LONGEST_NAME:
         raise BadConfiguration(
             f"can't use runtime_dir {runtime_dir}: the paths of the sockets in it would be longer than "
             f"{listeners.LONGEST_PATH} bytes; choose one of at most {listeners.LONGEST_PATH - _LONGEST_NAME} bytes"
         )
-    document = journal.read(os.path.join(absolute, JOURNAL)) or {}
-    other = meeting.manager(str(document.get("owner", "")))
-    if other is not None and other != pid:
-        raise BadConfiguration(
-            f"can't use runtime_dir {runtime_dir}: another manager uses it (pid {other}); give each its own"
-        )
 
 
-def _make_runtime_dir(path: str) -> None:
+def _make_runtime_dir(make: Callable[[], Directory], path: str, pid: int) -> None:
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), 0o755, exist_ok=True)
-        _make_directory(path)
-        _make_directory(os.path.join(path, NOTIFY))
-        # Root may write where modes forbid it, and nobody may write to a read-only mount: only trying tells.
-        probe = os.path.join(path, f"~{os.getpid()}")
-        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        os.unlink(probe)
+        with make() as directory:
+            _refuse_other(directory, pid)
+            directory.directory(NOTIFY, _PASSABLE).close()
+            # Root may write where modes forbid it, and nobody may write to a read-only mount: only trying tells.
+            probe = f"~{os.getpid()}"
+            os.close(directory.create(probe, 0o600))
+            directory.unlink(probe)
+    except Untrusted as error:
+        raise BadConfiguration(
+            f"can't use runtime directory {path}: {error.strerror}; choose one that {_owner()} owns, below directories"
+            " to which nobody else may write"
+        ) from None
     except OSError as error:
         reason = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
         raise BadConfiguration(
@@ -96,61 +136,42 @@ def _make_runtime_dir(path: str) -> None:
         ) from None
 
 
-def _make_directory(path: str) -> None:
-    try:
-        os.mkdir(path, _PASSABLE)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.stat(path).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
-    else:
-        os.chmod(path, _PASSABLE)  # whatever the umask is
+def _owner() -> str:
+    return "root" if os.geteuid() == 0 else f"root or uid {os.geteuid()}"
 
 
-def _make_base(base: str, uid: int) -> None:
-    """Make the parent of a meeting point; refuse one that somebody else made, or could change.
-
-    Raises:
-        OSError: It can't be.
-    """
-    parent = os.path.dirname(base)
-    if os.path.basename(parent) == str(uid) and os.lstat(parent).st_uid != uid:
-        raise PermissionError(errno.EPERM, f"{parent} belongs to another user")
-    try:
-        os.mkdir(base, _PASSABLE)
-    except FileExistsError:
-        if not meeting.trusted(base, uid):
-            raise PermissionError(errno.EPERM, f"{base} belongs to another user, or others may write it") from None
-    else:
-        os.chmod(base, _PASSABLE)
-        if os.geteuid() != uid:
-            os.chown(base, uid, -1)
+def _refuse_other(directory: Directory, pid: int) -> None:
+    document = journal.read(JOURNAL, directory.fd) or {}
+    other = meeting.manager(str(document.get("owner", "")))
+    if other is not None and other != pid:
+        raise BadConfiguration(
+            f"can't use runtime_dir {directory.path}: another manager uses it (pid {other}); give each its own"
+        )
 
 
-def _replace_with_directory(point: str) -> None:
+def _remove_link(base: Directory, name: str) -> None:
     # A link from before a changed configuration: the sockets behind it are no longer those of this host.
-    if os.path.islink(point):
-        os.unlink(point)
+    status = base.status(name)
+    if status is not None and stat.S_ISLNK(status.st_mode):
+        base.unlink(name)
 
 
-def _link(target: str, point: str) -> None:
-    if os.path.isdir(point) and not os.path.islink(point):
-        _remove_directory(point)
-    aside = f"{point}~{os.getpid()}"
-    try:
-        os.unlink(aside)
-    except FileNotFoundError:
-        pass
-    os.symlink(target, aside)
-    os.rename(aside, point)  # a client meets the old link or the new one
+def _link(base: Directory, name: str, target: str) -> None:
+    status = base.status(name)
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        _remove_directory(base, name)
+    aside = f"{name}~{os.getpid()}"
+    base.unlink(aside)
+    os.symlink(target, aside, dir_fd=base.fd)
+    os.rename(aside, name, src_dir_fd=base.fd, dst_dir_fd=base.fd)  # a client meets the old link or the new one
 
 
-def _clean(base: str) -> None:
-    for entry in os.listdir(base):
-        point = os.path.join(base, entry)
+def _clean(base: Directory) -> None:
+    for entry in os.listdir(base.fd):
         # A manager in another pid namespace is none of our processes, but its door is open.
-        if meeting.manager(entry) is None and not _is_open(os.path.join(point, "door")):
-            log.info("meeting: removing that of a manager that is gone (%s)", point)
-            remove(point)
+        if meeting.manager(entry) is None and not _is_open(os.path.join(base.path, entry, "door")):
+            log.info("meeting: removing that of a manager that is gone (%s/%s)", base.path, entry)
+            _remove(base, entry)
 
 
 def _is_open(path: str) -> bool:
@@ -167,48 +188,69 @@ def _is_open(path: str) -> bool:
 def remove(point: str) -> None:
     """Remove a meeting point, and what a host made behind it; a configured directory itself stays, with its log.
 
-    What can't be removed is logged and left.
+    What can't be removed, or is not ours, is logged and left.
     """
     try:
-        if os.path.islink(point):
-            owner = (journal.read(os.path.join(point, JOURNAL)) or {}).get("owner")
-            # The directory may have a new owner by now: then only the link is ours.
-            if owner in (None, os.path.basename(point)):
-                clear(point)
-            os.unlink(point)
-        elif os.path.isdir(point):
-            _remove_directory(point)
-        elif os.path.lexists(point):
-            os.unlink(point)
+        with Directory(os.path.dirname(point)) as base:
+            _remove(base, os.path.basename(point))
     except OSError as error:
         log.warning("meeting: can't remove %s: %s", point, error.strerror)
 
 
-def _remove_directory(point: str) -> None:
-    clear(point)
-    _unlink(os.path.join(point, LOG))
+def _remove(base: Directory, name: str) -> None:
+    status = base.status(name)
     try:
-        os.rmdir(os.path.join(point, NOTIFY))
-    except FileNotFoundError:
+        if status is None:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            _clear_behind(base, name)
+            base.unlink(name)
+        elif stat.S_ISDIR(status.st_mode):
+            _remove_directory(base, name)
+        else:
+            base.unlink(name)
+    except OSError as error:
+        log.warning("meeting: can't remove %s/%s: %s", base.path, name, error.strerror)
+
+
+def _clear_behind(base: Directory, name: str) -> None:
+    try:
+        with Directory(os.readlink(name, dir_fd=base.fd)) as directory:
+            owner = (journal.read(JOURNAL, directory.fd) or {}).get("owner")
+            # The directory may have a new owner by now: then only the link is ours.
+            if owner in (None, name):
+                _clear(directory)
+    except (FileNotFoundError, NotADirectoryError):
         pass
-    os.rmdir(point)
+
+
+def _remove_directory(base: Directory, name: str) -> None:
+    with Directory(name, follow=False, within=base) as directory:
+        _clear(directory)
+        directory.unlink(LOG)
+        try:
+            os.rmdir(NOTIFY, dir_fd=directory.fd)
+        except FileNotFoundError:
+            pass
+    os.rmdir(name, dir_fd=base.fd)
 
 
 def clear(directory: str) -> None:
     """Remove the sockets and the journal from a runtime directory, nothing else.
 
     Raises:
-        OSError: As unlink(2).
+        OSError: As unlink(2); or it is not there, or somebody else could change it.
     """
-    notify = os.path.join(directory, NOTIFY)
-    paths = [os.path.join(directory, name) for name in (*LISTENERS, JOURNAL, f"{JOURNAL}~", *EXTRAS)]
-    paths += [os.path.join(notify, entry) for entry in (os.listdir(notify) if os.path.isdir(notify) else ())]
-    for path in paths:
-        _unlink(path)
+    with Directory(directory) as opened:
+        _clear(opened)
 
 
-def _unlink(path: str) -> None:
+def _clear(directory: Directory) -> None:
+    for name in (*LISTENERS, JOURNAL, f"{JOURNAL}~", *EXTRAS, *(f"{name}~" for name in EXTRAS)):
+        directory.unlink(name)
     try:
-        os.unlink(path)
-    except FileNotFoundError:
+        with Directory(NOTIFY, follow=False, within=directory) as notify:
+            for entry in os.listdir(notify.fd):
+                notify.unlink(entry)
+    except (FileNotFoundError, NotADirectoryError):
         pass

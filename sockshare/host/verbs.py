@@ -16,6 +16,7 @@ class Manager(NamedTuple):
     pid: int
     uid: int
     name: str  # that of its meeting point
+    endpoint: str | None = None  # where it takes commands, if whoever may write there may command us
 
 
 class Configuration(NamedTuple):

@@ -35,8 +35,11 @@ class Queue(NamedTuple):
     backlog: int
 
 
-def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
+def make(path: str, kind: int, *, mode: int = 0o666, dir_fd: int | None = None) -> socket.socket:
     """A non-blocking, close-on-exec ``AF_UNIX`` socket at *path*, which listens unless *kind* is ``SOCK_DGRAM``.
+
+    It is made through a descriptor of its directory: *dir_fd*, or one that is opened here. So the kernel shows it under
+    ``/proc/self/fd``, in ``ss -x``; whoever connects uses the path as ever.
 
     Whatever was at *path* is replaced in one step: a client that comes meanwhile meets the old socket or the new one,
     never none. Nobody ever meets it with other permissions than *mode*, whatever the umask is.
@@ -52,8 +55,13 @@ def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
     if size > LONGEST_PATH:
         raise ValueError(f"can't make socket {path}: its path has more than {LONGEST_PATH} bytes ({size})")
     directory, name = os.path.split(path)
-    # As long as the path itself, so that what fits an address fits it twice.
-    aside = os.path.join(directory, "~" + name[1:])
+    if dir_fd is None:
+        opened = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return make(path, kind, mode=mode, dir_fd=opened)
+        finally:
+            os.close(opened)
+    aside = "~" + name[1:]
     sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between.
@@ -63,22 +71,31 @@ def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
         else:
             refuse_descriptors(sock)
         try:
-            os.unlink(aside)
+            os.unlink(aside, dir_fd=dir_fd)
         except FileNotFoundError:
             pass
-        sock.bind(aside)
+        sock.bind(f"/proc/self/fd/{dir_fd}/{aside}")  # there is no bindat(2)
         try:
-            os.chmod(aside, mode)  # what the umask took away; nobody knows the name yet
+            _chmod(aside, mode, dir_fd)  # what the umask took away; nobody knows the name yet
             if kind != socket.SOCK_DGRAM:
                 sock.listen(BACKLOG)
-            os.rename(aside, path)
+            os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         except BaseException:
-            os.unlink(aside)
+            os.unlink(aside, dir_fd=dir_fd)
             raise
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _chmod(name: str, mode: int, dir_fd: int) -> None:
+    # chmod(2) would follow a link, and fchmod(2) takes no O_PATH descriptor, of which a socket has no other (open(2)).
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def refuse_descriptors(sock: socket.socket) -> bool:

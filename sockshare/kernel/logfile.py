@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
 import sys
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+#: A log says who asked for what, and how programs failed: nothing for everybody.
+_MODE = 0o640
+
+
+def append(path: str) -> int:
+    """A descriptor of the file at *path*, to append to; made with mode 0640 if it is not there.
+
+    Raises:
+        OSError: As open(2); and it is a symbolic link that neither root nor we have made.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, _MODE)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    if os.lstat(path).st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, "it is a symbolic link of another user", path)
+    return os.open(path, flags, _MODE)
 
 
 class LogFile(WatchedFileHandler):
     """Appends to the file at a path, whichever that is by now: it may be rotated, or removed with its directory.
 
     What can't be written is lost. The handler of the standard library raises it out of the call that logs.
+
+    Args:
+        own: It is in our own directory, where no administrator has made it: an older one is narrowed to mode 0640, and
+            another user's is refused.
     """
+
+    def __init__(self, path: str, *, own: bool = False) -> None:
+        self._own = own
+        super().__init__(path, "a")
+
+    def _open(self) -> TextIOWrapper:
+        file = open(append(self.baseFilename), "a", encoding=self.encoding, errors=self.errors)
+        if self._own:
+            try:
+                status = os.fstat(file.fileno())
+                if status.st_uid not in (0, os.geteuid()):
+                    raise PermissionError(errno.EPERM, "it belongs to another user", self.baseFilename)
+                if stat.S_IMODE(status.st_mode) & ~_MODE:
+                    os.fchmod(file.fileno(), _MODE)
+            except BaseException:
+                file.close()
+                raise
+        return file
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record*."""

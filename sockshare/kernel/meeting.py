@@ -2,13 +2,16 @@
 
 A manager is named by its pid and start time, so that no later process has its directory. The directory is looked for
 only where no other user could have put it: in a parent that the manager's user (or root) owns.
+
+Where everybody may write (/tmp), anybody can take the name of that parent before us. Then the parent has a name that
+nobody could know beforehand, ``sockshare-UID.RANDOM``; whoever owns it tells ours from what others have put there.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .peers import start_time
 
@@ -88,6 +91,27 @@ def bases(uid: int, root: str = "/") -> list[str]:
     return [os.path.join(root, "run/sockshare"), *own] if uid == 0 else own
 
 
+#: Where everybody may make directories, best first.
+_FOR_ALL = ("tmp", "dev/shm")
+
+
+def spare_prefixes(uid: int, root: str = "/") -> list[str]:
+    """What the paths of further bases of user *uid* begin with, which are made where none of `bases` can be used."""
+    return [os.path.join(root, parent, f"sockshare-{uid}.") for parent in _FOR_ALL]
+
+
+def all_bases(uid: int, root: str = "/") -> Iterator[str]:
+    """Those of `bases`, whether they are there or not, then the further ones that are."""
+    yield from bases(uid, root)
+    for prefix in spare_prefixes(uid, root):
+        parent, beginning = os.path.split(prefix)
+        try:
+            entries = os.listdir(parent)
+        except OSError:
+            continue
+        yield from (os.path.join(parent, entry) for entry in sorted(entries) if entry.startswith(beginning))
+
+
 def name(pid: int) -> str:
     """The name of the meeting point of manager *pid*.
 
@@ -125,22 +149,28 @@ def trusted(base: str, uid: int) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid in (0, uid) and not status.st_mode & 0o022
 
 
+def places(pid: int, root: str = "/") -> Iterator[str]:
+    """The paths at which a meeting point of manager *pid* would be trusted, whether or not anything is there.
+
+    Raises:
+        ProcessLookupError: No such process.
+    """
+    uid, own = user(pid), name(pid)
+    return (os.path.join(base, own) for base in all_bases(uid, root) if trusted(base, uid))
+
+
 def find(pid: int, root: str = "/") -> str | None:
     """The meeting point of manager *pid* (a directory, or a link to the configured one), if there is one by now.
 
     Raises:
         ProcessLookupError: No such process.
     """
-    uid = user(pid)
-    for point in points(pid, root):
-        if trusted(os.path.dirname(point), uid) and os.path.isdir(point):
-            return point
-    return None
+    return next(filter(os.path.isdir, places(pid, root)), None)
 
 
 def running(uid: int, root: str = "/") -> Iterator[str]:
     """The meeting points of all living managers of user *uid*, as far as we may list them."""
-    for base in bases(uid, root):
+    for base in all_bases(uid, root):
         if not trusted(base, uid):
             continue
         try:
@@ -151,3 +181,23 @@ def running(uid: int, root: str = "/") -> Iterator[str]:
             point = os.path.join(base, entry)
             if manager(entry) is not None and os.path.isdir(point):
                 yield point
+
+
+def obstacle(uid: int, root: str = "/") -> str | None:
+    """Why no manager of user *uid* can make a meeting point; None where it can, or for who is another user."""
+    if os.geteuid() != uid:
+        return None
+    refusals = []
+    for base in [*bases(uid, root), *spare_prefixes(uid, root)]:
+        parent = base if trusted(base, uid) else os.path.dirname(base)
+        if os.path.lexists(base) and parent != base:
+            refusals.append(f"{base} is another user's")
+        elif os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+            return None
+        else:
+            refusals.append(f"can't write to {parent}")
+    return "; ".join(_once(refusals))
+
+
+def _once(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

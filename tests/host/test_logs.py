@@ -18,7 +18,7 @@ def test_lines_go_to_the_new_file_after_rotation_and_nowhere_without_directory(t
     """Neither raises out of the call that logs, and what comes after is written again."""
     path = tmp_path / "logs" / "sockshare.log"
     path.parent.mkdir()
-    log = LogFile(path)
+    log = LogFile(str(path))
     log.emit(record("one"))
     path.rename(path.with_suffix(".1"))
     log.emit(record("two"))

@@ -170,3 +170,148 @@ def test_configured_directory_is_refused_when_it_cannot_serve(root: Path, other:
         making.create(OWN, str(taken), root=str(root))
     Journal(str(taken / making.JOURNAL), f"{other}-1").save()  # the same pid, an earlier process
     assert making.create(OWN, str(taken), root=str(root)) == str(taken)
+
+
+OTHER = 65533
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="being another user needs root")
+
+
+def given(path: Path, uid: int = OTHER, mode: int = 0o755) -> Path:
+    """A directory that user *uid* has made."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(mode)
+    os.chown(path, uid, uid)
+    return path
+
+
+@ROOT_ONLY
+def test_configured_directory_of_another_user_is_refused_with_a_way_out(root: Path) -> None:
+    """Made beforehand, in a sticky directory, with links in it: one sentence, and nothing there or behind changes."""
+    (root / "tmp").chmod(0o1777)
+    theirs = given(root / "tmp" / "rt", mode=0o777)
+    secret = root / "secret"
+    secret.write_text("root's")
+    for name in ("stopped", "journal.json", "journal.json~", "sockshare.log"):
+        (theirs / name).symlink_to(secret)
+    with pytest.raises(BadConfiguration) as raised:
+        making.create(OWN, str(theirs), root=str(root))
+    said = str(raised.value)
+    assert said == (
+        f"can't use runtime directory {theirs}: {theirs} belongs to uid {OTHER}; choose one that root owns, below"
+        " directories to which nobody else may write"
+    )
+    assert secret.read_text() == "root's"
+    assert sorted(os.listdir(theirs)) == ["journal.json", "journal.json~", "sockshare.log", "stopped"]
+    os.chown(theirs, 0, 0)
+    with pytest.raises(BadConfiguration, match=r"others may write to .* \(mode 0777\)"):
+        making.create(OWN, str(theirs), root=str(root))
+    theirs.chmod(0o755)
+    os.chown(theirs / "journal.json", OTHER, OTHER, follow_symlinks=False)
+    assert making.create(OWN, str(theirs), root=str(root)) == str(theirs)
+    assert secret.read_text() == "root's"
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("configured", [False, True])
+def test_squatted_default_directories_do_not_matter(root: Path, configured: bool) -> None:
+    """Whoever takes all names beforehand, those too that clients would look at: clients find ours, by its owner."""
+    (root / "tmp").chmod(0o1777)
+    (root / "dev" / "shm").mkdir(parents=True)
+    (root / "dev" / "shm").chmod(0o1777)
+    for base in meeting.bases(0, str(root)):
+        given(given(Path(base)) / meeting.name(OWN))
+    for prefix in meeting.spare_prefixes(0, str(root)):
+        given(given(Path(prefix + "0")) / meeting.name(OWN))
+        given(given(Path(prefix + "zz")) / meeting.name(OWN))
+    assert meeting.find(OWN, str(root)) is None
+    runtime_dir = str(root / "app") if configured else None
+    directory = making.create(OWN, runtime_dir, root=str(root))
+    point = meeting.find(OWN, str(root))
+    assert point is not None
+    assert os.path.samefile(point, directory)
+    assert os.lstat(os.path.dirname(point)).st_uid == 0
+    assert list(meeting.running(0, str(root))) == [point]
+    assert making.unmet(OWN, directory, root=str(root)) is None
+    assert making.create(OWN, runtime_dir, root=str(root)) == directory  # the same, not one more
+    assert meeting.find(OWN, str(root)) == point
+    making.remove(point)
+    assert meeting.find(OWN, str(root)) is None
+
+
+@ROOT_ONLY
+def test_nothing_behind_a_squatted_meeting_point_is_removed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another user's link, or directory, at the place of ours: what it leads to is root's still when a manager ends."""
+    victim = root / "victim"
+    (victim / "notify").mkdir(parents=True)
+    for name in ("door", "notify/1", "stopped"):
+        (victim / name).touch()
+    base = given(Path(meeting.bases(0, str(root))[0]))
+    (base / meeting.name(OWN)).symlink_to(victim)
+    making.remove(str(base / meeting.name(OWN)))
+    assert sorted(os.listdir(victim)) == ["door", "notify", "stopped"]
+    assert os.listdir(victim / "notify") == ["1"]
+    assert os.path.islink(base / meeting.name(OWN))
+    assert f"belongs to uid {OTHER}" in caplog.text
+
+
+@ROOT_ONLY
+def test_configured_directory_serves_also_where_no_meeting_point_can_be_made(root: Path) -> None:
+    """As in a container with one writable volume; what clients must be told then is said."""
+    for base in meeting.bases(0, str(root)):
+        given(Path(base))
+    (root / "tmp").chmod(0o777)  # not sticky: nothing in it is ours for long
+    configured = str(root / "app")
+    assert making.create(OWN, configured, root=str(root)) == configured
+    told = making.unmet(OWN, configured, root=str(root))
+    assert told is not None
+    assert f"set SOCKSHARE_ENDPOINT={configured} in" in told
+    with pytest.raises(BadConfiguration, match=r"can't make a meeting point: .*; set runtime_dir"):
+        making.create(OWN, root=str(root))
+
+
+@ROOT_ONLY
+def test_client_can_tell_that_its_manager_has_no_place(root: Path) -> None:
+    """Each place by its name; as long as one is left, or for another user, it can't."""
+    uid = 65532
+    (root / "dev" / "shm").mkdir(parents=True)
+
+    def tells() -> str | None:
+        before = os.geteuid()
+        os.seteuid(uid)
+        try:
+            return meeting.obstacle(uid, str(root))
+        finally:
+            os.seteuid(before)
+
+    for each in (root, root.parent, root.parent.parent):
+        each.chmod(0o755)
+    assert meeting.obstacle(uid, str(root)) is None
+    told = tells()
+    assert told is not None
+    assert f"can't write to {root}/tmp" in told
+    assert f"can't write to {root}/dev/shm" in told
+    given(root / "tmp" / f"sockshare-{uid}")
+    told = tells()
+    assert told is not None
+    assert f"{root}/tmp/sockshare-{uid} is another user's" in told
+    (root / "dev" / "shm").chmod(0o1777)
+    assert tells() is None
+
+
+@ROOT_ONLY
+def test_journal_of_another_user_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It was planted before the directory was root's; the next save replaces it, and the name beside it."""
+    path = tmp_path / "journal.json"
+    Journal(str(path), "1-1").save()
+    path.write_text('{"version": 1, "owner": "1-1", "records": {"a": {"x": 1}}}')
+    assert Journal(str(path), "1-1").records == {"a": {"x": 1}}
+    os.chown(path, OTHER, OTHER)
+    aside = tmp_path / "journal.json~"
+    aside.touch()
+    os.chown(aside, OTHER, OTHER)
+    journal = Journal(str(path), "1-1")
+    assert journal.records == {}
+    assert "belongs to another user" in caplog.text
+    journal.save()
+    status = path.stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import subprocess
 import xmlrpc.client
@@ -133,9 +134,15 @@ class Supervisord(SupervisorStage, Circusd):
 
     def spare_stands_by(self) -> bool:
         """See `Circusd`: the two brokers' connections to the link, as the kernel lists the host's ends (proc(5))."""
-        bound = f"{self.runtime}/~ink"  # aside, and renamed: listeners.make
         lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-        return sum(line[-1] == bound and line[5] == "03" for line in lines) >= 2
+        # Aside, and renamed: listeners.make.
+        ends = {f"socket:[{line[6]}]" for line in lines if line[-1].endswith("/~ink") and line[5] == "03"}
+        return len(ends.intersection(self._descriptors())) >= 2
+
+    def _descriptors(self) -> Iterator[str]:
+        for entry in Path(f"/proc/{self.host()}/fd").iterdir():
+            with suppress(OSError):
+                yield os.readlink(entry)
 
     def host(self) -> int:
         """supervisord itself is the host."""
