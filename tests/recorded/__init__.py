@@ -1,0 +1,1 @@
+"""What was said over the link by versions before this one, and how it was recorded (`record`)."""
