@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from circus.plugins import CircusPlugin
@@ -18,7 +19,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from sockshare.core.errors import BadConfiguration
 from sockshare.core.spec import parse_plugin_options
-from sockshare.host import meeting
+from sockshare.host import absence, meeting
 from sockshare.host.host import Host
 from sockshare.host.life import Life
 from sockshare.host.loop import guarded
@@ -26,8 +27,8 @@ from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
 from sockshare.kernel import listeners
 from sockshare.kernel.logfile import FORMAT, LogFile
+from sockshare.kernel.meeting import REFUSED, STOPPED, points
 from sockshare.kernel.meeting import name as meeting_name
-from sockshare.kernel.meeting import points
 from sockshare.kernel.peers import pidfd_open
 
 from . import settings
@@ -63,6 +64,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._told_mistakes: list[str] = []
         self._warnings: set[str] = set()
         self._points: list[str] = []
+        self._unsupported = unsupported()
+        self._directory: str | None = None
         self._manager = 0
         self._pidfd = -1
         self._host: Host | None = None
@@ -84,8 +87,10 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._aio = self.loop.asyncio_loop
         for number in (signal.SIGTERM, signal.SIGINT):
             self._aio.add_signal_handler(number, self._end, f"got {number.name}")
+        if self._unsupported is not None:
+            self._mistakes.append(self._unsupported)
         self._watch_manager()
-        directory = self._make_directory()
+        self._directory = directory = self._make_directory()
         self._open_log(directory)
         # Linger 0, set by circus: what circusd did not take when we end is of no use to it.
         stream = ZMQStream(self.client, self.loop)
@@ -115,20 +120,24 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     def _watch_manager(self) -> None:
         self._manager = os.getppid()
+        self._aio.call_later(_LOOK_EVERY, self._look_at_manager)
         try:
-            self._pidfd = pidfd_open(self._manager)
             self._points = points(self._manager)
-        except OSError:
-            self._mistakes.append(unsupported() or "can't watch circusd: it has ended")
-            return
+            self._pidfd = pidfd_open(self._manager)
+        except (OSError, AttributeError):
+            return  # it is looked at all the same
         self._aio.add_reader(self._pidfd, self._end, "circusd has ended")
+
+    @guarded(log)
+    def _look_at_manager(self) -> None:
+        """End with circusd also where the kernel can't tell of its end."""
+        if self._ended:
+            return
+        self._aio.call_later(_LOOK_EVERY, self._look_at_manager)
         if os.getppid() != self._manager:
-            self._aio.call_soon(self._end, "circusd has ended")
+            self._end("circusd has ended")
 
     def _make_directory(self) -> str | None:
-        wrong = unsupported()
-        if wrong is not None:
-            self._mistakes.append(wrong)
         runtime_dir = self._option("runtime_dir")
         for attempt in [runtime_dir, None] if runtime_dir is not None else [None]:
             try:
@@ -167,15 +176,22 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     def _open_host(self, directory: str) -> None:
         manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager))
-        host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker)
+        host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker, begun=self._begun)
         try:
             host.open()
         except (OSError, ValueError) as error:
             log.error("host: can't make the sockets in %s: %s", directory, error)
             return
         self._host = host
-        self._life = Life(self._aio, started=host.serve, ended=host.drain, output=self._log)
+        self._say(STOPPED, None)  # that of a host before
+        self._say(REFUSED, None)
         self._aio.call_later(_LOOK_EVERY, self._look_after, host)
+        if self._unsupported is not None:
+            self._say(REFUSED, "\n".join(self._mistakes))
+            return
+        self._life = Life(
+            self._aio, started=host.serve, ended=host.ended, absent=partial(self._say, STOPPED), output=self._log
+        )
 
     @guarded(log)
     def _look_after(self, host: Host) -> None:
@@ -190,6 +206,14 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
                 log.error("host: %s", mistake)
             self._mistakes = mistakes
             host.reopen()
+
+    def _say(self, name: str, text: str | None) -> None:
+        if self._directory is not None:
+            absence.say(self._directory, name, text)
+
+    def _begun(self) -> None:
+        if self._life is not None:
+            self._life.begun()
 
     def _restart_broker(self) -> None:
         if self._life is not None:
@@ -223,6 +247,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     def _configure(self, configuration: Configuration) -> None:
         self._tell(configuration.mistakes)
+        if self._unsupported is not None:
+            self._say(REFUSED, "\n".join(configuration.mistakes))
         for spec, sock in configuration.sockets:
             listeners.prepare(sock, blocking=spec["blocking"])
         if self._host is None or self._life is None:
@@ -251,6 +277,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._life.stop()
         if self._host is not None:
             self._host.close()
+            self._say(STOPPED, None)
+            self._say(REFUSED, None)
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)
         if os.getppid() != self._manager:

@@ -60,6 +60,7 @@ class Embedded:
         self.directory = directory
         self.verbs = Orders()
         self.started: list[float] = []
+        self.absent: list[str | None] = []
         loop = asyncio.get_running_loop()
         self.host = Host(
             loop,
@@ -67,10 +68,11 @@ class Embedded:
             Manager("circus", os.getpid(), os.geteuid(), "1-1"),
             str(directory),
             nonsense=lambda: self.life.kill(),
+            begun=lambda: self.life.begun(),
         )
         self.host.open()
         self.host.configure(self.configuration(shared))
-        self.life = Life(loop, started=self._started, ended=self.host.drain, command=command)
+        self.life = Life(loop, started=self._started, ended=self.host.ended, command=command, absent=self.absent.append)
 
     @staticmethod
     def configuration(shared: socket.socket, mistakes: Sequence[str] = ()) -> Configuration:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sockshare.host.host import VERSION
+from sockshare.core.versions import LINK
 from tests.support.circusd import Circusd, circusd, wait_until
 from tests.support.supervisord import supervisord
 
@@ -95,7 +95,7 @@ def record(start: Callable[..., Any], manager: str) -> None:
             stage.call("reload", name="web")
             kill_in_mid_reload(stage, recorded, "retirement:")
             wait_until(lambda: stage.sockshare("status").returncode == 0, 60, "all is ready", 0.2)
-        (HERE / f"{VERSION}-{manager}.jsonl").write_text(recorded.read_text())
+        (HERE / f"{LINK}-{manager}.jsonl").write_text(recorded.read_text())
 
 
 if __name__ == "__main__":
