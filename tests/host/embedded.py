@@ -18,6 +18,8 @@ from sockshare.host.host import Host
 from sockshare.host.life import Life
 from sockshare.host.verbs import Answer, Configuration, Manager
 
+#: A broker that does nothing.
+SLEEPER = (sys.executable, "-S", "-E", "-c", "import signal; signal.pause()")
 STUB = (sys.executable, str(Path(__file__).parent / "apps" / "stub.py"))
 
 

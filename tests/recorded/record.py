@@ -45,18 +45,18 @@ HOOK = "circus_sockshare.hooks.before_signal"
 KEYS = {"sockshare.ready_hold": "0.5", "sockshare.ready_timeout": "20"}
 
 
-def messages(path: Path) -> list[dict[str, Any]]:
-    """What was recorded in *path*."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def noted(path: Path, kind: str) -> int:
+    """How many journal lines with a record of *kind* were recorded in *path*."""
+    messages = [json.loads(line)["message"] for line in path.read_text().splitlines()]
+    journal = [one for one in messages if one["type"] == "journal" and one["record"]]
+    return sum(one["key"].startswith(kind) for one in journal)
 
 
-def kill_in_mid_reload(stage: Circusd, recorded: Path, kind: str) -> None:
-    """SIGKILL the broker when the journal has a record of *kind*, so that the next hello has it."""
+def kill_in_mid_reload(stage: Circusd, recorded: Path, kind: str, before: int) -> None:
+    """SIGKILL the broker when the journal has a new record of *kind*, so that the next hello has it."""
 
     def is_noted() -> bool:
-        journal = [one["message"] for one in messages(recorded) if one["message"]["type"] == "journal"]
-        keys = [one["key"] for one in journal if one["key"].startswith(kind) and one["record"]]
-        return bool(keys)
+        return noted(recorded, kind) > before
 
     wait_until(is_noted, 20, f"the journal has a {kind}")
     time.sleep(0.3)  # the new process has been started; in time for its import of a second
@@ -88,12 +88,13 @@ def record(start: Callable[..., Any], manager: str) -> None:
         wait_until(lambda: stage.sockshare("status").returncode == 0, 20, "all is ready", 0.2)
         stage.sockshare("wake", name)
         print(stage.reload())
+        before = noted(recorded, "reload:")
         with stage.command("reload", "web") as command:
-            kill_in_mid_reload(stage, recorded, "reload:")
+            kill_in_mid_reload(stage, recorded, "reload:", before)
             print(command.communicate(timeout=60))
         if manager == "circus":
             stage.call("reload", name="web")
-            kill_in_mid_reload(stage, recorded, "retirement:")
+            kill_in_mid_reload(stage, recorded, "retirement:", 0)
             wait_until(lambda: stage.sockshare("status").returncode == 0, 60, "all is ready", 0.2)
         (HERE / f"{LINK}-{manager}.jsonl").write_text(recorded.read_text())
 
