@@ -86,7 +86,11 @@ class Circusd:
             return
         question.timer.cancel()
         if answer.get("status") == "ok":
-            question.done(answer)
+            try:
+                question.done(answer)
+            except Exception as error:  # as at our limit of descriptors; whoever has asked must not wait for ever
+                log.error("circusd: can't take its answer: %s", error, exc_info=not isinstance(error, OSError))
+                question.refused(Refusal(f"can't take circusd's answer: {error}", 0, passing=True))
             return
         errno = int(answer.get("errno") or 0)
         # A conflict comes without a traceback, an error in the command with one.

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from circus.plugins import CircusPlugin
@@ -18,7 +19,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 
 from sockshare.core.errors import BadConfiguration
 from sockshare.core.spec import parse_plugin_options
-from sockshare.host import meeting
+from sockshare.host import absence, meeting
 from sockshare.host.host import Host
 from sockshare.host.life import Life
 from sockshare.host.loop import guarded
@@ -26,7 +27,7 @@ from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
 from sockshare.kernel import listeners
 from sockshare.kernel.logfile import FORMAT, LogFile
-from sockshare.kernel.meeting import find
+from sockshare.kernel.meeting import REFUSED, STOPPED, find
 from sockshare.kernel.meeting import name as meeting_name
 from sockshare.kernel.peers import pidfd_open
 
@@ -62,6 +63,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._mistakes: list[str] = []  # found before circusd was asked
         self._told_mistakes: list[str] = []
         self._warnings: set[str] = set()
+        self._unsupported = unsupported()
         self._runtime_dir: str | None = None  # the configured one, if it could be made
         self._point: str | None = None  # where clients meet it
         self._unmet: str | None = None  # what to do where they can't
@@ -87,6 +89,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._aio = self.loop.asyncio_loop
         for number in (signal.SIGTERM, signal.SIGINT):
             self._aio.add_signal_handler(number, self._end, f"got {number.name}")
+        if self._unsupported is not None:
+            self._mistakes.append(self._unsupported)
         self._watch_manager()
         directory = self._make_directory()
         self._open_log(directory)
@@ -118,19 +122,23 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     def _watch_manager(self) -> None:
         self._manager = os.getppid()
+        self._aio.call_later(_LOOK_EVERY, self._look_at_manager)
         try:
             self._pidfd = pidfd_open(self._manager)
-        except OSError:
-            self._mistakes.append(unsupported() or "can't watch circusd: it has ended")
-            return
+        except (OSError, AttributeError):
+            return  # it is looked at all the same
         self._aio.add_reader(self._pidfd, self._end, "circusd has ended")
+
+    @guarded(log)
+    def _look_at_manager(self) -> None:
+        """End with circusd also where the kernel can't tell of its end."""
+        if self._ended:
+            return
+        self._aio.call_later(_LOOK_EVERY, self._look_at_manager)
         if os.getppid() != self._manager:
-            self._aio.call_soon(self._end, "circusd has ended")
+            self._end("circusd has ended")
 
     def _make_directory(self) -> str | None:
-        wrong = unsupported()
-        if wrong is not None:
-            self._mistakes.append(wrong)
         for attempt in dict.fromkeys((self._option("runtime_dir"), None)):
             try:
                 directory = meeting.create(self._manager, attempt)
@@ -174,14 +182,21 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
     def _open_host(self, directory: str) -> None:
         manager = Manager("circus", self._manager, os.geteuid(), meeting_name(self._manager), self.endpoint)
         try:
-            host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker)
+            host = Host(self._aio, self._verbs, manager, directory, nonsense=self._restart_broker, begun=self._begun)
             host.open()
         except (OSError, ValueError) as error:
             log.error("host: can't make the sockets in %s: %s", directory, error)
             return
         self._host = host
-        self._life = Life(self._aio, started=host.serve, ended=host.drain, output=self._log)
+        self._say(STOPPED, None)  # that of a host before
+        self._say(REFUSED, None)
         self._aio.call_later(_LOOK_EVERY, self._look_after, host)
+        if self._unsupported is not None:
+            self._say(REFUSED, "\n".join(self._mistakes))
+            return
+        self._life = Life(
+            self._aio, started=host.serve, ended=host.ended, absent=partial(self._say, STOPPED), output=self._log
+        )
 
     @guarded(log)
     def _look_after(self, host: Host) -> None:
@@ -203,6 +218,14 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._unmakeable = ""
         if not reachable:
             host.reopen()
+
+    def _say(self, name: str, text: str | None) -> None:
+        if self._host is not None:
+            absence.say(self._host.directory, name, text)
+
+    def _begun(self) -> None:
+        if self._life is not None:
+            self._life.begun()
 
     def _restart_broker(self) -> None:
         if self._life is not None:
@@ -236,6 +259,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     def _configure(self, configuration: Configuration) -> None:
         self._tell(configuration.mistakes)
+        if self._unsupported is not None:
+            self._say(REFUSED, "\n".join(configuration.mistakes))
         for spec, sock in configuration.sockets:
             listeners.prepare(sock, blocking=spec["blocking"])
         if self._host is None or self._life is None:
@@ -263,6 +288,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         if self._life is not None:
             self._life.stop()
         if self._host is not None:
+            self._say(STOPPED, None)
+            self._say(REFUSED, None)
             self._host.close()
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)

@@ -58,7 +58,7 @@ class CircusVerbs:
         self._asking = True
 
         def done(answer: dict[str, Any]) -> None:
-            self._learn(answer)
+            self._learn(answer)  # what it raises comes back as a refusal
             finish(one for one, _ in waiting)
 
         def refused(refusal: Refusal) -> None:

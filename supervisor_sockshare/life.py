@@ -3,6 +3,10 @@
 A start takes an interpreter 0.2 s, so a spare broker stands by, connected and told nothing. When the broker dies, the
 spare is told everything, and the two exchange their names: ``sockshare-broker`` is always the one that serves, and what
 supervisord starts anew is the spare. A broker connects to a socket of ours, which takes nobody but these two processes.
+
+One that ends without having begun to serve, or as soon as it is started, waits in supervisord's state BACKOFF for its
+next start, ever longer; supervisord shows the reason, and commands say it. Each start is a new interpreter, so that an
+installation which was mended is taken up by the next of them.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from typing import Any
 
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
+from sockshare.host import absence
 from sockshare.host.host import Host
-from sockshare.host.loop import guarded
+from sockshare.host.life import BEGINS_WITHIN, LONGEST_PAUSE, growing
+from sockshare.host.loop import Timer, guarded
 from sockshare.kernel import listeners, meeting
 from sockshare.kernel.directory import Directory
 from sockshare.kernel.peers import credentials
@@ -32,13 +38,17 @@ log = logging.getLogger(__name__)
 
 #: Seconds after a broker's start that its spare is started: not while the first one has work to do.
 _SPARE_AFTER = 0.25
-#: Seconds until a spare that has ended is started again.
+#: Seconds until a spare that has ended is started again; twice as many after each that does not come to stand by.
 _SPARE_AGAIN = 1.0
 #: Seconds until a broker is let in after one could not be: supervisord may be at its limit of descriptors.
 _LET_IN_AGAIN = 1.0
-#: A broker that ends within so many seconds of its start may be one that can't run at all: supervisord's own pace then.
+#: A broker that ends within so many seconds of its start may be one that can't run at all.
 _QUICK = 1.0
+#: So many of those in a row are followed by the next at once; seconds until then after one more, twice as many each.
 _QUICK_ENDS_FREE = 5
+_FIRST_PAUSE = 0.05
+#: Seconds by which supervisord's clock and ours may differ on when that is.
+_SOON = 0.01
 
 _LIVE = (ProcessStates.STARTING, ProcessStates.RUNNING)
 _STOPPED_BY_HAND = (ProcessStates.STOPPING, ProcessStates.STOPPED)
@@ -66,7 +76,11 @@ class Life:
         self._serving: int | None = None
         self._server: Any = None  # supervisord's process of that pid
         self._spare_due = False
+        self._spare_ends = 0
         self._quick_ends = 0
+        self._last: tuple[int, str | None] = (0, None)  # who served last, and why it never began (None: it did)
+        self._begins: Timer | None = None
+        self._failing = ""  # why there is no broker, while the next one waits for its start
 
     def open(self) -> None:
         """Make the socket that brokers connect to.
@@ -109,6 +123,7 @@ class Life:
     def close(self) -> None:
         """Close everything that is ours; what supervisord runs is its own."""
         self._deaths.close()
+        self._cancel_late()
         for sock in self._waiting.values():
             sock.close()
         self._waiting.clear()
@@ -177,14 +192,37 @@ class Life:
             self._serve(process, sock)
         else:
             self._waiting[pid] = sock
+            self._spare_ends = 0
 
     def _serve(self, process: Any, sock: socket.socket) -> None:
         if process is not self._named(BROKER):
             self._exchange()
         self._serving, self._server = process.pid, process
         log.info("broker: serves (pid=%d)", process.pid)
+        self._cancel_late()
+        self._begins = self._loop.call_later(BEGINS_WITHIN, self._end_late)
         self._host.serve(sock)
         self._start_spare_in(_SPARE_AFTER)
+
+    @guarded(log)
+    def begun(self) -> None:
+        """The broker has begun to serve."""
+        self._cancel_late()
+        if self._failing:
+            self._failing = ""
+            log.info("broker: serves again (pid=%s)", self._serving)
+            self._say_stopped(None)
+
+    @guarded(log)
+    def _end_late(self) -> None:
+        self._begins = None
+        log.error("broker: it has not begun within %g s (pid=%s)", BEGINS_WITHIN, self._serving)
+        self.kill()
+
+    def _cancel_late(self) -> None:
+        if self._begins is not None:
+            self._begins.cancel()
+            self._begins = None
 
     def _exchange(self) -> None:
         """Let the broker and the spare have each other's name and configuration."""
@@ -206,14 +244,16 @@ class Life:
         if waiting is not None:
             waiting.close()
         if pid != self._serving:
-            self._start_spare_in(_SPARE_AGAIN)
+            self._start_spare_in(growing(_SPARE_AGAIN, self._spare_ends))
+            self._spare_ends += 1
             return
         process, self._serving, self._server = self._server, None, None
         # supervisord may have buried it by now, and have started it again.
         unburied = process is not None and process.pid == pid
         administrative = process is None or (process.killing if unburied else process.state in _STOPPED_BY_HAND)
         log.warning("broker: %s (pid=%d)", "stopped" if administrative else "ended", pid)
-        self._host.drain()
+        self._cancel_late()
+        self._last = pid, self._host.ended()
         if administrative:
             return
         for other, sock in list(self._waiting.items()):
@@ -231,16 +271,49 @@ class Life:
         if process is not self._named(BROKER):
             return
         if state == ProcessStates.STARTING:
-            self._say_stopped(None)
+            if not self._failing:
+                self._say_stopped(None)
         elif state == ProcessStates.STOPPING:
             self._loop.call_later(0.0, self._stop_spare)
         elif state == ProcessStates.EXITED:
-            quick = time.time() - process.laststart < _QUICK
-            self._quick_ends = self._quick_ends + 1 if quick else 0
-            if self._quick_ends < _QUICK_ENDS_FREE:
-                self._loop.hurry()
+            pid = process.pid
+            self._loop.call_later(0.0, lambda: self._buried(process, pid))  # before supervisord starts it anew
+            self._loop.hurry()
+        elif state == ProcessStates.BACKOFF:
+            process.delay = min(process.delay, time.time() + LONGEST_PAUSE)  # supervisord's own grows without end
         elif state in STOPPED_STATES:
+            self._failing = ""
             self._say_stopped(f"broker stopped: supervisorctl start {BROKER}")
+
+    @guarded(log)
+    def _buried(self, process: Any, pid: int) -> None:
+        """The broker *pid* has ended by itself: have its next start wait, if that one could not begin."""
+        if pid == self._serving:
+            self._died(pid)
+        served, reason = self._last
+        if served != pid:
+            reason = ""  # it did not even come to connect
+        quick = time.time() - process.laststart < _QUICK
+        if reason is None and not quick:
+            self._quick_ends = 0
+            return
+        self._quick_ends = max(self._quick_ends + 1, _QUICK_ENDS_FREE if reason else 0)
+        if self._quick_ends < _QUICK_ENDS_FREE:
+            return
+        running = self._supervisord().options.mood >= SupervisorStates.RUNNING
+        if process is not self._named(BROKER) or process.state != ProcessStates.EXITED or not running:
+            return  # the spare serves, or it was started, or stopped, by hand
+        pause = growing(_FIRST_PAUSE, self._quick_ends - _QUICK_ENDS_FREE)
+        how = f"exit status {process.exitstatus}" if process.exitstatus >= 0 else "killed by a signal"
+        reason = reason or f"it does not begin to serve ({how}); see: supervisorctl tail {BROKER}"
+        log.error("broker: %s; the next attempt is in %g s", reason, pause)
+        process.change_state(ProcessStates.BACKOFF)
+        process.spawnerr = reason
+        process.delay = time.time() + pause
+        self._loop.call_later(pause + _SOON, self._loop.hurry)
+        if reason != self._failing:
+            self._failing = reason
+            self._say_stopped(f"{reason}; it is tried again every {LONGEST_PAUSE:g} s")
 
     @guarded(log)
     def _started(self, process: Any) -> None:
@@ -280,13 +353,7 @@ class Life:
     def _say_stopped(self, sentence: str | None) -> None:
         """Let commands know why nobody answers."""
         self._stopped = sentence
-        if sentence is None:
-            self._unlink(meeting.STOPPED)
-            return
-        try:
-            self._directory.write(meeting.STOPPED, sentence, 0o644)
-        except OSError as error:
-            log.warning("broker: can't write %s: %s", meeting.STOPPED, error.strerror)
+        absence.say(self._directory, meeting.STOPPED, sentence)
 
     def _unlink(self, name: str) -> None:
         try:

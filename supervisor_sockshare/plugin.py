@@ -202,7 +202,9 @@ class Plugin:
         if directory is not None:
             try:
                 manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
-                self.host = Host(self.loop, self._verbs, manager, directory, nonsense=self._restart_broker)
+                self.host = Host(
+                    self.loop, self._verbs, manager, directory, nonsense=self._restart_broker, begun=self._begun
+                )
                 self._life = Life(self.loop, self.supervisord, self.host, self.host.directory)
                 self._directory = directory
                 self.host.open()
@@ -275,6 +277,11 @@ class Plugin:
     def _fit_program(self) -> None:
         if self._directory is not None:
             program.fit(self._supervisord, self._directory)
+
+    @guarded(log)
+    def _begun(self) -> None:
+        if self._life is not None:
+            self._life.begun()
 
     @guarded(log)
     def _restart_broker(self) -> None:

@@ -15,6 +15,7 @@ from supervisor.states import SupervisorStates
 from supervisor.xmlrpc import Faults, RPCError
 
 from sockshare.core.errors import ExitStatus
+from sockshare.core.records import reload_key
 from sockshare.kernel.channel import Message
 
 from .plugin import Plugin
@@ -119,13 +120,14 @@ class RPCInterface:
         host = self._plugin.host
         records = {} if host is None else host.records
         last = records.get(f"last:{program}")
-        if last is not None and last.get("key") == key:
-            answer = last["answer"]
+        answer = {} if last is None else last.get("answer")
+        if last is not None and last.get("key") == key and isinstance(answer, dict):
             fields = {name: answer.get(name, "") for name in ("result", "exit", "reason", "seconds", "stderr")}
             return {"state": "ended", "step": "", **{name: "" if v is None else v for name, v in fields.items()}}
         running = records.get(f"reload:{program}")
-        if running is not None and running["rollout"]["plan"]["key"] == key:
-            return {"state": "running", "step": str(running["rollout"]["state"])}
+        if reload_key(running) == key:
+            rollout = {} if running is None else running["rollout"]
+            return {"state": "running", "step": str(rollout.get("state", ""))}
         raise RPCError(Faults.BAD_NAME, f"no reload of {program} has this key")
 
     def _ask(

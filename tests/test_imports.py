@@ -20,7 +20,7 @@ PACKAGES = ("sockshare", "circus_sockshare", "supervisor_sockshare")
 OURS: dict[str, frozenset[str]] = {
     "sockshare.core": frozenset(),
     "sockshare.kernel": frozenset({"sockshare.core"}),
-    "sockshare.host": frozenset({"sockshare.core", "sockshare.kernel"}),
+    "sockshare.host": frozenset({"sockshare", "sockshare.core", "sockshare.kernel"}),
     "sockshare.broker": frozenset({"sockshare.core", "sockshare.kernel"}),
     "sockshare.client": frozenset({"sockshare.core", "sockshare.kernel"}),
     "sockshare.cli": frozenset({"sockshare", "sockshare.core", "sockshare.kernel", "sockshare.client"}),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
 import sys
+from typing import Any, NoReturn
 
+from sockshare.core.hello import Unreadable, read_hello
 from sockshare.kernel import logfile
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
@@ -23,33 +26,50 @@ log = logging.getLogger("sockshare.broker")
 #: Bytes of data that the broker may use. A ZeroMQ peer can make it buffer without end; then it dies of this instead of
 #: taking the machine along, and is started anew.
 _MEMORY = 1 << 30
+#: The exit status of a broker that can't go on.
+_FAILED = 1
 
 
 async def serve(link: socket.socket) -> int:
-    """Serve until the host ends; the exit status."""
+    """Serve until the host ends, or until this broker can't serve it any more; the exit status."""
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[str] = loop.create_future()
+    ended: asyncio.Future[int] = loop.create_future()
     brokers: list[Broker] = []
 
-    def end(reason: str) -> None:
+    def end(reason: str, status: int = 0) -> None:
         if not ended.done():
-            ended.set_result(reason)
+            log.log(logging.ERROR if status else logging.INFO, "broker: ends: %s", reason)
+            ended.set_result(status)
 
     def hear(message: Message, fds: list[int]) -> None:
-        if brokers:
-            brokers[0].on_host_message(message, fds)
-        elif message.get("type") == "hello":
-            brokers.append(Broker(host, message, fds, end))
-        else:
-            log.error("link: the host did not say hello first")
+        if ended.done():
             close_all(fds)
-            end("the host did not say hello first")
+            return
+        try:
+            if brokers:
+                brokers[0].on_host_message(message, fds)
+            elif message.get("type") == "hello":
+                brokers.append(Broker(host, read_hello(message, len(fds)), fds, end))
+            else:
+                # A later host may say something before; one that never says hello ends us, at the latest.
+                log.warning("link: a message of type %r was passed over", message.get("type"))
+                close_all(fds)
+        except Unreadable as error:
+            host.give_up(str(error))
+            end(str(error), _FAILED)
 
+    def fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Whatever did not happen would be missing from now on, and nobody would know. The next broker begins anew.
+        error = context.get("exception")
+        log.error("broker: %s", context["message"], exc_info=error)
+        if isinstance(error, Exception):
+            end(f"it has a bug ({error!r})", _FAILED)
+
+    loop.set_exception_handler(fail)
     host = HostLink(link, on_message=hear, on_end=end)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, f"got {number.name}")
-    log.info("broker: ends: %s", await ended)
-    return 0
+    return await ended
 
 
 def main() -> int:
@@ -68,14 +88,21 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     if arguments.link is None:
-        return asyncio.run(serve(socket.socket(fileno=arguments.link_fd)))
+        return _run(socket.socket(fileno=arguments.link_fd))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(arguments.link)
     except OSError as error:
         log.error("broker: can't reach the host at %s: %s", arguments.link, error.strerror)
         return 1
-    return asyncio.run(serve(sock))
+    return _run(sock)
+
+
+def _run(link: socket.socket) -> NoReturn:
+    status = asyncio.new_event_loop().run_until_complete(serve(link))
+    logging.shutdown()
+    # Not by the interpreter's way: it would wait for threads, such as those that close what others let linger.
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import msgspec
 import zmq
 
+from sockshare.core import versions
 from sockshare.core.errors import ProtocolError, SockshareError
 
 log = logging.getLogger(__name__)
 
-#: The version of the dialogue.
-VERSION = 1
 #: A longer message is refused by ZeroMQ itself.
 LONGEST_MESSAGE = 65536
 #: Messages answered before other work of the loop gets its turn.
@@ -31,8 +30,8 @@ _NOW, _MORE, _INPUT = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.
 _encode = msgspec.json.Encoder().encode
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client asks; which fields matter depends on *op*."""
+class Request(msgspec.Struct, frozen=True):
+    """What a client asks; which fields matter depends on *op*. What a later client says besides is passed over."""
 
     v: int
     id: int
@@ -147,13 +146,17 @@ class Endpoint:
             self.fail(caller, ProtocolError(f"can't read the request: {error}"))
             return
         caller = Caller(route, caller.pid, caller.uid, request.id)
-        if request.v != VERSION:
+        if not versions.are_neighbours(versions.DIALOGUE, request.v):
+            known = versions.understood(versions.DIALOGUE)
             self.fail(
-                caller,
-                ProtocolError(f"can't answer: this broker speaks version {VERSION}, the client version {request.v}"),
+                caller, ProtocolError(f"can't answer: this broker speaks {known}, the client version {request.v}")
             )
             return
-        self._answer(caller, request)
+        try:
+            self._answer(caller, request)
+        except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end
+            log.exception("endpoint: %s of pid %d failed", request.op, caller.pid)
+            self.fail(caller, SockshareError(f"can't {request.op}: the broker has a bug ({error!r}; see its log)"))
 
 
 def described(error: SockshareError) -> dict[str, Any]:

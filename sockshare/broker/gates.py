@@ -75,11 +75,17 @@ class Gates:
         self._link = link
         self._kept: dict[str, Gate] = {}
         for key, fd in kept.items():
+            if not key.startswith(GATE):
+                # A later broker's: it stays with the host, until there is one of that version again.
+                log.warning("registration: %s, which the host keeps, was passed over: it is of a later version", key)
+                os.close(fd)
+                continue
             try:
                 self._kept[key] = Gate(fd)
             except OSError as error:
                 log.error("registration: what the host kept as %s is of no use: %s", key, error)
                 os.close(fd)
+                link.forget(key)
 
     def make(self, key: str) -> Gate:
         """A new gate for the claim *key*, which the host keeps too.

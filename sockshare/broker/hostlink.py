@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sockshare.core import versions
 from sockshare.core.errors import ManagerError, ManagerSilent, ProtocolError
 from sockshare.kernel.channel import Channel, Message
 from sockshare.kernel.descriptors import close_all
@@ -77,11 +78,16 @@ class HostLink:
             raise kind(str(answer.get("message", f"can't {verb}: the host refused")))
         return answer, fds
 
+    def give_up(self, reason: str) -> None:
+        """Tell the host that we can't serve it, and why; it tells those who wait for a broker."""
+        self._send({"type": "unreadable", "version": versions.LINK, "message": reason})
+        self._make_room()
+
     def tell(self, number: int, fields: dict[str, Any]) -> None:
         """Answer the host's question *number*."""
         self._send({"type": "told", "id": number, **fields})
 
-    def journal(self, key: str, record: dict[str, Any] | None) -> None:
+    def journal(self, key: str, record: object) -> None:
         """Have the host keep *record* under *key*; None forgets it. Once this returns, our death does not lose it.
 
         What a process has written to a local socket is read by the other end even after the writer was killed.
@@ -129,8 +135,8 @@ class HostLink:
             self._fail(error)
             return
         if self._channel.wants_write and not self._writing:
-            self._writing = True
             self._loop.add_writer(self._channel.fileno(), self._writable)
+            self._writing = True
 
     def _writable(self) -> None:
         try:

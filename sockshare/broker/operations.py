@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sockshare.core import versions
 from sockshare.core.errors import (
     BadConfiguration,
     ExitStatus,
@@ -29,7 +30,7 @@ from sockshare.kernel.meeting import user
 from . import plans
 from .authority import Authority
 from .doctor import examine
-from .endpoint import HOST, VERSION, Caller, Request, described
+from .endpoint import HOST, Caller, Request, described
 from .handout import HandOut
 from .hostlink import HostLink
 from .reloading import Reloading
@@ -133,7 +134,7 @@ class Operations:
                 raise BadConfiguration("\n".join(mistakes))
             fields = {key: value for key, value in message.items() if key != "type"}
             try:
-                request = msgspec.convert({**fields, "v": VERSION}, Request)
+                request = msgspec.convert({**fields, "v": versions.DIALOGUE}, Request)
             except msgspec.ValidationError as error:
                 raise ProtocolError(f"can't read the request: {error}") from None
             # Events can't be sent to it, so it asks again and again, and is told all there were.

@@ -19,6 +19,7 @@ from typing import Any
 from sockshare.core import registration_steps as rules
 from sockshare.core.errors import ManagerError, NotPermitted, UnknownSocket
 from sockshare.core.readiness import Evidence
+from sockshare.core.records import Records
 from sockshare.core.registration_steps import Means, Standing
 from sockshare.core.spec import SocketSpec
 from sockshare.kernel import peers, processes
@@ -46,7 +47,7 @@ class Registrations:
 
     Args:
         shared: Each socket's inode and our descriptor, by name.
-        journal: What the broker before had the host keep.
+        records: What the broker before had the host keep.
         kept: The descriptors that it had the host keep, by key.
         tell: Sends fields of an answer to a claimant.
         live: The managed processes that may have the socket of a name.
@@ -59,7 +60,7 @@ class Registrations:
         observer: Observer,
         sockets: Mapping[str, SocketSpec],
         shared: Mapping[str, tuple[int, int]],
-        journal: Mapping[str, Any],
+        records: Records,
         kept: Mapping[str, int],
         tell: Callable[[Caller, dict[str, Any]], object],
         live: Callable[[str], Iterable[int]],
@@ -71,8 +72,9 @@ class Registrations:
         self._pidfds: dict[Identity, int] = {}
         self._held_back: set[int] = set()  # managed processes that are not to have anything yet
         #: Who held what, before it was suspended for a successor.
-        self._displaced = {(pid, name) for pid, name in self._noted("displaced", journal)}
-        self._quiesced = {pid for pid, _ in self._noted("quiesced", journal)}
+        self._displaced: set[tuple[int, str]] = set()
+        self._quiesced: set[int] = set()
+        self._take_up_notes(records)
         self._stopping: set[asyncio.Task[None]] = set()
         self._siblings = Siblings(observer, live)
         gates = Gates(link, kept)
@@ -83,7 +85,7 @@ class Registrations:
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
         self._arrivals = Arrivals(waits=self._keeping.waits, stalled=self._keeping.stalled)
         for line in self._lines.values():
-            self._take_up(line, journal.get(f"registration:{line.name}"))
+            self._take_up(line, records.registrations.get(line.name))
             if not line.is_shared:
                 often = {"look_every": TURN} if line.takes_turns else {}
                 self._arrivals.watch(line.name, line.fd, stall_timeout=line.spec.stall_timeout, **often)
@@ -94,8 +96,8 @@ class Registrations:
             return
         try:
             effects = line.take_up(record)
-        except (KeyError, TypeError, ValueError):
-            log.exception("%s: the record of its registration is not readable; it begins anew", line.name)
+        except (KeyError, TypeError, ValueError) as error:
+            log.error("%s: the record of its registration can't be read, so it begins anew: %r", line.name, error)
             return
         dead = [one.identity for one in line.claimants.values() if not self.watch_for_death(one.identity)]
         for one in line.claimants.values():
@@ -117,16 +119,18 @@ class Registrations:
         for line in self._lines.values():
             line.close()
 
-    def _noted(self, kind: str, journal: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-        """The pid, and what else is in the key, of each record of *kind* whose process lives still."""
-        for key, record in journal.items():
-            word, _, rest = key.partition(":")
-            if word == kind:
-                pid, _, name = rest.partition(":")
-                if _lives(int(pid), record["start"]):
-                    yield int(pid), name
-                else:
-                    self._link.journal(key, None)
+    def _take_up_notes(self, records: Records) -> None:
+        """Go on with what was noted of processes that live still."""
+        for (pid, name), start in records.displaced.items():
+            if _lives(pid, start):
+                self._displaced.add((pid, name))
+            else:
+                self._link.journal(f"displaced:{pid}:{name}", None)
+        for pid, start in records.quiesced.items():
+            if _lives(pid, start):
+                self._quiesced.add(pid)
+            else:
+                self._link.journal(f"quiesced:{pid}", None)
 
     def _forget_displaced(self, pid: int, name: str) -> None:
         if (pid, name) in self._displaced:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
+
+import msgspec
+
+from sockshare.core.errors import ExitStatus
+from sockshare.core.records import Answer, Records, reload_key
 
 from .hostlink import HostLink
 from .introductions import Introductions
@@ -13,6 +17,9 @@ from .roster import Known, Managed
 from .state import State
 
 log = logging.getLogger(__name__)
+
+#: So many brokers may end by a bug in one reload; then it is given up.
+TRIES = 2
 
 
 class Reloading:
@@ -23,18 +30,20 @@ class Reloading:
         last: What came of the last one of a program: its key, and what its command was told.
 
     Args:
-        journal: What the broker before had the host keep.
+        records: What the broker before had the host keep.
     """
 
-    def __init__(self, state: State, introductions: Introductions, link: HostLink, journal: Mapping[str, Any]) -> None:
+    def __init__(self, state: State, introductions: Introductions, link: HostLink, records: Records) -> None:
         self._state = state
         self._introductions = introductions
         self._link = link
         self.running: dict[str, Reload] = {}
         self._ended: dict[str, Reload] = {}  # the last one that this broker has seen, by program
         self.last: dict[str, dict[str, Any]] = {
-            key[5:]: record for key, record in journal.items() if key.startswith("last:")
+            program: {"key": last.key, "answer": msgspec.structs.asdict(last.answer)}
+            for program, last in records.last.items()
         }
+        self._records = records
 
     def services(self) -> Services:
         """What a reload works with."""
@@ -49,20 +58,36 @@ class Reloading:
             state.reply,
         )
 
-    def take_up(self, journal: Mapping[str, Any]) -> None:
+    def take_up(self) -> None:
         """Go on with those of a broker that was killed."""
-        for key, record in journal.items():
-            program = key.partition(":")[2]
-            if not key.startswith("reload:") or not record or program in self.running:
-                continue
-            if self.last.get(program, {}).get("key") == record["rollout"]["plan"]["key"]:
-                self._link.journal(key, None)
-                continue
-            try:
-                Reload.recover(self.services(), record, self.ended, self.running)
-            except (KeyError, TypeError, ValueError):
-                log.exception("%s: the record of its reload is not readable; it is given up", program)
-                self._link.journal(key, None)
+        for name, unread in self._records.unreadable.items():
+            if name.startswith("reload:"):
+                self._give_up(name[7:], reload_key(unread.record), f"its record can't be read ({unread.why})")
+        for program, record in self._records.reloads.items():
+            key = reload_key({"rollout": record.rollout})
+            if self.last.get(program, {}).get("key") == key:
+                self._link.journal(f"reload:{program}", None)
+            elif record.failures >= TRIES:
+                self._give_up(program, key, f"{record.failures} brokers have ended by a bug in it; see their log")
+            else:
+                try:
+                    Reload.recover(self.services(), record, self.ended, self.running)
+                except Exception as error:  # whatever it is, the next broker would meet it too
+                    log.exception("%s: its reload can't be taken up", program)
+                    self._give_up(program, key, f"it can't be taken up ({error!r})")
+
+    def _give_up(self, program: str, key: str | None, why: str) -> None:
+        """Let the reload of *program* be over as it stands, and its command know."""
+        log.error("%s: its reload is given up: %s", program, why)
+        self.running.pop(program, None)
+        if key is not None:  # a command that asks again must not begin another
+            reason = f"the reload is given up as it stands: {why}; `sockshare status` shows which processes run"
+            self.last[program] = last = {
+                "key": key,
+                "answer": msgspec.structs.asdict(Answer("failed", int(ExitStatus.INTERNAL), reason)),
+            }
+            self._link.journal(f"last:{program}", last)
+        self._link.journal(f"reload:{program}", None)
 
     def events(self, program: str, key: str) -> list[dict[str, Any]]:
         """What the reload *key* of *program* has told, as far as this broker has seen it."""

@@ -11,9 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
+
 from sockshare.core import steps
 from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
+from sockshare.core.records import Answer, Before, Running
 from sockshare.core.rollout import Rollout, State
 from sockshare.core.steps import Plan, Process
 
@@ -94,6 +97,7 @@ class Reload:
         self._kept_from_few: int | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._noticed: set[object] = set()  # how the new process was seen to wait for connections
+        self._failures = 0  # how many brokers have ended by a bug in it
         self._patience: float | None = None  # what the one that is given up needs of it, once that is known
 
     @property
@@ -128,23 +132,23 @@ class Reload:
 
     def begin(self) -> None:
         """Begin."""
-        self._perform(self._rollout.begin(_now()))
+        self._guard(lambda: self._perform(self._rollout.begin(_now())))
 
     @classmethod
-    def recover(cls, services: Services, record: dict[str, Any], ended: Ended, running: dict[str, Reload]) -> None:
+    def recover(cls, services: Services, record: Running, ended: Ended, running: dict[str, Reload]) -> None:
         """Take up the reload of a broker that was killed, as one of *running* (by slot).
 
         Raises:
-            KeyError, TypeError, ValueError: *record* is no record of a reload.
+            ValueError: *record* is no record of a reload.
         """
-        found, effects = Rollout.recover(record["rollout"], _now())
-        before = Evidence(frozenset(record["before"]["said"]), frozenset(record["before"]["registered"]))
-        expectation = Expectation(record["mode"], frozenset(record["sockets"]), before)
-        reload = cls(services, found.plan, expectation, ended)
+        found, effects = Rollout.recover(record.rollout, _now())
+        before = Evidence(record.before.said, record.before.registered)
+        reload = cls(services, found.plan, Expectation(record.mode, record.sockets, before), ended)
         reload._rollout = found
-        reload._stderr = StderrTail(*record["stderr"])
-        reload.answer = record["answer"]
-        log.info("%s: reload taken up again at %s", reload.program, record["rollout"]["state"])
+        reload._stderr = StderrTail(*record.stderr)
+        reload.answer = None if record.answer is None else msgspec.structs.asdict(record.answer)
+        reload._failures = record.failures
+        log.info("%s: reload taken up again at %s", reload.program, reload.step)
         running[reload.slot] = reload
         reload._perform(effects)
         for process in (found.newcomer, *found.plan.old):
@@ -173,7 +177,21 @@ class Reload:
     # Performing effects.
 
     def _feed(self, event: steps.Event) -> None:
-        self._perform(self._rollout.feed(event, _now()))
+        self._guard(lambda: self._perform(self._rollout.feed(event, _now())))
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Nothing would bring the reload on its way any more: end this broker, and let the next one take it up where it
+        stands, or give it up."""
+        if not self._over:
+            self._failures += 1
+            self._journal()
+        self._loop.call_exception_handler({"message": f"{self.program}: its reload has a bug", "exception": error})
 
     def _perform(self, effects: list[steps.Effect]) -> None:
         # The record first: a broker killed between two effects is followed by one that performs them again.
@@ -232,14 +250,15 @@ class Reload:
 
     def _journal(self) -> None:
         before = self._expectation.before
-        record = {
-            "rollout": self._rollout.record(),
-            "mode": self._expectation.mode,
-            "sockets": sorted(self._expectation.sockets),
-            "before": {"said": sorted(before.said), "registered": sorted(before.registered)},
-            "stderr": [self._stderr.path, self._stderr.offset],
-            "answer": self.answer,
-        }
+        record = Running(
+            self._rollout.record(),
+            self._expectation.mode,
+            self._expectation.sockets,
+            Before(frozenset(before.said), frozenset(before.registered)),
+            (self._stderr.path, self._stderr.offset),
+            None if self.answer is None else Answer(**self.answer),
+            self._failures,
+        )
         self._services.host.journal(f"{self.kind}:{self.slot}", record)
 
     def _schedule(self) -> None:
@@ -265,8 +284,8 @@ class Reload:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._settling.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s: the reload has a bug", self.program, exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     async def _start(self) -> None:
         self._services.roster.begin_generation(self.program)

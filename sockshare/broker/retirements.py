@@ -15,12 +15,13 @@ from typing import Any
 from sockshare.core import steps
 from sockshare.core.errors import ExitStatus, ManagerError
 from sockshare.core.readiness import Expectation
+from sockshare.core.records import Records
 from sockshare.core.spec import ProgramSpec
 from sockshare.core.steps import Process
 
 from . import plans
 from .hostlink import HostLink
-from .reloading import Reloading
+from .reloading import TRIES, Reloading
 from .reloads import Reload
 from .roster import Known, Managed
 from .state import State
@@ -76,15 +77,17 @@ class Retirements:
         self._looking: asyncio.Task[None] | None = None
         self._again = False
 
-    def take_up(self, journal: Mapping[str, Any]) -> None:
+    def take_up(self, records: Records) -> None:
         """Go on with those of a broker that was killed, and look for what was held since."""
-        for key, record in journal.items():
-            if key.startswith(f"{_JOURNAL}:") and record:
-                try:
-                    Retirement.recover(self._reloading.services(), record, self._ended, self._running)
-                except (KeyError, TypeError, ValueError):
-                    log.exception("%s: the record is not readable; it is given up", key)
-                    self._link.journal(key, None)
+        for slot, record in records.retirements.items():
+            try:
+                if record.failures >= TRIES:
+                    raise ValueError(f"{record.failures} brokers have ended by a bug in it")
+                Retirement.recover(self._reloading.services(), record, self._ended, self._running)
+            except Exception as error:  # whatever it is, the next broker would meet it too
+                log.error("%s: what was to replace it is given up: %r", f"{_JOURNAL}:{slot}", error)
+                self._running.pop(slot, None)
+                self._link.journal(f"{_JOURNAL}:{slot}", None)
         self._taken_up = True
         self.look()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sockshare.core.errors import NotPermitted
+from sockshare.core.records import ProcessFacts, Records
 from sockshare.kernel.peers import Identity, identity, pidfd_open, start_time
 
 from .hostlink import HostLink
@@ -50,11 +51,11 @@ class Roster:
 
     Args:
         host: Who is asked about a pid that is not known.
-        journal: What an earlier broker had the host keep.
+        records: What an earlier broker had the host keep.
         on_death: Called once for each known process that dies.
     """
 
-    def __init__(self, host: HostLink, journal: dict[str, Any], *, on_death: Callable[[Known], None]) -> None:
+    def __init__(self, host: HostLink, records: Records, *, on_death: Callable[[Known], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._host = host
         self._on_death = on_death
@@ -62,10 +63,8 @@ class Roster:
         self._asking: dict[int, asyncio.Task[Known]] = {}
         self._strangers: dict[int, tuple[Known, float]] = {}  # until when
         self._managed: dict[int, Managed] = {}
-        self._facts = {int(key[8:]): record for key, record in journal.items() if key.startswith("process:")}
-        self._generations = {
-            key[11:]: int(record["last"]) for key, record in journal.items() if key.startswith("generation:")
-        }
+        self._facts = dict(records.processes)
+        self._generations = dict(records.generations)
 
     def known(self, pid: int) -> Known | None:
         """What is known of *pid* without asking anybody; None for a process that is not known, or unmanaged."""
@@ -146,12 +145,12 @@ class Roster:
             os.close(pidfd)
             raise
         managed = self._managed[pid] = Managed(pid, program, name, who.start)
-        record = self._facts.get(pid, {})
-        if record.get("start") == who.start:
-            managed.generation = record["generation"]
-            managed.ready = record["ready"]
-            managed.status = record["status"]
-            managed.warning = record["warning"]
+        facts = self._facts.get(pid)
+        if facts is not None and facts.start == who.start:
+            managed.generation = facts.generation
+            managed.ready = facts.ready
+            managed.status = facts.status
+            managed.warning = facts.warning
         else:
             managed.generation = self._generations.get(program, 1)
             self.note(managed)
@@ -170,15 +169,9 @@ class Roster:
 
     def note(self, managed: Managed) -> None:
         """Have the journal keep what is known of *managed*."""
-        record = {
-            "start": managed.start,
-            "generation": managed.generation,
-            "ready": managed.ready,
-            "status": managed.status,
-            "warning": managed.warning,
-        }
-        self._facts[managed.pid] = record
-        self._host.journal(f"process:{managed.pid}", record)
+        facts = ProcessFacts(managed.start, managed.generation, managed.ready, managed.status, managed.warning)
+        self._facts[managed.pid] = facts
+        self._host.journal(f"process:{managed.pid}", facts)
 
     def begin_generation(self, program: str, pids: Iterable[int] = ()) -> None:
         """Processes of *program* that are first seen from now on belong to a new generation, and *pids* do."""
@@ -190,8 +183,8 @@ class Roster:
 
     def forget_the_dead(self) -> None:
         """Drop what the journal has of processes that died while there was no broker."""
-        for pid, record in list(self._facts.items()):
-            if pid not in self._managed and not _lives(pid, record.get("start", -1)):
+        for pid, facts in list(self._facts.items()):
+            if pid not in self._managed and not _lives(pid, facts.start):
                 self._forget_fact(pid)
 
     def _watch(self, known: Known) -> None:

@@ -9,7 +9,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sockshare.core import versions
 from sockshare.core.errors import ManagerError, SockshareError
+from sockshare.core.hello import Hello, read_programs
+from sockshare.core.records import Records
+from sockshare.core.records import read as read_records
 from sockshare.core.sdnotify import Notification
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
@@ -37,34 +41,44 @@ _ADMITTED = "admitted"
 class Broker:
     """One broker, serving what the hello of its host says."""
 
-    def __init__(self, link: HostLink, hello: Message, fds: Sequence[int], end: Callable[[str], None]) -> None:
+    def __init__(self, link: HostLink, hello: Hello, fds: Sequence[int], end: Callable[[str], None]) -> None:
         """Serve; made in the running loop.
 
         Args:
-            hello: The host's first message, as docs/protocol.md has it.
+            hello: The host's first message.
             fds: The descriptors that came with it: the listeners', the sockets', the notify sockets', the kept.
             end: Called with the reason when this broker should end, for the host to start the next one.
         """
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._end = end
-        names, pids, journal = hello["listeners"], hello["notify"], hello["journal"]
+        self._hello_of_host = hello
         rest = list(fds)
-        counts = len(names), len(hello["sockets"]), len(pids)
-        (listening, shared, notified), kept = ([rest.pop(0) for _ in range(count)] for count in counts), rest
-        listeners = dict(zip(names, listening, strict=True))
-        self._state = state = State(link, hello, shared, kept, reply=self._reply, fail=self._fail, on_death=self._died)
+        counts = len(hello.listeners), len(hello.sockets), len(hello.notify), len(hello.kept)
+        listening, shared, notified, kept = ([rest.pop(0) for _ in range(count)] for count in counts)
+        close_all(rest)  # what a later version has besides
+        listeners = dict(zip(hello.listeners, listening, strict=True))
+        close_all(fd for name, fd in listeners.items() if name not in ("broker", "door"))
+        records = read_records(hello.journal)
+        for key, unread in records.unreadable.items():
+            log.error("journal: %s is dropped, for it can't be read: %s", key, unread.why)
+            if not key.startswith("reload:"):  # whose command has to be told
+                link.journal(key, None)
+        self._state = state = State(
+            link, hello, records, shared, kept, reply=self._reply, fail=self._fail, on_death=self._died
+        )
         self._handout = HandOut(state, self._notify_path)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
-        self._reloading = Reloading(state, self._handout.introductions, link, journal)
+        self._reloading = Reloading(state, self._handout.introductions, link, records)
         self._retirements = Retirements(state, self._reloading, link)
         self._authority = Authority(state.manager)
-        self._uids = {0, os.geteuid(), state.manager["uid"], *hello.get("uids", []), *self._authority.owner()}
-        self._uids.update(journal.get(_ADMITTED, {}).get("uids", []))
-        self._filters = bool(hello.get("uids")) and not self._authority.everybody()
-        self._directory = hello["directory"]
+        self._uids = {0, os.geteuid(), state.manager["uid"], *hello.uids, *self._authority.owner()}
+        self._uids.update(records.admitted)
+        self._filters = bool(hello.uids) and not self._authority.everybody()
+        self._directory = hello.directory
         # A command that re-attaches to its reload must not find it missing, and begin it anew.
-        taken_up = self._loop.create_task(self._take_up(journal, dict(zip(pids, notified, strict=True))))
+        taken_up = self._loop.create_task(self._take_up(records, dict(zip(hello.notify, notified, strict=True))))
+        taken_up.add_done_callback(asyncio.Task.result)  # what it raises ends this broker: without it nothing is right
         self._operations = Operations(
             state, self._handout, self._reloading, self._retirements, link, self._said, taken_up, self._authority
         )
@@ -98,8 +112,9 @@ class Broker:
         if message.get("type") != "programs":
             log.warning("link: a message of type %r was passed over", message.get("type"))
             return
-        self._state.learn(message)
-        uids = set(message.get("uids", []))
+        configuration = read_programs(message, self._hello_of_host)
+        self._state.learn(configuration)
+        uids = set(configuration.uids)
         if self._filters and not uids <= self._uids:
             self._end(f"there are new user ids: {sorted(uids - self._uids)}")
 
@@ -111,7 +126,7 @@ class Broker:
             self._link.journal(_ADMITTED, {"uids": sorted(self._uids)})
             self._end(f"uid {peer.uid} may command the manager, and is new")
         return {
-            "v": 1,
+            "v": versions.DIALOGUE,
             "pid": os.getpid(),
             "state": "refused" if self._state.mistakes else "serving",
             "mistakes": self._state.mistakes if known else [],
@@ -177,7 +192,7 @@ class Broker:
         self._handout.expire()
         self._loop.call_later(1.0, self._expire)
 
-    async def _take_up(self, journal: dict[str, Any], notify: dict[int, int]) -> None:
+    async def _take_up(self, records: Records, notify: dict[int, int]) -> None:
         """Learn of the processes there are; take up the reloads that were running; resume what no reload claims."""
         try:
             programs = (await self._link.ask("processes"))["programs"]
@@ -191,8 +206,8 @@ class Broker:
         # Not before the processes are known: what is heard of an unknown one is lost.
         for pid, fd in notify.items():
             self._listen_to(pid, f"{self._directory}/notify/{pid}", fd)
-        self._reloading.take_up(journal)
-        self._retirements.take_up(journal)
+        self._reloading.take_up()
+        self._retirements.take_up(records)
         claimed = {reload.suspends for reload in self._reloading.running.values()} | self._retirements.suspend
         new = {reload.holds_back for reload in self._reloading.running.values()} | self._retirements.hold_back
         for spec in self._state.programs.values():

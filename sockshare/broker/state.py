@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from sockshare.core.errors import NotPermitted, ProtocolError, SockshareError, UnknownSocket
-from sockshare.core.spec import ProgramSpec, SocketSpec
+from sockshare.core.hello import Configuration, Hello
+from sockshare.core.records import Records
+from sockshare.core.spec import ProgramSpec
 from sockshare.core.suggest import did_you_mean
-from sockshare.kernel.channel import Message
 
 from .drain import Address, address_of
 from .endpoint import Caller
@@ -29,7 +30,8 @@ class State:
     """What one broker knows; made in the running loop.
 
     Args:
-        hello: The host's first message, as docs/protocol.md has it.
+        hello: The host's first message.
+        records: Those of its journal.
         shared: Our descriptors of the sockets, in the order of the hello.
         kept: Those that the broker before had the host keep, in that order.
         reply, fail: Answer a caller of the dialogue.
@@ -39,7 +41,8 @@ class State:
     def __init__(
         self,
         link: HostLink,
-        hello: Message,
+        hello: Hello,
+        records: Records,
         shared: Sequence[int],
         kept: Sequence[int],
         *,
@@ -49,27 +52,26 @@ class State:
     ) -> None:
         self.reply = reply
         self.fail = fail
-        self.manager: dict[str, Any] = hello["manager"]
+        self.manager: dict[str, Any] = msgspec.to_builtins(hello.manager)
         #: The key by which a program's section names its sockets.
         self.sockets_key = "sockshare.sockets" if self.manager["kind"] == "circus" else "sockshare_sockets"
         self.learn(hello)
-        self.sockets = {spec.name: spec for spec in msgspec.convert(hello["sockets"], list[SocketSpec])}
+        self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
         self.refusals = 0
         self.observer = Observer(self.shared)
         self.holders = Holders(self.shared)
-        journal: dict[str, Any] = hello["journal"]
-        stored = dict(zip(hello["kept"], kept, strict=False))
+        stored = dict(zip(hello.kept, kept, strict=True))
         self.registrations = Registrations(
-            link, self.observer, self.sockets, self.shared, journal, stored, reply, self._may_have, self._ready_timeout
+            link, self.observer, self.sockets, self.shared, records, stored, reply, self._may_have, self._ready_timeout
         )
-        self.roster = Roster(link, journal, on_death=on_death)
+        self.roster = Roster(link, records, on_death=on_death)
 
-    def learn(self, message: Message) -> None:
+    def learn(self, configuration: Configuration) -> None:
         """Take what the host says of the manager's configuration."""
-        self.mistakes: list[str] = list(message.get("mistakes", []))
-        self.warnings: list[str] = list(message.get("warnings", []))
-        self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
+        self.mistakes = configuration.mistakes
+        self.warnings = configuration.warnings
+        self.programs = {spec.name: spec for spec in configuration.programs}
 
     def _ready_timeout(self, program: str) -> float:
         spec = self.programs.get(program)

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Sequence
 
+from sockshare.core import versions
 from sockshare.core.errors import (
     BY_NAME,
     BadConfiguration,
@@ -71,7 +72,11 @@ def hello(directory: str, deadline: float) -> Greeting:
     fields = _object(directory, data[1:]) if data[:1] == b"+" else {}
     mistakes = fields.get("mistakes") or []
     pid = fields.get("pid")
-    if fields.get("v") != 1 or not isinstance(pid, int) or not isinstance(mistakes, list):
+    if (
+        not versions.are_neighbours(versions.DIALOGUE, fields.get("v"))
+        or not isinstance(pid, int)
+        or not isinstance(mistakes, list)
+    ):
         raise ProtocolError(f"can't understand the broker at {directory}: it says {data[:60]!r}")
     return Greeting(
         pid,

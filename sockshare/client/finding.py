@@ -20,6 +20,8 @@ from . import door
 PATIENCE = 10.0
 #: The wait is said on stderr when it has lasted this long, seconds.
 SAID_AFTER = 0.5
+#: So much is read of why there is no broker.
+_LONGEST_REASON = 4096
 
 
 class Manager:
@@ -197,6 +199,9 @@ def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = 
         except door.Unreachable:
             raise
         except NoBroker:
+            mistakes = _read(directory, meeting.REFUSED).splitlines()
+            if mistakes:
+                return Found(directory, door.Greeting(0, "refused", tuple(mistakes), True))
             reason = stopped(directory)
             if reason and command:
                 raise NoBroker(f"can't reach the broker at {directory}: {reason}") from None
@@ -208,10 +213,14 @@ def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = 
 
 
 def stopped(directory: str) -> str:
-    """Why there is no broker, where somebody has stopped it on purpose; else an empty text."""
+    """Why there is no broker, where its host knows that there will be none for some time; else an empty text."""
+    return _read(directory, meeting.STOPPED)
+
+
+def _read(directory: str, name: str) -> str:
     try:
-        with open(os.path.join(directory, meeting.STOPPED)) as file:
-            return file.read(256)
+        with open(os.path.join(directory, name), errors="replace") as file:
+            return file.read(_LONGEST_REASON)
     except OSError:
         return ""
 

@@ -87,7 +87,8 @@ class Seat:
     @classmethod
     def recorded(cls, record: dict[str, Any]) -> Seat:
         """The seat of *record*, whose process may not have been told anything."""
-        key, pid, (made, start, inode), process, program, means, managed = record["claim"]
+        # A later version may add to it, at the end.
+        key, pid, (made, start, inode), process, program, means, managed = record["claim"][:7]
         identity = int(made), int(start), int(inode)
         claim = Claim(str(key), int(pid), identity, str(process), str(program), Means(means), int(managed))
         seat = cls(claim, int(record["since"]), paused=bool(record["paused"]))

@@ -27,11 +27,12 @@ another is undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ExitStatus
+from .records import named
 from .steps import (
     Cancelled,
     Drain,
@@ -88,6 +89,24 @@ _PATIENCE = 10.0
 _MARGIN = 2.0
 #: Seconds that whoever waits for a reload is left waiting for a manager that does not answer.
 _SILENCE = 10.0
+
+
+class _Record(NamedTuple):
+    """What `Rollout.record` returns; a field that is added later has a default."""
+
+    plan: dict[str, Any]
+    state: State
+    deadline: float | None
+    newcomer: Process | None
+    pending: list[Process]
+    replaced: list[Process]
+    began: float
+    old_gone: bool
+    newcomer_gone: str
+    lost: str
+    respawned_by: float | None
+    answered: bool
+    failure: tuple[ExitStatus, str]
 
 
 class Rollout:
@@ -194,28 +213,26 @@ class Rollout:
         }
 
     @classmethod
-    def recover(cls, record: dict[str, Any], now: float) -> tuple[Rollout, list[Effect]]:
+    def recover(cls, record: Mapping[str, Any], now: float) -> tuple[Rollout, list[Effect]]:
         """The rollout of *record*, and the effects that bring it on its way again.
 
         Raises:
-            KeyError, TypeError, ValueError: The record is not one of `record`'s.
+            ValueError: The record is not one of `record`'s, nor of a version that is a neighbour's.
         """
-        plan = dict(record["plan"])
-        plan["old"] = tuple(_process(old) for old in plan["old"])
-        plan["newcomer"] = _process(plan["newcomer"]) if plan["newcomer"] else None
-        rollout = cls(Plan(**plan))
-        rollout.state = State(record["state"])
-        rollout.deadline = record["deadline"]
-        rollout.newcomer = _process(record["newcomer"]) if record["newcomer"] else None
-        rollout._pending = [_process(old) for old in record["pending"]]
-        rollout._replaced = [_process(new) for new in record["replaced"]]
-        rollout.began = record["began"]
-        rollout._old_gone = record["old_gone"]
-        rollout._newcomer_gone = record["newcomer_gone"]
-        rollout._lost = record["lost"]
-        rollout._respawned_by = record["respawned_by"]
-        rollout.answered = record["answered"]
-        rollout._failure = (ExitStatus(record["failure"][0]), record["failure"][1])
+        found = named(_Record, record)
+        rollout = cls(named(Plan, found.plan))
+        rollout.state = found.state
+        rollout.deadline = found.deadline
+        rollout.newcomer = found.newcomer
+        rollout._pending = found.pending
+        rollout._replaced = found.replaced
+        rollout.began = found.began
+        rollout._old_gone = found.old_gone
+        rollout._newcomer_gone = found.newcomer_gone
+        rollout._lost = found.lost
+        rollout._respawned_by = found.respawned_by
+        rollout.answered = found.answered
+        rollout._failure = found.failure
         return rollout, rollout._enter_again(now)
 
     # Entering states.
@@ -635,11 +652,6 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.UNDO, SettleRefused): Rollout._undo_refused,
     (State.UNDO, Tick): Rollout._tick_undo,
 }
-
-
-def _process(values: Sequence[Any]) -> Process:
-    pid, name = values
-    return Process(int(pid), str(name))
 
 
 def _named(process: Process) -> str:

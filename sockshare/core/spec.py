@@ -35,8 +35,11 @@ class Mistake(NamedTuple):
         return f"[{self.section}] {self.key}: {self.message}"
 
 
-class ProgramSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a program's section says. Times are seconds."""
+class ProgramSpec(msgspec.Struct, frozen=True):
+    """What a program's section says. Times are seconds.
+
+    It goes over the link: a broker of the version before passes over a field that is new, so that has a default.
+    """
 
     name: str
     sockets: tuple[str, ...] = ()  # what it may have, in the order of its descriptors
@@ -52,8 +55,8 @@ class ProgramSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify: str | None = None  # http:/path
 
 
-class SocketSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is said of a shared socket."""
+class SocketSpec(msgspec.Struct, frozen=True):
+    """What is said of a shared socket; as for `ProgramSpec`."""
 
     name: str
     registration: Literal["shared", "exclusive", "latest", "rotate"] | int = "shared"

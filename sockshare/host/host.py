@@ -12,6 +12,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sockshare
+from sockshare.core import versions
 from sockshare.core.errors import ProtocolError
 from sockshare.kernel import listeners
 from sockshare.kernel.channel import Channel, Message
@@ -26,8 +28,6 @@ from .store import DescriptorStore
 from .verbs import Answer, Configuration, Holding, Manager, Verbs
 
 log = logging.getLogger(__name__)
-
-VERSION = 1
 
 #: Seconds until a broker that can't be told something is started afresh; too many descriptors in flight pass by then.
 _AFTER_FAILED_WRITE = 1.0
@@ -49,6 +49,7 @@ class Host:
     Args:
         directory: The runtime directory, which exists (`meeting.create`).
         nonsense: Called when the broker breaks the protocol or its link: it has to go.
+        begun: Called when a broker has read its hello, and begins to serve.
 
     Attributes:
         directory: The runtime directory, opened.
@@ -65,12 +66,17 @@ class Host:
         directory: str,
         *,
         nonsense: Callable[[], None] = lambda: None,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
         self._verbs = verbs
         self._manager = manager
         self.directory = Directory(directory)
         self._nonsense = nonsense
+        self._say_begun = begun
+        self._begun = False
+        self._unreadable = ""  # why the broker says that it can't serve us
+        self._passed_over: set[str] = set()
         self._listeners: dict[str, socket.socket] = {}
         self._places: dict[str, int] = {}  # their paths, with the inodes that these have
         self._configuration = Configuration([], [], [], [])
@@ -180,13 +186,15 @@ class Host:
         """Say hello to a new broker over *sock*, which becomes the host's, and answer it."""
         self.drain()
         self._link = link = Channel(sock)
-        self._writing = False
+        self._writing = self._begun = False
+        self._unreadable = ""
         self._failures = 0
         self._loop.add_reader(link.fileno(), self._readable)
         notify, kept = self._notify.sockets, self._store.kept
         hello = {
             "type": "hello",
-            "version": VERSION,
+            "version": versions.LINK,
+            "package": sockshare.__version__,
             "manager": {
                 "kind": self._manager.kind,
                 "pid": self._manager.pid,
@@ -216,6 +224,11 @@ class Host:
         finally:
             self._draining = False
         self._drop()
+
+    def ended(self) -> str | None:
+        """As `drain`; why the broker that has died never began to serve, as far as it said, or None if it did."""
+        self.drain()
+        return None if self._begun else self._unreadable
 
     @guarded(log)
     def close(self) -> None:
@@ -289,9 +302,14 @@ class Host:
             self._journal.put(str(message["key"]), message["record"])
         elif kind == "forget":
             self._store.forget(str(message["key"]))
+        elif kind == "unreadable":
+            self._unreadable = str(message["message"])
         elif kind == "ask" and self._draining and message["verb"] in _QUERIES:
             pass  # nobody waits for the answer any more
         elif kind == "ask":
+            if not self._begun:  # the first thing that one asks who has read its hello is what runs
+                self._begun = True
+                self._say_begun()
             number = message["id"]
             answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))
             try:
@@ -303,9 +321,10 @@ class Host:
             asked = self._asked.get(message["id"])
             if asked is not None:
                 asked[0](message)
-        else:
-            self._failures += 1
-            log.warning("link: the broker said something unknown (type=%r)", kind)
+        elif str(kind) not in self._passed_over and len(self._passed_over) < _MOST_FAILURES:
+            # A later broker's. Once for each kind, as it may say it often.
+            self._passed_over.add(str(kind))
+            log.warning("link: messages of type %r are passed over: this host does not know them", kind)
 
     def _answer(self, link: Channel, number: int, message: Message, answer: Answer) -> None:
         verb = message["verb"]
@@ -334,7 +353,7 @@ class Host:
         elif verb == "notify":
             self._give_notify(link, number, message["pid"], answer)
         else:
-            answer.refuse(f"can't {verb}: this host has no such verb (its protocol is version {VERSION})")
+            answer.refuse(f"can't {verb}: this host has no such verb (its link is of version {versions.LINK})")
 
     def _give_notify(self, link: Channel, number: int, pid: int, answer: Answer) -> None:
         try:
@@ -360,8 +379,8 @@ class Host:
             self._unwritable(error)
             return
         if link.wants_write and not self._writing:
-            self._writing = True
             self._loop.add_writer(link.fileno(), self._writable)
+            self._writing = True
         if link.wants_write and link.unsent > _MOST_UNSENT:
             self._give_up(link, "it does not read what it is told")
 

@@ -11,6 +11,8 @@ import logging
 import os
 from typing import Any
 
+from sockshare.core import versions
+
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -20,7 +22,8 @@ class Journal:
     """Records by key, in memory and in the file *path*.
 
     A file that is not a journal of *owner* (a manager's meeting point name: a configured runtime directory outlives its
-    manager, whose pids mean nothing to the next one) counts as empty; one that is torn or garbage too, which is logged.
+    manager, whose pids mean nothing to the next one) counts as empty; one that is torn or garbage too, or of a version
+    that is no neighbour of ours, which is logged.
 
     Args:
         dir_fd: A descriptor of the directory of *path*, by which alone the file is reached; None: by its path.
@@ -39,6 +42,9 @@ class Journal:
         records = document.get("records")
         if document.get("owner") != owner:
             log.info("journal: that of an earlier manager is passed over (%s)", document.get("owner"))
+        elif not versions.are_neighbours(versions.LINK, document.get("version")):
+            found, known = document.get("version"), versions.understood(versions.LINK)
+            log.error("journal: %s is of version %r, this host reads %s; starting with none", path, found, known)
         elif not isinstance(records, dict) or not all(isinstance(record, dict) for record in records.values()):
             log.warning("journal: %s has no records; starting with none", path)
         else:
@@ -70,7 +76,11 @@ class Journal:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(aside, flags, 0o600, dir_fd=at)
             with open(fd, "w") as file:
-                json.dump({"version": 1, "owner": self.owner, "records": self._records}, file, separators=(",", ":"))
+                json.dump(
+                    {"version": versions.LINK, "owner": self.owner, "records": self._records},
+                    file,
+                    separators=(",", ":"),
+                )
             # Atomic: a host that is killed here leaves the file before or the file after.
             os.replace(aside, self._name, src_dir_fd=at, dst_dir_fd=at)
         except OSError as error:

@@ -2,8 +2,9 @@
 
 A spare broker stands by, started and loaded and told nothing: it becomes the broker when the one before it dies, which
 takes a message instead of the start of an interpreter. A broker that is killed tells nothing about the next one. One
-that ends by itself as soon as it is started does: after a few of those within a second the next attempts wait, at most
-a second each.
+that ends by itself as soon as it is started, or without having begun to serve, does: after a few of those the next
+attempts wait, ever longer, and whoever waits for a broker is told why there is none. Each is a new process, so that an
+installation which was mended is taken up by the next of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ _QUICK = 1.0
 #: So many quick ends in a row are answered at once.
 _QUICK_ENDS_FREE = 5
 _FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
+#: Seconds at most until a broker is started again.
+LONGEST_PAUSE = 10.0
+#: Seconds until a spare one that ended at once is followed by another; twice as many after each.
+_SPARE_PAUSE = 1.0
+#: Seconds that a broker has from its hello to its first question; one that takes longer does nothing at all.
+BEGINS_WITHIN = 20.0
 #: Seconds after a broker's start that its spare is started: not while the first one has work to do.
 _SPARE_AFTER = 0.25
 
@@ -81,7 +87,9 @@ class Life:
 
     Args:
         started: Called with the host's end of each new broker's link.
-        ended: Called when a broker has died, before the next is started: what it wrote last is still in the link.
+        ended: Called when a broker has died, before the next is started: what it wrote last is still in the link. It
+            returns why that one never began to serve (``""``: it did not say), or None if it did.
+        absent: Called with a sentence when there will be no broker for some time, with None when there is one.
         output: The file to which its stdout and stderr are appended; None: nowhere.
         command: What to start.
     """
@@ -91,7 +99,8 @@ class Life:
         loop: Loop,
         *,
         started: Callable[[socket.socket], None],
-        ended: Callable[[], None],
+        ended: Callable[[], str | None],
+        absent: Callable[[str | None], object] = lambda sentence: None,
         output: str | None = None,
         command: Sequence[str] = COMMAND,
         clock: Callable[[], float] = time.monotonic,
@@ -99,12 +108,16 @@ class Life:
         self._loop = loop
         self._started = started
         self._ended = ended
+        self._absent = absent
         self._output = output
         self._command = command
         self._clock = clock
         self._broker: _Instance | None = None
         self._spare: _Instance | None = None
-        self._quick_ends = 0
+        self._quick_ends = self._spare_ends = 0
+        self._begins: Timer | None = None
+        self._late = False
+        self._said = ""  # why there is no broker, where that was told
         self._killed = False
         self._timer: Timer | None = None
         self._stopped = True
@@ -126,29 +139,58 @@ class Life:
         if self._stopped or self._broker is not None:
             return
         instance, self._spare = self._spare, None
+        self._late = False
         if instance is None:
-            instance = self._spawn()
-            if instance is None:
+            try:
+                instance = self._spawn()
+            except Exception as error:  # whatever it is: there has to be a next attempt
+                self._again(f"can't start it: {error}")
                 return
         self._broker = instance
         self._killed = False
         log.info("broker: started (pid=%d)", instance.process.pid)
+        self._begins = self._loop.call_later(BEGINS_WITHIN, self._end_late)
         self._started(instance.link)
         self._timer = self._loop.call_later(_SPARE_AFTER, self._stand_by)
 
     @guarded(log)
+    def begun(self) -> None:
+        """The broker has begun to serve."""
+        self._cancel_late()
+        if self._said:
+            self._said = ""
+            log.info("broker: serves again (pid=%s)", self.pid)
+            self._absent(None)
+
+    @guarded(log)
+    def _end_late(self) -> None:
+        self._late = True
+        self.kill()
+
+    def _cancel_late(self) -> None:
+        if self._begins is not None:
+            self._begins.cancel()
+            self._begins = None
+
+    @guarded(log)
     def _stand_by(self) -> None:
         self._timer = None
-        if not self._stopped and self._spare is None:
-            self._spare = self._spawn()
-
-    def _spawn(self) -> _Instance | None:
+        if self._stopped or self._spare is not None:
+            return
         try:
-            instance = _Instance(self._command, self._output, self._clock())
-        except OSError as error:
-            log.error("broker: can't start it: %s", error)
-            self._again(quick=True)
-            return None
+            self._spare = self._spawn()
+        except Exception as error:
+            log.error("broker: can't start a spare one: %s", error)
+            self._stand_by_later(failed=True)
+
+    def _stand_by_later(self, *, failed: bool) -> None:
+        self._spare_ends = self._spare_ends + 1 if failed else 0
+        if self._timer is None:
+            pause = growing(_SPARE_PAUSE, self._spare_ends - 1) if failed else 0.0
+            self._timer = self._loop.call_later(pause, self._stand_by)
+
+    def _spawn(self) -> _Instance:
+        instance = _Instance(self._command, self._output, self._clock())
         self._loop.add_reader(instance.pidfd, lambda: self._died(instance))
         return instance
 
@@ -163,29 +205,46 @@ class Life:
             log.warning("broker: the spare one ended (pid=%d, %s)", instance.process.pid, _describe(status))
             self._spare = None
             instance.link.close()
-            if self._timer is None:
-                self._timer = self._loop.call_later(_LONGEST_PAUSE if quick else 0.0, self._stand_by)
+            self._stand_by_later(failed=quick)
             return
         log.warning("broker: ended (pid=%d, %s)", instance.process.pid, _describe(status))
         self._broker = None
+        self._cancel_late()
+        reason: str | None = ""
         try:
-            self._ended()
+            reason = self._ended()
         finally:
-            self._again(quick)
+            if outside or (reason is None and not quick):
+                self._again(None)
+            elif reason:
+                self._again(reason, at_once=False)
+            elif self._late:
+                self._again(f"it has not begun within {BEGINS_WITHIN:g} s of its start", at_once=False)
+            else:
+                self._again(
+                    f"it ends as soon as it is started ({_describe(status)}); see its log {self._output or ''}".strip()
+                )
 
-    def _again(self, quick: bool) -> None:
+    def _again(self, reason: str | None, *, at_once: bool = True) -> None:
+        """Have the next broker; after one that could not begin, for *reason*, at a growing pause, if not *at_once*."""
         if self._stopped:
             return
-        self._quick_ends = self._quick_ends + 1 if quick else 0
+        self._quick_ends = 0 if reason is None else self._quick_ends + 1
+        if not at_once:
+            self._quick_ends = max(self._quick_ends, _QUICK_ENDS_FREE)
         excess = self._quick_ends - _QUICK_ENDS_FREE
-        if self._quick_ends == 0:
+        if reason is None:
             self._cancel()
             self._appoint()
         elif excess < 0:
+            log.error("broker: %s", reason)
             self._later(0.0)
         else:
-            pause = min(_FIRST_PAUSE * 2 ** min(excess, 10), _LONGEST_PAUSE)
-            log.error("broker: it ended %d times at once; the next attempt is in %g s", self._quick_ends, pause)
+            pause = growing(_FIRST_PAUSE, excess)
+            log.error("broker: %s; the next attempt is in %g s", reason, pause)
+            if reason != self._said:
+                self._said = reason
+                self._absent(f"{reason}; it is tried again every {LONGEST_PAUSE:g} s")
             self._later(pause)
 
     def _later(self, delay: float) -> None:
@@ -211,6 +270,7 @@ class Life:
         """End the broker for good, and return when it is gone: it keeps nothing that a signal could make it lose."""
         self._stopped = True
         self._cancel()
+        self._cancel_late()
         for instance in (self._broker, self._spare):
             if instance is not None:
                 self._loop.remove_reader(instance.pidfd)
@@ -219,6 +279,11 @@ class Life:
         if self._spare is not None:
             self._spare.link.close()
         self._broker = self._spare = None
+
+
+def growing(first: float, times: int) -> float:
+    """Seconds to wait after *times* failures since the *first* pause: twice as long each time, up to a limit."""
+    return min(first * float(2 ** min(max(times, 0), 20)), LONGEST_PAUSE)
 
 
 def _describe(status: int) -> str:

@@ -22,8 +22,8 @@ JOURNAL = "journal.json"
 NOTIFY = "notify"
 LOG = "sockshare.log"
 LISTENERS = ("broker", "door")
-#: What a host that does not start the broker itself has there too.
-EXTRAS = ("link", meeting.STOPPED)
+#: What some hosts have there too, or have for some time.
+EXTRAS = ("link", meeting.STOPPED, meeting.REFUSED)
 
 #: A directory that everybody may pass through, but not list or write.
 _PASSABLE = 0o711

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -15,5 +16,7 @@ def unsupported() -> str | None:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:
+        if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return None  # it is there, and has no room just now
         return f"can't run sockshare: it needs pidfd_open(2), so Linux 5.3 and a Python built for it ({error})"
     return None

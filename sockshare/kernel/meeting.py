@@ -21,8 +21,10 @@ _MODULES = frozenset({"circus.circusd", "supervisor.supervisord"})
 _WITH_VALUE = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 
 
-#: A file in a runtime directory, there while somebody has stopped the broker on purpose: what to do about it.
+#: A file in a runtime directory, there while there is no broker and none is about to begin: why, and what to do.
 STOPPED = "stopped"
+#: The same while no broker can run here at all: the mistakes that one would tell, one a line.
+REFUSED = "refused"
 
 
 def is_manager(argv: Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ from sockshare.broker.observer import Observer
 from sockshare.broker.registrations import Registrations
 from sockshare.broker.roster import Managed
 from sockshare.core.errors import NotPermitted, ProtocolError, RegistrationLost, UnknownSocket
+from sockshare.core.records import read as read_records
 from sockshare.core.registration_steps import Standing
 from sockshare.core.spec import SocketSpec
 from sockshare.kernel.descriptors import close_all
@@ -80,7 +81,7 @@ class World:
             Observer(shared),
             {"web": self.spec},
             shared,
-            dict(self.host.records),
+            read_records(self.host.records),
             kept,
             lambda caller, fields: self.told.append((caller.route, fields)),
             lambda name: (),

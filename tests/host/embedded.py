@@ -18,6 +18,8 @@ from sockshare.host.host import Host
 from sockshare.host.life import Life
 from sockshare.host.verbs import Answer, Configuration, Manager
 
+#: A broker that does nothing.
+SLEEPER = (sys.executable, "-S", "-E", "-c", "import signal; signal.pause()")
 STUB = (sys.executable, str(Path(__file__).parent / "apps" / "stub.py"))
 
 
@@ -60,6 +62,7 @@ class Embedded:
         self.directory = directory
         self.verbs = Orders()
         self.started: list[float] = []
+        self.absent: list[str | None] = []
         loop = asyncio.get_running_loop()
         self.host = Host(
             loop,
@@ -67,10 +70,11 @@ class Embedded:
             Manager("circus", os.getpid(), os.geteuid(), "1-1"),
             str(directory),
             nonsense=lambda: self.life.kill(),
+            begun=lambda: self.life.begun(),
         )
         self.host.open()
         self.host.configure(self.configuration(shared))
-        self.life = Life(loop, started=self._started, ended=self.host.drain, command=command)
+        self.life = Life(loop, started=self._started, ended=self.host.ended, command=command, absent=self.absent.append)
 
     @staticmethod
     def configuration(shared: socket.socket, mistakes: Sequence[str] = ()) -> Configuration:
