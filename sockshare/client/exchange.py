@@ -201,7 +201,7 @@ class Exchange:
                     self.giver.decide(offered)
                     self._decided.notify_all()  # what others offered on a lane that was given up is decided too
                     return
-                if self._giving:
+                if self._giving or self._closed:  # `close` decides as soon as nobody waits for the lanes
                     self._decided.wait(deadline - now)
                     continue
                 due = self.giver.deadline  # ours, or of a word that is to be said again

@@ -272,16 +272,15 @@ class Giver:
         try:
             outlet.lane.send(kind, ids)
         except EOFError:
-            self._feed(outlet, Unsent(ids), time.monotonic())
-            self._end(outlet)
+            self._end(outlet, ids)
         except OSError:
             self._feed(outlet, Unsent(ids), time.monotonic())
         else:
             self._feed(outlet, Sent(ids))
 
-    def _end(self, outlet: Outlet) -> None:
+    def _end(self, outlet: Outlet, unsent: Sequence[int] = ()) -> None:
         self._close(outlet)
-        self._feed(outlet, Ended())
+        self._feed(outlet, Ended(unsent))
         self._lost(outlet.pid)
 
     def _close(self, outlet: Outlet) -> None:

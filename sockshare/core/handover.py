@@ -104,20 +104,23 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The other end of the lane is gone; everything it had said was read before."""
+    """The other end of the lane is gone, and so what was to be sent about *unsent* is not in it; everything that the
+    other end had said was read before."""
+
+    unsent: Sequence[int] = ()
 
 
 # What the giver is to do.
 @dataclass(frozen=True, slots=True)
 class SendCommit:
-    """Say COMMIT of *ids*; then feed `Sent` or `Unsent`, and after that `Ended` if the lane has."""
+    """Say COMMIT of *ids*; then feed `Sent` or `Unsent`, or `Ended` if the lane has."""
 
     ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class SendWithdraw:
-    """Say WITHDRAW of *ids*; then feed `Sent` or `Unsent`, and after that `Ended` if the lane has."""
+    """Say WITHDRAW of *ids*; then feed `Sent` or `Unsent`, or `Ended` if the lane has."""
 
     ids: list[int]
 
@@ -266,8 +269,10 @@ class Giving:
         return [*self._release(committed), *self._keep_withdrawn(withdrawn)]
 
     def _unsent(self, event: Unsent, now: float) -> list[GiverEffect]:
-        for id in self._in(event.ids, Stage.COMMITTING):
-            self._offers[id].stage = Stage.TAKEN
+        self._not_said(event.ids)
+        if any(self._offers[id].deadline + PATIENCE <= now for id in event.ids if id in self._offers):
+            self.ended, self.deadline = True, None
+            return [*self._release(list(self._offers)), GiveUp()]
         self._due(now + RETRY)
         return []
 
@@ -277,11 +282,6 @@ class Giving:
         return []
 
     def _tick(self, event: Tick, now: float) -> list[GiverEffect]:
-        if any(
-            offer.deadline + PATIENCE <= now and offer.stage is not Stage.OFFERED for offer in self._offers.values()
-        ):
-            self.ended, self.deadline = True, None
-            return [*self._release(list(self._offers)), GiveUp()]
         said = [id for id, offer in self._offers.items() if offer.stage is not Stage.OFFERED]
         late = [id for id, offer in self._offers.items() if offer.deadline <= now]
         self.deadline = None
@@ -292,10 +292,15 @@ class Giving:
 
     def _end(self, event: Ended, now: float) -> list[GiverEffect]:
         self.ended = True
+        self._not_said(event.unsent)
         # Nobody knows whether COMMIT was read.
         released = self._release(self._in(list(self._offers), Stage.COMMITTING, Stage.UNKNOWN))
         withdrawn = self._in(list(self._offers), Stage.WITHDRAWING)
         return [*released, *self._keep_withdrawn(withdrawn), *self._keep(list(self._offers), Kept.LOST)]
+
+    def _not_said(self, ids: Iterable[int]) -> None:
+        for id in self._in(ids, Stage.COMMITTING):
+            self._offers[id].stage = Stage.TAKEN
 
     def _due(self, at: float) -> None:
         if self.deadline is None or at < self.deadline:

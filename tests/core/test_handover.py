@@ -69,9 +69,17 @@ def test_connection_is_kept_when_lane_ends_before_commit() -> None:
     giving.feed(Took(ids[:1]))
     giving.feed(Unsent(ids[:1]), 1.0)
     giving.withdraw(ids[1:2], 1.0)
-    assert giving.feed(Ended()) == [Keep(ids[1:2], Kept.LATE), Keep([ids[0], ids[2]], Kept.LOST)]
+    assert giving.feed(Ended(ids[1:2])) == [Keep(ids[1:2], Kept.LATE), Keep([ids[0], ids[2]], Kept.LOST)]
     assert giving.room == 0
     assert giving.feed(Sent(ids)) == []
+
+
+def test_connection_is_kept_when_the_end_of_the_lane_is_why_commit_could_not_be_said() -> None:
+    """EPIPE says for sure that it is not in the lane."""
+    giving = Giving()
+    ids = offered(giving, 2)
+    assert giving.feed(Took(ids)) == [SendCommit(ids)]
+    assert giving.feed(Ended(ids[:1])) == [Release(ids[1:]), Keep(ids[:1], Kept.LOST)]
 
 
 def test_connection_is_kept_only_when_withdraw_is_in_the_lane() -> None:
@@ -134,8 +142,9 @@ def test_lane_that_takes_no_word_is_given_up_as_by_the_dead() -> None:
     ids = offered(giving, 2, deadline=5.0)
     giving.withdraw(ids[:1], 1.0)
     giving.feed(Unsent(ids[:1]), 1.0)
-    assert giving.feed(Tick(), 1.0 + PATIENCE - RETRY) == [SendWithdraw(ids[:1])]
-    assert giving.feed(Tick(), 1.0 + PATIENCE) == [Release(ids), GiveUp()]
+    assert giving.feed(Tick(), 1.0 + PATIENCE) == [SendWithdraw(ids[:1])]
+    assert giving.feed(Unsent(ids[:1]), 1.0 + PATIENCE - RETRY) == []
+    assert giving.feed(Unsent(ids[:1]), 1.0 + PATIENCE) == [Release(ids), GiveUp()]
     assert giving.ended
     assert giving.room == 0
     assert giving.deadline is None
@@ -332,6 +341,7 @@ class Lane(RuleBasedStateMachine):
                 self.copies -= set(effect.ids)
             elif isinstance(effect, GiveUp):
                 assert not self.giving.undecided
+                assert self.disturbed, "there was room again"
                 self.given_up = True
                 self.to_giver.clear()
             else:
@@ -340,8 +350,7 @@ class Lane(RuleBasedStateMachine):
 
     def giver_says(self, word: Any, ids: list[int]) -> None:
         if not self.receiver_lives:
-            self.giver_feeds(Unsent(ids))
-            self.giver_feeds(Ended())
+            self.giver_feeds(Ended(ids))
             return
         failure = self.failures.popleft() if self.failures else ""
         if failure == "no room":
@@ -392,23 +401,6 @@ class Lane(RuleBasedStateMachine):
         self.now += seconds
         self.giver_does(lambda: self.giver_feeds(Tick()))
 
-    @precondition(lambda self: self.giver_lives)
-    @rule(how=st.sampled_from(["no room", "interrupted before", "interrupted after"]), times=st.integers(1, 3))
-    def words_will_fail(self, how: str, times: int) -> None:
-        self.failures.extend([how] * times)
-
-    @precondition(lambda self: self.giver_lives and self.receiver_lives)
-    @rule()
-    def lane_takes_no_word(self) -> None:
-        """For longer than the giver has patience: what it may not say, it gives up."""
-        self.failures.extend(["no room"] * 1000)
-        self.disturbed = True
-
-    @precondition(lambda self: self.failures)
-    @rule()
-    def lane_takes_words_again(self) -> None:
-        self.failures.clear()
-
     @precondition(lambda self: self.giver_lives and self.giving.undecided > 0)
     @rule(id=st.integers(1, 12), at_once=st.booleans())
     def giver_gives_up(self, id: int, at_once: bool) -> None:
@@ -417,8 +409,22 @@ class Lane(RuleBasedStateMachine):
         elif not at_once:
             self.giver_does(lambda: self.perform_giver(self.giving.withdraw([id], self.now)))
 
-    @precondition(lambda self: self.giver_lives)
-    @rule()
+    @rule(
+        what=st.sampled_from(
+            ["no room", "interrupted before", "interrupted after", "no room for long", "room", "death"]
+        )
+    )
+    def something_befalls_the_giver(self, what: str) -> None:
+        if what == "room":
+            self.failures.clear()
+        elif what == "no room for long":  # longer than it has patience: what it may not say, it gives up
+            self.failures.extend(["no room"] * 1000)
+            self.disturbed = True
+        elif what == "death":
+            self.giver_dies()
+        else:
+            self.failures.append(what)
+
     def giver_dies(self) -> None:
         self.giver_lives = False
         self.copies.clear()
@@ -472,9 +478,11 @@ class Lane(RuleBasedStateMachine):
             self.taking.received()
             self.say(self.taking.report(len(self.owned)))
 
-    @precondition(lambda self: self.receiver_lives)
-    @rule()
-    def receiver_dies(self) -> None:
+    @precondition(lambda self: self.receiver_lives and self.every)
+    @rule(dies=st.sampled_from([False, False, True]))
+    def receiver_dies(self, dies: bool) -> None:
+        if not dies:
+            return
         self.receiver_lives = False
         self.held.clear()
         self.owned.clear()
@@ -501,7 +509,7 @@ class Lane(RuleBasedStateMachine):
 
     @rule()
     def nothing_happens(self) -> None:
-        pass
+        """There is always a rule."""
 
     def teardown(self) -> None:
         """All is read to the end: every connection has one owner, or is closed; the living hold what they own."""
@@ -530,7 +538,7 @@ class Lane(RuleBasedStateMachine):
 
 
 TestLane = Lane.TestCase
-TestLane.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLane.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 # Routing.
