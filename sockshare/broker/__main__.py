@@ -17,15 +17,13 @@ from sockshare.kernel import logfile
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 
+from . import memory
 from .hostlink import HostLink
 from .server import Broker
 from .sparing import Sparing
 
 log = logging.getLogger("sockshare.broker")
 
-#: Bytes of data that the broker may use. A ZeroMQ peer can make it buffer without end; then it dies of this instead of
-#: taking the machine along, and is started anew.
-_MEMORY = 1 << 30
 #: The exit status of a broker that can't go on.
 _FAILED = 1
 
@@ -33,6 +31,7 @@ _FAILED = 1
 async def serve(link: socket.socket) -> int:
     """Serve until the host ends, or until this broker can't serve it any more; the exit status."""
     loop = asyncio.get_running_loop()
+    memory.watch(loop)
     ended: asyncio.Future[int] = loop.create_future()
     brokers: list[Broker] = []
 
@@ -80,13 +79,14 @@ def main() -> int:
     link.add_argument("--link", metavar="PATH", help="the link: where the host listens for it")
     arguments = parser.parse_args()
     output = logfile.of_stderr()
+    output.addFilter(memory.NoMemory())
     output.addFilter(Sparing())
     logfile.sparingly()
     logging.basicConfig(level=logging.INFO, format=logfile.FORMAT, handlers=[output])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # libzmq aborts the process that accepts without a free descriptor (libzmq issue 1306).
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    memory.limit()
     if arguments.link is None:
         return _run(socket.socket(fileno=arguments.link_fd))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any
 
 from sockshare.core import diagnosis
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
-from sockshare.core.visibility import visible_findings
 from sockshare.kernel import processes
 from sockshare.kernel.features import features
 
@@ -19,9 +18,9 @@ from .status import status_document
 
 
 async def examine(
-    state: State, reloading: Reloading, retirements: Retirements, host: HostLink, own: Collection[str] | None
-) -> list[Finding]:
-    """Everything that is to be said now, the worst first, to the user of the programs *own* (`core.visibility`)."""
+    state: State, reloading: Reloading, retirements: Retirements, host: HostLink
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Every finding, the worst first, and the document of `status` that it is about."""
     silent = None
     try:
         await host.ask("processes")
@@ -34,7 +33,7 @@ async def examine(
             holder["refusal"] = state.observer.refusal(holder["pid"])
     missing = [(one.name, one.without) for one in features() if not one.present]
     found = diagnosis.findings({**facts, "silent": silent, "impossible": state.observer.impossible, "kernel": missing})
-    return visible_findings(found, facts, own)
+    return found, facts
 
 
 def _has(pid: int, inode: int) -> bool | None:

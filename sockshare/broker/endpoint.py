@@ -18,12 +18,16 @@ import zmq
 from sockshare.core import versions
 from sockshare.core.errors import ProtocolError, SockshareError
 
+from .memory import end_without
+
 log = logging.getLogger(__name__)
 
 #: A longer message is refused by ZeroMQ itself.
 LONGEST_MESSAGE = 65536
 #: Messages answered before other work of the loop gets its turn.
-_BATCH = 256
+_BATCH = 64
+#: Messages of one connection that wait unread in here; what else it sends stays in the kernel, and with it.
+_UNREAD = 64
 
 # As plain numbers: pyzmq's flags are enums, whose operators would be a good part of a message's time.
 _NOW, _MORE, _INPUT = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
@@ -70,9 +74,10 @@ class Endpoint:
     """The ROUTER socket, in the running loop."""
 
     def __init__(
-        self, listener: int, path: str, uids: Iterable[int], answer: Callable[[Caller, Request], None]
+        self, listener: int, path: str, uids: Iterable[int], answer: Callable[[Caller, Request, int], None]
     ) -> None:
-        """Serve *listener*, bound at *path*, to the *uids* (none: to all); each request is given to *answer*."""
+        """Serve *listener*, bound at *path*, to the *uids* (none: to all); each request is given to *answer*, with its
+        length in bytes."""
         self._loop = asyncio.get_running_loop()
         self._answer = answer
         self._decode = msgspec.json.Decoder(Request).decode
@@ -82,6 +87,7 @@ class Endpoint:
         # Never ROUTER_HANDOVER: it lets a client take over another's answers. An answer to nobody is an error.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_MESSAGE)
+        self._socket.setsockopt(zmq.RCVHWM, _UNREAD)
         self._socket.setsockopt(zmq.BACKLOG, 4096)
         for uid in uids:
             self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
@@ -93,18 +99,20 @@ class Endpoint:
         self._readable()
 
     def reply(self, caller: Caller, fields: dict[str, Any]) -> bool:
-        """Send *fields* to *caller*; whether it is still there."""
+        """Send *fields* to *caller*; whether it is still there, and reads what it is told."""
         try:
             self._socket.send(caller.route, _MORE)
             self._socket.send(_encode({"id": caller.id, **fields}), _NOW)
         except zmq.ZMQError as error:
+            end_without(error)
             log.debug("endpoint: no way to pid %d: %s", caller.pid, error)
             return False
-        # The descriptor of a ZeroMQ socket is edge-triggered, and sending may take the edge of what has arrived
-        # meanwhile (zmq_getsockopt(3), ZMQ_FD): look again.
-        if not self._draining and int(self._socket.getsockopt(zmq.EVENTS)) & _INPUT:
-            self._draining = True
-            self._loop.call_soon(self._readable)
+        finally:
+            # The descriptor of a ZeroMQ socket is edge-triggered, and sending, also when it fails, may take the edge of
+            # what has arrived meanwhile (zmq_getsockopt(3), ZMQ_FD): look again.
+            if not self._draining and int(self._socket.getsockopt(zmq.EVENTS)) & _INPUT:
+                self._draining = True
+                self._loop.call_soon(self._readable)
         return True
 
     def fail(self, caller: Caller, error: SockshareError) -> None:
@@ -153,7 +161,7 @@ class Endpoint:
             )
             return
         try:
-            self._answer(caller, request)
+            self._answer(caller, request, len(frame.buffer))
         except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end
             log.exception("endpoint: %s of pid %d failed", request.op, caller.pid)
             self.fail(caller, SockshareError(f"can't {request.op}: the broker has a bug ({error!r}; see its log)"))

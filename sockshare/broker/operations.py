@@ -24,7 +24,8 @@ from sockshare.core.errors import (
 from sockshare.core.readiness import Expectation
 from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
-from sockshare.core.visibility import visible
+from sockshare.core.turns import Turns
+from sockshare.core.visibility import visible, visible_findings
 from sockshare.kernel.meeting import user
 
 from . import plans
@@ -37,6 +38,7 @@ from .reloading import Reloading
 from .reloads import Reload
 from .retirements import Retirements
 from .roster import Managed
+from .shared import Shared
 from .state import State
 from .status import status_document
 
@@ -77,6 +79,9 @@ class Operations:
         self._authority = authority
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: Turns[tuple[Caller, Request]] = Turns()
+        self._documents = Shared(lambda: status_document(state, reloading, retirements, link))
+        self._findings = Shared(lambda: examine(state, reloading, retirements, link))
         introductions = handout.introductions
         self._operations: dict[str, _Operation] = {
             "receive": introductions.receive,
@@ -98,8 +103,8 @@ class Operations:
             "wake": self._wake,
         }
 
-    def answer(self, caller: Caller, request: Request) -> None:
-        """Answer *request* of *caller*, now or later."""
+    def answer(self, caller: Caller, request: Request, size: int) -> None:
+        """Answer *request* of *caller*, of *size* bytes, now or in its turn."""
         if request.op == "ticket" and request.pid is None and not self._state.mistakes:
             known = self._state.roster.known(caller.pid)
             if known is not None:  # the common case needs nobody else
@@ -109,7 +114,24 @@ class Operations:
                     self._state.refused(caller.pid, str(error))
                     self._state.fail(caller, error)
                 return
-        self._run(self._work(caller, request))
+        if self._turns.add(caller.uid, caller.pid, (caller, request), size):
+            self._begin(caller.uid)
+            return
+        log.warning("endpoint: pid %d (uid %d) asks for more than it may at once", caller.pid, caller.uid)
+        busy = f"can't {request.op[:32]}: too many requests of pid {caller.pid}, or of uid {caller.uid}, wait already"
+        self._state.fail(caller, SockshareError(busy))
+
+    def _begin(self, uid: int) -> None:
+        """Begin what the processes of *uid* may have begun."""
+        while (taken := self._turns.take(uid)) is not None:
+            self._run(self._work_in_turn(*taken[1]))
+
+    async def _work_in_turn(self, caller: Caller, request: Request) -> None:
+        try:
+            await self._work(caller, request)
+        finally:
+            self._turns.done(caller.uid, caller.pid)
+            self._begin(caller.uid)
 
     def answer_host(self, message: dict[str, Any]) -> None:
         """Answer a question of the host, which asks for who speaks to the manager: supervisord's XML-RPC."""
@@ -194,12 +216,11 @@ class Operations:
         return {}
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
-        document = await status_document(self._state, self._reloading, self._retirements, self._link)
-        return {"status": visible(document, self._own(caller))}
+        return {"status": visible(await self._documents.get(), self._own(caller))}
 
     async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
-        found = await examine(self._state, self._reloading, self._retirements, self._link, self._own(caller))
-        return {"findings": [one._asdict() for one in found]}
+        found, facts = await self._findings.get()
+        return {"findings": [one._asdict() for one in visible_findings(found, facts, self._own(caller))]}
 
     def _own(self, caller: Caller) -> set[str] | None:
         """The programs that run under the user of *caller*; None if it may see all."""
