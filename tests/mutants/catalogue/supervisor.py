@@ -1,0 +1,131 @@
+"""Bugs of `supervisor_sockshare`."""
+
+from __future__ import annotations
+
+from ..mutant import Kind, mutant
+
+_SUPERVISOR, _TESTS = "supervisor_sockshare", "tests/supervisor"
+_TWINS, _OF_TWINS = f"{_SUPERVISOR}/twins.py", f"{_TESTS}/test_twin_processes.py"
+
+SUPERVISOR = (
+    mutant(
+        "supervisord: group does not know its new configuration",
+        _TWINS,
+        "        configs[:] = [real if config.name == key else config for config in configs]\n",
+        "",
+        f"{_OF_TWINS}",
+        felt="after reread and reload, `update` stops the whole group",
+    ),
+    mutant(
+        "supervisord: workers of a killed twin stay",
+        _TWINS,
+        "        for pid in pids[1:]:\n            _kill(pid)\n",
+        "",
+        f"{_OF_TWINS}",
+        felt="workers of a version that failed go on serving",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: workers of a given-up twin stay",
+        _TWINS,
+        "                _kill(one)\n",
+        "                pass\n",
+        f"{_OF_TWINS}",
+        felt="workers of a version that failed go on serving",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: later process of a pid is killed",
+        _TWINS,
+        "if start is not None and _start_time(one) == start:",
+        "if start is not None:",
+        f"{_OF_TWINS}",
+        felt="a stranger's process is killed",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: failed start leaves its place",
+        _TWINS,
+        "            del group.processes[beside.name]\n            raise\n",
+        "            raise\n",
+        f"{_OF_TWINS}",
+        felt="`start all` starts web.next1 beside web",
+    ),
+    mutant(
+        "supervisord: old one goes though the new one is gone",
+        _TWINS,
+        '            raise CannotStart("the new process is gone")\n',
+        "            pass\n",
+        f"{_OF_TWINS}",
+        felt="the only process is stopped, and nobody serves until another one has started",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: stop signal before the program is forgotten",
+        _TWINS,
+        "        elif not is_itself:\n",
+        "        elif is_itself is None:\n",
+        f"{_OF_TWINS}",
+        felt="a process that was stopped as it started lives until SIGKILL",
+    ),
+    mutant(
+        "supervisord: twin takes another one's place",
+        _TWINS,
+        "(one for one in places if is_of(one, twin)),",
+        "iter(places),",
+        f"{_OF_TWINS}",
+        felt="of a program with several processes the wrong old one is stopped",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: retired process is started again",
+        _TWINS,
+        "            leaving.autostart = leaving.autorestart = False\n",
+        "            leaving.autostart = False\n",
+        f"{_OF_TWINS}",
+        felt="the old version runs again beside the new one",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: stopped program keeps its twin",
+        _TWINS,
+        "                    self._loop.call_later(0.0, lambda twin=twin: self._end(twin))  # type: ignore[misc]\n",
+        "                    pass\n",
+        f"{_OF_TWINS}",
+        felt="`stop web` in the middle of a reload leaves a process that serves",
+        kind=Kind.STOPPED,
+    ),
+    mutant(
+        "supervisord: anybody is a broker",
+        f"{_SUPERVISOR}/life.py",
+        "        if process is None or pid in self._waiting or pid == self._serving:",
+        "        if pid in self._waiting or pid == self._serving:",
+        f"{_TESTS}/test_link.py",
+        felt="whoever connects to the link stops and starts programs as root",
+        kind=Kind.AUTHORIZATION,
+    ),
+    mutant(
+        "supervisord: exception of ours ends supervisord",
+        f"{_SUPERVISOR}/polling.py",
+        '        log.exception("host: a callback failed; going on")\n',
+        "        raise\n",
+        f"{_TESTS}/test_polling.py",
+        felt="a bug of ours orphans everything that supervisord runs",
+    ),
+    mutant(
+        "supervisord: its reload closes the sockets",
+        f"{_SUPERVISOR}/hooks.py",
+        "                if low <= fd < high:\n",
+        "                if low < fd < low:\n",
+        f"{_TESTS}/test_hooks.py",
+        felt="`supervisorctl reload` closes every shared socket",
+    ),
+    mutant(
+        "supervisord: refused configuration closes sockets",
+        f"{_SUPERVISOR}/registry.py",
+        "            for one in made:\n                binding.remove(one.sock, one.declared.binding)\n            raise",
+        "            for one in held.values():\n                binding.remove(one.sock, one.declared.binding)\n            raise",
+        f"{_TESTS}/test_registry.py",
+        felt="an update that can't bind one new socket closes all the old ones",
+    ),
+)
