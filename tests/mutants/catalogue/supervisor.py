@@ -6,6 +6,7 @@ from ..mutant import Kind, mutant
 
 _SUPERVISOR, _TESTS = "supervisor_sockshare", "tests/supervisor"
 _TWINS, _OF_TWINS = f"{_SUPERVISOR}/twins.py", f"{_TESTS}/test_twin_processes.py"
+_IN_PROCESS = f"{_TESTS}/test_in_process.py"
 
 SUPERVISOR = (
     mutant(
@@ -13,7 +14,7 @@ SUPERVISOR = (
         _TWINS,
         "        configs[:] = [real if config.name == key else config for config in configs]\n",
         "",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="after reread and reload, `update` stops the whole group",
     ),
     mutant(
@@ -21,7 +22,7 @@ SUPERVISOR = (
         _TWINS,
         "        for pid in pids[1:]:\n            _kill(pid)\n",
         "",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="workers of a version that failed go on serving",
         kind=Kind.STOPPED,
     ),
@@ -30,7 +31,7 @@ SUPERVISOR = (
         _TWINS,
         "                _kill(one)\n",
         "                pass\n",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="workers of a version that failed go on serving",
         kind=Kind.STOPPED,
     ),
@@ -39,7 +40,7 @@ SUPERVISOR = (
         _TWINS,
         "if start is not None and _start_time(one) == start:",
         "if start is not None:",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="a stranger's process is killed",
         kind=Kind.STOPPED,
     ),
@@ -48,7 +49,7 @@ SUPERVISOR = (
         _TWINS,
         "            del group.processes[beside.name]\n            raise\n",
         "            raise\n",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="`start all` starts web.next1 beside web",
     ),
     mutant(
@@ -56,7 +57,7 @@ SUPERVISOR = (
         _TWINS,
         '            raise CannotStart("the new process is gone")\n',
         "            pass\n",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="the only process is stopped, and nobody serves until another one has started",
         kind=Kind.STOPPED,
     ),
@@ -65,7 +66,7 @@ SUPERVISOR = (
         _TWINS,
         "        elif not is_itself:\n",
         "        elif is_itself is None:\n",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="a process that was stopped as it started lives until SIGKILL",
     ),
     mutant(
@@ -73,17 +74,16 @@ SUPERVISOR = (
         _TWINS,
         "(one for one in places if is_of(one, twin)),",
         "iter(places),",
-        f"{_OF_TWINS}",
-        felt="of a program with several processes the wrong old one is stopped",
-        kind=Kind.STOPPED,
+        _OF_TWINS,
+        felt="a process has the name of another one in its environment, and is replaced under it",
     ),
     mutant(
-        "supervisord: retired process is started again",
+        "supervisord: what has ended stays in the group",
         _TWINS,
-        "            leaving.autostart = leaving.autorestart = False\n",
-        "            leaving.autostart = False\n",
-        f"{_OF_TWINS}",
-        felt="the old version runs again beside the new one",
+        "        if role is not None and process.state in _ENDED:\n            self._remove_later(process)\n        elif role is None",
+        "        if role is None",
+        _OF_TWINS,
+        felt="`start all` starts the old version beside the new one",
         kind=Kind.STOPPED,
     ),
     mutant(
@@ -91,16 +91,16 @@ SUPERVISOR = (
         _TWINS,
         "                    self._loop.call_later(0.0, lambda twin=twin: self._end(twin))  # type: ignore[misc]\n",
         "                    pass\n",
-        f"{_OF_TWINS}",
+        _OF_TWINS,
         felt="`stop web` in the middle of a reload leaves a process that serves",
         kind=Kind.STOPPED,
     ),
     mutant(
         "supervisord: anybody is a broker",
         f"{_SUPERVISOR}/life.py",
-        "        if process is None or pid in self._waiting or pid == self._serving:",
-        "        if pid in self._waiting or pid == self._serving:",
-        f"{_TESTS}/test_link.py",
+        "        process = self._process(pid)\n        if process is None or pid",
+        "        process = self._process(pid) or self._named(BROKER)\n        if process is None or pid",
+        _IN_PROCESS,
         felt="whoever connects to the link stops and starts programs as root",
         kind=Kind.AUTHORIZATION,
     ),
@@ -109,7 +109,7 @@ SUPERVISOR = (
         f"{_SUPERVISOR}/polling.py",
         '        log.exception("host: a callback failed; going on")\n',
         "        raise\n",
-        f"{_TESTS}/test_polling.py",
+        _IN_PROCESS,
         felt="a bug of ours orphans everything that supervisord runs",
     ),
     mutant(
@@ -117,7 +117,7 @@ SUPERVISOR = (
         f"{_SUPERVISOR}/hooks.py",
         "                if low <= fd < high:\n",
         "                if low < fd < low:\n",
-        f"{_TESTS}/test_hooks.py",
+        _IN_PROCESS,
         felt="`supervisorctl reload` closes every shared socket",
     ),
     mutant(
@@ -125,7 +125,7 @@ SUPERVISOR = (
         f"{_SUPERVISOR}/registry.py",
         "            for one in made:\n                binding.remove(one.sock, one.declared.binding)\n            raise",
         "            for one in held.values():\n                binding.remove(one.sock, one.declared.binding)\n            raise",
-        f"{_TESTS}/test_registry.py",
+        _IN_PROCESS,
         felt="an update that can't bind one new socket closes all the old ones",
     ),
 )
