@@ -67,7 +67,7 @@ KERNEL = (
         _CHANNEL,
         "        close_all(self._descriptors)\n",
         "",
-        f"{_TESTS}/test_channel.py",
+        f"{_TESTS}/test_descriptors.py",
         felt="supervisord loses descriptors to each broker that dies in the middle of a message",
     ),
     mutant(
