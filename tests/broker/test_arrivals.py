@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -139,5 +140,23 @@ def test_nothing_is_stalled_without_a_time_out(stall: float) -> None:
         with client(listener):
             await told.until("waits", 12)
             assert told.counts["stalled"] == 0
+
+    run(body, stall=stall)
+
+
+def test_what_came_while_nobody_looked_has_its_time_before_it() -> None:
+    """As after a suspend of the machine: what is seen then was not seen to stand, however long ago the last look was."""
+    stall = 1.0
+
+    async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        first = client(listener)
+        await told.until("waits")
+        time.sleep(stall)  # nothing of this process runs, and the holder takes what waited
+        listener.accept()[0].close()
+        with first, client(listener):
+            began = loop.time()
+            await told.until("stalled")
+            assert loop.time() - began > stall / 2
 
     run(body, stall=stall)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +134,42 @@ def test_descriptor_is_sent_when_there_is_room_although_its_owner_closed_it() ->
         assert linked.ended == []
 
     run(body)
+
+
+def test_line_of_the_journal_is_the_host_s_once_it_was_said() -> None:
+    """Also where the link had no room just then: whatever is done after it may be done by a broker that dies of it."""
+
+    async def body() -> None:
+        ours, theirs = socket.socketpair()
+        linked = Linked(theirs)
+        host = Channel(ours)
+        while not linked.link._channel.wants_write:
+            linked.link.forget("x" * 4096)
+        heard: list[dict[str, Any]] = []
+        ended = threading.Event()
+
+        def read() -> None:
+            while not ended.is_set():
+                select.select([host], [], [], 0.01)
+                with suppress(EOFError):
+                    heard.extend(message for message, _ in host.receive())
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        try:
+            linked.link.journal("key", {"x": 1})
+            linked.close()  # killed
+            await asyncio.to_thread(_until, lambda: {"type": "journal", "key": "key", "record": {"x": 1}} in heard)
+        finally:
+            ended.set()
+            reading.join()
+            host.close()
+
+    run(body)
+
+
+def _until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -134,3 +135,20 @@ def test_circusd_does_nothing_that_it_was_asked_too_long_ago() -> None:
     assert time.monotonic() < asked < time.monotonic() + 5.1
     with pytest.raises(MessageError, match="too long ago"):
         Sockshare().execute(None, {"op": "start", "name": "web", "before": time.monotonic() - 0.001})
+
+
+def test_later_process_of_a_pid_is_not_taken_for_the_managed_one() -> None:
+    """circusd is asked anew: who has the pid now may be anybody."""
+    stage = Stage()
+    pid = os.getpid()
+    told = {"wid": 1, "pid": pid, "started": 0.0, "stopping": False, "held": False, "newcomer": None}
+    stage.verbs.refresh(lambda: None, lambda refusal: None)
+    stage.say(status="ok", watchers={"web": {"processes": [told]}}, sockets=[])
+    stage.verbs.whois(pid, Answer(stage.answers.append))
+    assert stage.answers == [{"ok": True, "process": {"program": "web", "process": "web:1", "pid": pid}}]
+    managed = stage.verbs._managed
+    managed[pid] = managed[pid]._replace(start=managed[pid].start - 1)
+    stage.verbs.whois(pid, Answer(stage.answers.append))
+    stage.say(status="ok", watchers={}, sockets=[])
+    assert stage.ops == ["processes", "processes"]
+    assert stage.answers[1:] == [{"ok": True, "process": None}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -61,3 +62,15 @@ def test_memory_still_serves_when_file_cannot_be_written(tmp_path: Path, caplog:
     journal = saved(tmp_path / "gone" / "journal.json")
     assert journal.records == {"a": {"x": 1}, "b": {"y": [2]}}
     assert "can't write" in caplog.text
+
+
+def test_file_is_replaced_whole(tmp_path: Path) -> None:
+    """Who is killed while he writes leaves the file before: what a reader has open is never written to."""
+    path, kept = tmp_path / "journal.json", tmp_path / "kept"
+    journal = saved(path)
+    os.link(path, kept)
+    before = kept.read_bytes()
+    journal.put("a", {"x": 2})
+    journal.save()
+    assert kept.read_bytes() == before
+    assert Journal(str(path), "1-1").records["a"] == {"x": 2}

@@ -75,3 +75,14 @@ def test_long_message_arrives_in_one_piece(ends: tuple[Channel, socket.socket]) 
         got = channel.receive()
     assert [one for one, _ in got] == [message]
     sender.close()
+
+
+@pytest.mark.parametrize("count", [b"1", b"-1", b'"x"', b"99999999999"])
+def test_descriptors_that_did_not_come_are_an_error_of_the_protocol(
+    ends: tuple[Channel, socket.socket], count: bytes
+) -> None:
+    """One that its caller expects; what is announced is not waited for."""
+    channel, other = ends
+    other.sendall(b'{"type": "keep", "fds": ' + count + b"}\n")
+    with pytest.raises(ProtocolError, match="announced"):
+        channel.receive()

@@ -1,0 +1,312 @@
+"""Reloads and retirements: what they do of what the rules say, in which order; their services only write it down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sockshare.broker.drain import Address
+from sockshare.broker.endpoint import Caller
+from sockshare.broker.hostlink import HostLink
+from sockshare.broker.introductions import Introductions
+from sockshare.broker.reloading import Reloading
+from sockshare.broker.reloads import Reload, Services
+from sockshare.broker.retirements import Retirement
+from sockshare.broker.roster import Known, Managed
+from sockshare.broker.state import State
+from sockshare.core.readiness import Evidence, Expectation
+from sockshare.core.steps import Plan, Process
+from sockshare.kernel.peers import Identity
+
+# No process has these pids: the largest there can be is 4194304 (proc(5)).
+OLD, NEW = Process(5000011, "web:1"), Process(5000021, "web:2")
+PLAN = Plan("web", "key", (OLD,), 1, 30.0, 0.0, 0.0, 30.0, "nothing")
+CALLER = Caller(b"command", 1, 0, 1)
+DEADLINE = 20.0
+
+
+class World:
+    """What a reload works with; `done` is what it did, in order."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Any, ...]] = []
+        self.addresses: list[Address] = []
+        self.new = NEW  # what the manager starts
+        self.answers = asyncio.Event()  # whether the manager does
+        self.answers.set()
+        self._managed: dict[int, Managed] = {}
+
+    # The host.
+
+    def journal(self, key: str, record: dict[str, Any] | None) -> None:
+        self.done.append(("journal", key, record and record.get("rollout", record).get("state")))
+
+    async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        self.done.append((verb, fields))
+        await self.answers.wait()
+        return {"pid": self.new.pid, "process": self.new.name} if verb == "start" else {}
+
+    # The roster, the observer, the introductions.
+
+    def enter(self, pid: int, program: str, name: str) -> Managed:
+        return self._managed.setdefault(pid, Managed(pid, program, name, 1))
+
+    def managed(self, pid: int) -> Managed | None:
+        return self._managed.get(pid)
+
+    def begin_generation(self, program: str) -> None: ...
+
+    def note(self, managed: Managed) -> None: ...
+
+    def end_of(self, pid: int) -> str:
+        return "has died"
+
+    def let_go(self, pid: int) -> None: ...
+
+    def stay(self, pid: int) -> None: ...
+
+    # The registrations.
+
+    def evidence(self, managed: Managed, sockets: Iterable[str]) -> Evidence:
+        return Evidence(frozenset(), frozenset())
+
+    def suspend(self, pid: int, sockets: Iterable[str], successor: int | None = None) -> str:
+        self.done.append(("suspend", pid))
+        return "suspended"
+
+    def resume(self, pid: int, sockets: Iterable[str]) -> int:
+        self.done.append(("resume", pid))
+        return 1
+
+    def hold_back(self, pid: int) -> None: ...
+
+    def let_in(self, pid: int) -> None: ...
+
+    def is_held_back(self, pid: int, sockets: Iterable[str]) -> bool:
+        return True
+
+    @property
+    def services(self) -> Services:
+        one = cast(Any, self)
+        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell)
+
+    def _tell(self, caller: Caller, fields: dict[str, Any]) -> bool:
+        self.done.append(("told", fields.get("event", {}).get("step"), fields))
+        return True
+
+    # What a test wants to know.
+
+    def asked(self, verb: str) -> list[dict[str, Any]]:
+        """The fields of each question *verb* to the manager."""
+        return [one[1] for one in self.done if one[0] == verb]
+
+    def before(self, what: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What was done before *what*, the last of its kind."""
+        last = max(at for at, one in enumerate(self.done) if one[: len(what)] == what)
+        return self.done[:last]
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DEADLINE
+        while not condition():
+            assert loop.time() < deadline, f"not within {DEADLINE} s: {what}; {self.done}"
+            await asyncio.sleep(0.002)
+
+
+class Case:
+    """One reload of *plan*, or another *kind* of it."""
+
+    def __init__(self, world: World, plan: Plan = PLAN, kind: type[Reload] = Reload) -> None:
+        self.world = world
+        expectation = Expectation("hold", frozenset(("web",)), Evidence(frozenset(), frozenset()))
+        self.answers: list[dict[str, Any]] = []
+        self.reload = kind(world.services, plan, expectation, self._ended)
+        self.reload.follow(CALLER)
+        self.reload.begin()
+
+    def _ended(self, reload: Reload, answer: dict[str, Any]) -> None:
+        self.world.done.append(("ended",))
+        self.answers.append(answer)
+
+    async def comes_to(self, step: str) -> None:
+        await self.world.until(lambda: self.reload.step == step, step)
+
+    def dies(self, process: Process) -> None:
+        self.reload.died(Known(Identity(process.pid, 1, 1), -1, self.world.managed(process.pid)))
+
+
+def play(body: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await body(World())
+
+    asyncio.run(main())
+
+
+def test_old_one_is_suspended_once_more_before_it_is_stopped() -> None:
+    """A worker may have been forked, and have registered, since the switch."""
+
+    async def body(world: World) -> None:
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        assert world.before(("settle",)).count(("suspend", OLD.pid)) == 2
+        case.dies(OLD)
+        await world.until(lambda: case.answers, "it is over")
+        assert case.answers[0]["result"] == "ok"
+
+    play(body)
+
+
+@pytest.mark.parametrize(
+    ("effect", "state"),
+    [(("start",), "start"), (("suspend", OLD.pid), "switch"), (("settle",), "stop"), (("resume", OLD.pid), "undo")],
+)
+def test_where_it_stands_is_recorded_before_anything_is_done(effect: tuple[Any, ...], state: str) -> None:
+    """A broker that is killed in between is followed by one that does it again, or undoes it."""
+
+    async def body(world: World) -> None:
+        # An undo needs a new one that dies before the old one has its signal.
+        case = Case(world, PLAN._replace(quiesce=60.0) if state == "undo" else PLAN)
+        if state == "undo":
+            await case.comes_to("quiesce")
+            case.dies(NEW)
+        await world.until(lambda: any(one[: len(effect)] == effect for one in world.done), state)
+        first = next(at for at, one in enumerate(world.done) if one[: len(effect)] == effect)
+        lines = [one for one in world.done[:first] if one[0] == "journal"]
+        assert lines[-1] == ("journal", "reload:web", state)
+
+    play(body)
+
+
+def test_outcome_is_kept_before_the_command_is_told() -> None:
+    """Whoever was told must find it so when he asks again."""
+
+    async def body(world: World) -> None:
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        case.dies(OLD)
+        await world.until(lambda: world.done[-1][0] == "told" and world.done[-1][2].get("ok"), "the command is told")
+        assert ("ended",) in world.done
+
+    play(body)
+
+
+def test_new_one_that_is_given_up_has_its_time() -> None:
+    """It drains itself on its stop signal: the manager is to wait as long for it as it may need."""
+
+    async def body(world: World) -> None:
+        # This process has a handler for SIGINT, which is looked up.
+        world.new = Process(os.getpid(), "web:2")
+        case = Case(world, PLAN._replace(ready_hold=60.0, stop_signal=int(signal.SIGINT), stop_timeout=7.5))
+        await case.comes_to("hold")
+        case.reload.cancel("the command was interrupted")
+        await world.until(lambda: world.asked("settle"), "it is given up")
+        (fields,) = world.asked("settle")
+        assert (fields["kill"], fields["retire"], fields["patience"]) == (True, [world.new.pid], 7.5)
+        case.dies(world.new)
+        await world.until(lambda: case.answers, "it is over")
+
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        play(body)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def connection() -> Iterator[tuple[Address, socket.socket, socket.socket]]:
+    """Where we listen, and the two ends of a connection there: the client's, and ours."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            server, _ = listener.accept()
+            with server:
+                host, port = listener.getsockname()
+                yield Address(int(listener.family), port, host), client, server
+
+
+def drains() -> bool:
+    return any(thread.name.startswith("drain") for thread in threading.enumerate())
+
+
+def test_old_one_keeps_its_connections_when_the_reload_is_undone() -> None:
+    """From the moment at which it is resumed, not only once the new one is gone for good."""
+
+    async def body(world: World) -> None:
+        with connection() as (address, client, server):
+            world.addresses = [address]
+            here = Process(os.getpid(), "web:1")
+            plan = PLAN._replace(old=(here,), drain="it would die of its stop signal", drain_timeout=60.0)
+            case = Case(world, plan)
+            client.sendall(b"request")  # so it is busy
+            await case.comes_to("drain")
+            world.answers.clear()
+            case.dies(NEW)
+            await world.until(lambda: ("resume", here.pid) in world.done, "it is resumed")
+            assert server.recv(100) == b"request"
+            server.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+            server.setblocking(False)
+            await world.until(lambda: not drains() or ended(server), "nobody looks after its connections")
+            assert not ended(server)
+            world.answers.set()
+            await world.until(lambda: case.answers, "it is over")
+
+    play(body)
+
+
+def ended(sock: socket.socket) -> bool:
+    """Whether the end of file is there to read."""
+    try:
+        return sock.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_manager_goes_on_when_its_own_replacement_serves() -> None:
+    """It is told to stop the one that it holds, and to kill nobody."""
+
+    async def body(world: World) -> None:
+        Case(world, PLAN._replace(newcomer=NEW), Retirement)
+        await world.until(lambda: world.asked("release"), "it is released")
+        (fields,) = world.asked("release")
+        assert (fields["pid"], fields["keep"], fields["kill"]) == (OLD.pid, False, [])
+
+    play(body)
+
+
+def test_manager_keeps_what_it_holds_when_its_replacement_fails() -> None:
+    """The one that failed goes instead."""
+
+    async def body(world: World) -> None:
+        case = Case(world, PLAN._replace(newcomer=NEW, quiesce=60.0), Retirement)
+        await case.comes_to("quiesce")
+        case.dies(NEW)
+        await world.until(lambda: world.asked("release"), "it is released")
+        (fields,) = world.asked("release")
+        assert (fields["pid"], fields["keep"], fields["kill"]) == (OLD.pid, True, [NEW.pid])
+
+    play(body)
+
+
+def test_outcome_is_in_the_journal_before_the_reload_is_out_of_it() -> None:
+    """Killed between the two, the next broker would not know of it, and a command that asks again begin another."""
+
+    async def body(world: World) -> None:
+        nothing = SimpleNamespace()
+        reloading = Reloading(cast(State, nothing), cast(Introductions, nothing), cast(HostLink, world), {})
+        reload = cast(Reload, SimpleNamespace(program="web", key="key"))
+        reloading.running["web"] = reload
+        reloading.ended(reload, {"result": "ok"})
+        assert [one[1] for one in world.done] == ["last:web", "reload:web"]
+        assert reloading.last["web"]["answer"] == {"result": "ok"}
+
+    play(body)

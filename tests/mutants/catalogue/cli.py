@@ -1,0 +1,66 @@
+"""Bugs of `sockshare.cli`."""
+
+from __future__ import annotations
+
+from ..mutant import mutant
+
+_CLI, _TESTS = "sockshare/cli", "tests/cli"
+
+CLI = (
+    mutant(
+        "cli: descriptors are placed one over the other",
+        f"{_CLI}/exec.py",
+        "moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST + len(fds)) for fd in fds]",
+        "moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds]",
+        f"{_TESTS}/test_exec.py",
+        felt="a program with two sockets has one of them twice",
+    ),
+    mutant(
+        "cli: LISTEN_PID is the parent's",
+        f"{_CLI}/exec.py",
+        'environment["LISTEN_PID"] = str(os.getpid())',
+        'environment["LISTEN_PID"] = str(os.getppid())',
+        f"{_TESTS}/test_exec.py",
+        felt="servers of sd_listen_fds find no socket",
+    ),
+    mutant(
+        "cli: manager's NOTIFY_SOCKET is passed on",
+        f"{_CLI}/exec.py",
+        '"LISTEN_FDNAMES", "NOTIFY_SOCKET"})',
+        '"LISTEN_FDNAMES"})',
+        f"{_TESTS}/test_exec.py",
+        felt="a program tells systemd that its manager is ready",
+    ),
+    mutant(
+        "cli: failed reload exits 0",
+        f"{_CLI}/reload.py",
+        '            self.printer.quote(str(answer.get("stderr") or ""))\n        return status\n',
+        '            self.printer.quote(str(answer.get("stderr") or ""))\n        return ExitStatus.OK\n',
+        f"{_TESTS}/test_commands.py",
+        felt="a deploy script goes on after a reload that was rolled back",
+    ),
+    mutant(
+        "cli: reload is not asked for again",
+        f"{_CLI}/reload.py",
+        "                for question in self._questions:\n                    self._dialogue.repeat(question)\n",
+        "",
+        f"{_TESTS}/test_commands.py",
+        felt="the command hangs when the broker is killed",
+    ),
+    mutant(
+        "cli: suspended process serves",
+        f"{_CLI}/status.py",
+        'if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))',
+        'if any(holder.get("ready") for holder in entry.get("holders", ()))',
+        f"{_TESTS}/test_commands.py",
+        felt="status exits 0 while nobody accepts",
+    ),
+    mutant(
+        "cli: second interrupt cancels once more",
+        f"{_CLI}/reload.py",
+        "                if self._cancelled:\n",
+        "                if not self._questions:\n",
+        f"{_TESTS}/test_commands.py",
+        felt="Ctrl-C does not end the command",
+    ),
+)

@@ -1,0 +1,149 @@
+"""What supervisord has of us in its own process: whom it lets in, what it keeps open, and that it never raises."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from supervisor.medusa import asyncore_25 as asyncore
+
+from sockshare.core.errors import BadConfiguration
+from sockshare.core.spec import SocketSpec
+from sockshare.host.host import Host
+from sockshare.kernel import binding
+from sockshare.kernel.binding import Binding
+from supervisor_sockshare.life import Life
+from supervisor_sockshare.polling import PollLoop
+from supervisor_sockshare.program import LINK
+from supervisor_sockshare.registry import Registry
+from supervisor_sockshare.sections import BROKER, Socket
+
+
+class Poller:
+    """A poller that never sleeps."""
+
+    def poll(self, timeout: float) -> list[Any]:
+        return []
+
+
+@pytest.fixture
+def loop() -> Iterator[PollLoop]:
+    """The loop; it watches nothing afterwards."""
+    found = PollLoop()
+    yield found
+    for fd in found.descriptors():
+        found.remove_reader(fd)
+        found.remove_writer(fd)
+
+
+def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -> None:
+    """Who is a broker the kernel says, by its pid; root's other processes may connect, and are not heard."""
+    served: list[socket.socket] = []
+    host = SimpleNamespace(serve=served.append, drain=lambda: None)
+    with subprocess.Popen(["/bin/sleep", "1000"]) as other:
+        broker = SimpleNamespace(pid=other.pid, state=20)
+        group = SimpleNamespace(processes={BROKER: broker})
+        life = Life(loop, lambda: SimpleNamespace(process_groups={BROKER: group}), cast(Host, host), str(tmp_path))
+        life.open()
+        try:
+            for ours, expected in ((False, 0), (True, 1)):
+                broker.pid = os.getpid() if ours else other.pid
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(10)
+                    sock.connect(str(tmp_path / LINK))
+                    for watch in list(asyncore.socket_map.values()):
+                        watch.handle_read_event()
+                    assert len(served) == expected
+                    if not ours:
+                        assert sock.recv(1) == b""
+        finally:
+            life.close()
+            for sock in served:
+                sock.close()
+            other.kill()
+
+
+def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """It would end supervisord, and orphan what it runs. What is due besides is done all the same."""
+    poller, done = Poller(), []
+    loop.attach(poller)
+    loop.call_later(0.0, lambda: 1 / 0)
+    loop.call_later(0.0, lambda: done.append("timer"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.add_reader(ours.fileno(), lambda: 1 / 0)
+        loop.add_writer(ours.fileno(), lambda: 1 / 0)
+        with caplog.at_level(logging.ERROR):
+            poller.poll(0)
+            watch = asyncore.socket_map[ours.fileno()]
+            watch.handle_read_event()
+            watch.handle_write_event()
+        loop.remove_reader(ours.fileno())
+        loop.remove_writer(ours.fileno())
+    assert done == ["timer"]
+    assert len(caplog.records) == 3
+
+
+CLEANUP = """\
+import os, sys
+from supervisor.options import ServerOptions
+from supervisor_sockshare.hooks import install, plugin
+from sockshare.core.spec import SocketSpec
+from sockshare.kernel import binding
+from supervisor_sockshare.sections import Socket
+install()
+spec = SocketSpec("web")
+address = binding.parse("unix://" + sys.argv[1])
+fillers = [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]
+plugin().registry.apply({"web": Socket(spec, binding.Binding(address), 16)})
+ours = plugin().descriptors()
+others = [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]
+options = ServerOptions()
+options.minfds = 1024
+options.cleanup_fds()
+def is_open(fd):
+    try:
+        return bool(os.fstat(fd))
+    except OSError:
+        return False
+print(all(map(is_open, ours)), len(ours), any(is_open(fd) for fd in fillers + others if fd >= 5))
+"""
+
+
+def test_sockets_are_spared_when_supervisord_closes_what_it_does_not_know(tmp_path: Path) -> None:
+    """At its own reload it closes every number from 5 on; ours are between others."""
+    ran = subprocess.run(
+        [sys.executable, "-c", CLEANUP, str(tmp_path / "web.sock")], capture_output=True, text=True, timeout=60
+    )
+    assert ran.stdout.split() == ["True", "1", "False"], ran.stderr
+
+
+def unix(path: Path) -> Socket:
+    """The declaration of a socket at *path*."""
+    return Socket(SocketSpec(path.name), Binding(binding.parse(f"unix://{path}")), 16)
+
+
+def test_nothing_changes_when_one_of_the_new_sockets_can_not_be_bound(tmp_path: Path) -> None:
+    """What was held is held, and reachable; what was bound already of the new ones is not."""
+    registry = Registry()
+    held = {"old": unix(tmp_path / "old")}
+    registry.apply(held)
+    (tmp_path / "taken").write_text("no socket")
+    try:
+        with pytest.raises(BadConfiguration, match="taken"):
+            registry.apply({**held, "new": unix(tmp_path / "new"), "taken": unix(tmp_path / "taken")})
+        assert registry.names == {"old"}
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "old"))
+        assert not (tmp_path / "new").exists()
+    finally:
+        registry.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
