@@ -19,7 +19,7 @@ from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
 from sockshare.host.host import Host
 from sockshare.host.loop import guarded
-from sockshare.kernel import listeners, meeting
+from sockshare.kernel import closing, listeners, meeting
 from sockshare.kernel.peers import credentials
 
 from .deaths import Deaths
@@ -101,7 +101,7 @@ class Life:
     def _close_listener(self) -> None:
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
+            closing.close(self._listener)
             self._listener = None
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ class Life:
         process = self._process(pid)
         if process is None or pid in self._waiting or pid == self._serving:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
-            sock.close()
+            closing.close(sock)
             return
         self._deaths.watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sockshare.core.errors import ProtocolError
-from sockshare.kernel import listeners
+from sockshare.kernel import closing, listeners
 from sockshare.kernel.channel import Channel, Message
 from sockshare.kernel.descriptors import close_all
 
@@ -108,7 +108,7 @@ class Host:
         old = list(self._listeners.values())
         self._listen()
         for sock in old:
-            sock.close()
+            closing.close(sock)
         self._notify.renew()
         self._journal.save(anew=True)
         self._nonsense()  # listeners come with the hello only
@@ -209,7 +209,7 @@ class Host:
         """Close everything. What a later host of the same manager needs (journal, notify paths) stays on disk."""
         self.drain()
         for name, sock in self._listeners.items():
-            sock.close()
+            closing.close(sock)
             try:
                 os.unlink(os.path.join(self._directory, name))
             except FileNotFoundError:

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from sockshare.kernel import listeners
+from sockshare.kernel import closing, listeners
 from sockshare.kernel.peers import pidfd_open
 
 from .loop import Loop, guarded
@@ -74,7 +74,7 @@ class NotifySockets:
         """
         for pid, (sock, pidfd) in list(self._sockets.items()):
             self._sockets[pid] = (listeners.make(self.path(pid), socket.SOCK_DGRAM), pidfd)
-            sock.close()
+            closing.close(sock)
 
     @property
     def sockets(self) -> dict[int, socket.socket]:
@@ -92,7 +92,7 @@ class NotifySockets:
         self._loop.remove_reader(pidfd)  # first: it stays readable
         del self._sockets[pid]
         os.close(pidfd)
-        sock.close()
+        closing.close(sock)
 
     def close(self) -> None:
         """Close all, and leave their paths for the next host."""

@@ -1,0 +1,73 @@
+"""The notify sockets that a host keeps: who may send to them, and that their end waits for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sockshare.host.notify import NotifySockets
+from sockshare.kernel import closing, listeners
+from tests.host.test_host import SLEEPER, until
+from tests.support.circusd import wait_until
+from tests.support.strangers import SOMEBODY, Stranger, strangers
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")
+Starter = Callable[..., Stranger]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that other users may pass through."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as name:
+        os.chmod(name, 0o711)
+        yield Path(name)
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    with strangers() as starter:
+        yield starter
+
+
+def run(body: Callable[[NotifySockets], Coroutine[Any, Any, None]], directory: Path) -> None:
+    """Run *body* with notify sockets in a loop of its own; nothing is left to close."""
+
+    async def play() -> None:
+        sockets = NotifySockets(asyncio.get_running_loop(), str(directory))
+        try:
+            await body(sockets)
+        finally:
+            sockets.close()
+
+    asyncio.run(play())
+    wait_until(lambda: not closing.unfinished(), 10, "everything is closed")
+
+
+def test_host_goes_on_when_a_process_dies_whose_socket_is_full_of_lingering_connections(
+    directory: Path, start: Starter
+) -> None:
+    """To close what nobody has read takes an hour each, where the kernel can't refuse it: not in this loop."""
+
+    async def body(sockets: NotifySockets) -> None:
+        process = subprocess.Popen(SLEEPER)
+        try:
+            listeners.accept_descriptors(sockets.open(process.pid))
+            path = sockets.path(process.pid)
+            stranger = start(SOMEBODY, "linger", 3, path)
+            assert await asyncio.to_thread(stranger.done) == 3
+            process.kill()
+            await until(lambda: not os.path.exists(path), "the socket goes with its process")
+            assert closing.unfinished() == 1
+            stranger.close()
+        finally:
+            process.kill()
+            process.wait()
+
+    run(body, directory)
