@@ -16,6 +16,8 @@ from .hostlink import HostLink
 #: as often as it likes, and so would have circusd do nothing else. Of so many at most.
 _STRANGE_FOR = 1.0
 _STRANGERS = 1024
+#: Seconds from one journal line about what a process says of itself to the next.
+_NOTE_EVERY = 0.5
 
 
 class Managed:
@@ -62,6 +64,7 @@ class Roster:
         self._asking: dict[int, asyncio.Task[Known]] = {}
         self._strangers: dict[int, tuple[Known, float]] = {}  # until when
         self._managed: dict[int, Managed] = {}
+        self._noted: set[int] = set()  # pids of those that `note_soon` has noted a moment ago
         self._facts = {int(key[8:]): record for key, record in journal.items() if key.startswith("process:")}
         self._generations = {
             key[11:]: int(record["last"]) for key, record in journal.items() if key.startswith("generation:")
@@ -177,8 +180,25 @@ class Roster:
             "status": managed.status,
             "warning": managed.warning,
         }
-        self._facts[managed.pid] = record
-        self._host.journal(f"process:{managed.pid}", record)
+        if self._facts.get(managed.pid) != record:
+            self._facts[managed.pid] = record
+            self._host.journal(f"process:{managed.pid}", record)
+
+    def note_soon(self, managed: Managed) -> None:
+        """As `note`, for what may change very often: the journal gets a line every `_NOTE_EVERY` seconds at most.
+
+        The first change is noted at once, the last one of many so much later at most.
+        """
+        if managed.pid not in self._noted:
+            self.note(managed)
+            self._noted.add(managed.pid)
+            self._loop.call_later(_NOTE_EVERY, self._note_again, managed.pid)
+
+    def _note_again(self, pid: int) -> None:
+        self._noted.remove(pid)
+        managed = self._managed.get(pid)
+        if managed is not None and self._facts[pid]["status"] != managed.status:
+            self.note_soon(managed)
 
     def begin_generation(self, program: str, pids: Iterable[int] = ()) -> None:
         """Processes of *program* that are first seen from now on belong to a new generation, and *pids* do."""
