@@ -59,7 +59,7 @@ class Queue(NamedTuple):
     backlog: int
 
 
-def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
+def make(path: str, kind: int, *, mode: int = 0o666, owner: int | None = None) -> socket.socket:
     """A non-blocking, close-on-exec ``AF_UNIX`` socket at *path*, which listens unless *kind* is ``SOCK_DGRAM``.
 
     Whatever was at *path* is replaced in one step: a client that comes meanwhile meets the old socket or the new one,
@@ -94,6 +94,8 @@ def make(path: str, kind: int, *, mode: int = 0o666) -> socket.socket:
         sock.bind(aside)
         try:
             os.chmod(aside, mode)  # what the umask took away; nobody knows the name yet
+            if owner is not None:
+                os.chown(aside, owner, -1)
             if kind != socket.SOCK_DGRAM:
                 sock.listen(BACKLOG)
             os.rename(aside, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,7 +17,7 @@ from sockshare.host.notify import NotifySockets
 from sockshare.kernel import closing, listeners
 from tests.host.test_host import SLEEPER, until
 from tests.support.circusd import wait_until
-from tests.support.strangers import SOMEBODY, Stranger, strangers
+from tests.support.strangers import NOBODY, READY, SOMEBODY, Stranger, strangers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")
 Starter = Callable[..., Stranger]
@@ -71,3 +72,41 @@ def test_host_goes_on_when_a_process_dies_whose_socket_is_full_of_lingering_conn
             process.wait()
 
     run(body, directory)
+
+
+@pytest.mark.parametrize(
+    ("uid", "allowed"),
+    [
+        pytest.param(0, {0: 1, NOBODY: 1, SOMEBODY: 1}, id="root may become anybody"),
+        pytest.param(NOBODY, {0: 1, NOBODY: 1, SOMEBODY: 0}, id="nobody can't"),
+    ],
+)
+def test_kernel_keeps_other_users_out_where_the_process_stays_what_it_is(
+    directory: Path, start: Starter, uid: int, allowed: dict[int, int]
+) -> None:
+    """Also where the socket is made anew; and none can send a descriptor, where the kernel can refuse that."""
+
+    async def body(sockets: NotifySockets) -> None:
+        leader = start(uid, "lead")
+        assert await asyncio.to_thread(leader.done) == "leads"
+        for _ in range(2):
+            sock = sockets.open(leader.pid)
+            for other, taken in allowed.items():
+                assert await asyncio.to_thread(start(other, "say", READY, sockets.path(leader.pid)).done) == taken
+            refuses = closing.refuses_descriptors(sock)
+            own = start(uid, "linger", 1, sockets.path(leader.pid))
+            assert await asyncio.to_thread(own.done) == int(not refuses)
+            assert len(received(sock)) == sum(allowed.values()) + int(not refuses)
+            own.close()
+            sockets.renew()
+
+    run(body, directory)
+
+
+def received(sock: socket.socket) -> list[bytes]:
+    found = []
+    try:
+        while True:
+            found.append(sock.recv(100))
+    except BlockingIOError:
+        return found
