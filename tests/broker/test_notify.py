@@ -101,7 +101,9 @@ def test_tree_is_heard(directory: Path, start: Starter, uid: int, session: bool)
 
     async def body(scene: Scene) -> None:
         scene.listen()
-        ways = ("self", "child", "child that stays", "daemon", "daemon that stays")
+        ways = ["self", "child", "child that stays", "daemon", "daemon that stays"]
+        if uid == 0 == os.geteuid() and session:
+            ways.append("daemon of another user")  # and of another group: the session can't be left so
         for way in ways:
             scene.leader.tell(way, f"STATUS={way}", scene.path)
         await scene.until(lambda: len(scene.heard) + len(scene.refused) == len(ways))
@@ -278,6 +280,29 @@ def test_kernel_refuses_descriptors_where_it_can(directory: Path, start: Starter
         await scene.until(lambda: scene.heard)
         assert not scene.refused
         assert not closing.unfinished()
+
+    play(directory, start(os.geteuid(), "lead", session=True), body)
+
+
+def test_others_have_their_turn_however_much_comes(directory: Path, start: Starter) -> None:
+    """A socket in which there is always more is read some at a time."""
+
+    async def body(scene: Scene) -> None:
+        count = 0
+
+        def refused(pid: int, uid: int, reason: str) -> None:
+            nonlocal count
+            count += 1
+            if count < 1000:
+                sock.sendto(b"STATUS=more", scene.path)
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            fd = os.dup(scene.sock.fileno())
+            scene.listener = NotifySocket(fd, scene.leader.pid, scene.heard.append, refused)
+            sock.sendto(b"STATUS=first", scene.path)
+            await scene.until(lambda: count)
+            assert count < 100
+            await scene.until(lambda: count == 1000)
 
     play(directory, start(os.geteuid(), "lead", session=True), body)
 

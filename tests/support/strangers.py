@@ -90,10 +90,13 @@ def lead() -> int:
             continue
         child = os.fork()
         if child == 0:
-            if how in ("daemon", "daemon that stays") and os.fork():
+            if how.startswith("daemon") and os.fork():
                 os._exit(0)
+            if how == "daemon of another user":
+                os.setpgid(0, 0)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
             notify(text, path)
-            if how in ("child that stays", "daemon that stays"):
+            if how in ("child that stays", "daemon that stays", "daemon of another user"):
                 sys.stdin.close()
                 os.closerange(0, 3)
                 while True:
