@@ -87,18 +87,20 @@ def test_kernel_keeps_other_users_out_where_the_process_stays_what_it_is(
     """Also where the socket is made anew; and none can send a descriptor, where the kernel can refuse that."""
 
     async def body(sockets: NotifySockets) -> None:
+        other = socket.socket(socket.AF_UNIX)
         leader = start(uid, "lead")
         assert await asyncio.to_thread(leader.done) == "leads"
         for _ in range(2):
             sock = sockets.open(leader.pid)
             for other, taken in allowed.items():
                 assert await asyncio.to_thread(start(other, "say", READY, sockets.path(leader.pid)).done) == taken
-            refuses = closing.refuses_descriptors(sock)
+            refuses = listeners.refuse_descriptors(other)  # as it can: not what it does with ours
             own = start(uid, "linger", 1, sockets.path(leader.pid))
             assert await asyncio.to_thread(own.done) == int(not refuses)
             assert len(received(sock)) == sum(allowed.values()) + int(not refuses)
             own.close()
             sockets.renew()
+        other.close()
 
     run(body, directory)
 
