@@ -25,7 +25,7 @@ from sockshare.host import absence
 from sockshare.host.host import Host
 from sockshare.host.life import BEGINS_WITHIN, LONGEST_PAUSE, growing
 from sockshare.host.loop import Timer, guarded
-from sockshare.kernel import listeners, meeting
+from sockshare.kernel import closing, listeners, meeting
 from sockshare.kernel.directory import Directory
 from sockshare.kernel.peers import credentials
 
@@ -117,7 +117,7 @@ class Life:
     def _close_listener(self) -> None:
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
+            closing.close(self._listener)
             self._listener = None
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Life:
         process = self._process(pid)
         if process is None or pid in self._waiting or pid == self._serving:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
-            sock.close()
+            closing.close(sock)
             return
         self._deaths.watch(pid)
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.

@@ -23,7 +23,8 @@ import msgspec
 
 from sockshare.core.errors import ProtocolError, SockshareError
 from sockshare.core.tickets import SECRET_BYTES
-from sockshare.kernel.descriptors import Truncated, close_all, receive, send
+from sockshare.kernel import closing
+from sockshare.kernel.descriptors import Truncated, carries_descriptors, close_all, receive, send
 from sockshare.kernel.gate import is_gate
 from sockshare.kernel.listeners import accept_descriptors, refuse_descriptors
 from sockshare.kernel.peers import Peer, credentials, pidfd_of_peer
@@ -68,13 +69,14 @@ class Tickets(Protocol):
 
 
 class _Visitor:
-    __slots__ = ("deadline", "handed_out", "over", "peer", "presents", "sock")
+    __slots__ = ("deadline", "ended", "handed_out", "over", "peer", "presents", "sock")
 
     def __init__(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
         self.sock = sock
         self.peer = peer
         self.deadline = deadline
         self.handed_out: list[bytes] = []
+        self.ended = False  # nothing more will come from it
         self.over = False  # it has all that it came for
         self.presents = False  # a gate: its socket is a thread's then, to the end
 
@@ -95,8 +97,7 @@ class Door:
         self._listener.setblocking(False)
         # Accepted sockets inherit it: nobody can send us descriptors that we never asked for, such as a socket that
         # blocks in close(2).
-        if not refuse_descriptors(self._listener):
-            log.debug("door: no SO_PASSRIGHTS in this kernel; descriptors that peers send are closed unseen")
+        self._looks_first = not refuse_descriptors(self._listener)
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
@@ -114,11 +115,11 @@ class Door:
             try:
                 peer = credentials(sock)
             except OSError:
-                sock.close()
+                closing.close(sock)
                 continue
             if len(self._visitors) >= _CONNECTIONS or self._of_pid.get(peer.pid, 0) >= _CONNECTIONS_OF_ONE:
                 log.warning("door: pid %d has too many connections; one was closed", peer.pid)
-                sock.close()
+                closing.close(sock)
                 continue
             visitor = _Visitor(sock, peer, self._loop.time() + PATIENCE)
             self._visitors.add(visitor)
@@ -148,8 +149,11 @@ class Door:
         """Take what *visitor* has sent; whether it is still here."""
         try:
             while True:
+                if self._looks_first and carries_descriptors(visitor.sock):
+                    break  # to receive them is to close them, and that may take long
                 packet, _ = receive(visitor.sock, _LONGEST_PACKET)
                 if not packet:
+                    visitor.ended = True
                     break
                 self._take(visitor, packet)
                 if visitor.presents:
@@ -254,7 +258,10 @@ class Door:
         if visitor.handed_out:
             self._tickets.abandon(visitor.handed_out)
             visitor.handed_out = []
-        visitor.sock.close()
+        if visitor.ended:
+            visitor.sock.close()
+        else:
+            closing.close(visitor.sock)  # with what it may have sent
 
     def _forget(self, visitor: _Visitor) -> None:
         self._visitors.discard(visitor)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from sockshare.core.idleness import History, Sample, Verdict
-from sockshare.kernel import connections, listeners, processes, strike
+from sockshare.kernel import closing, connections, listeners, processes, strike
 from sockshare.kernel.connections import Connection
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,6 @@ class Drainer:
         self._owned: dict[int, tuple[int, int]] = {}  # inode: pid and descriptor
         self._searched = 0.0
         self._refusal = "" if self._addresses else "only TCP connections can be judged from outside"
-        # Closing a duplicate may block, with SO_LINGER for as long as its program chose.
-        self._closer = ThreadPoolExecutor(4, thread_name_prefix="close")
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="drain")
 
     def end_idle(self) -> None:
@@ -101,7 +99,6 @@ class Drainer:
             return "stopped"
         finally:
             self._looker.shutdown(wait=False)
-            self._closer.shutdown(wait=False)
 
     def _look(self) -> tuple[Left, float]:
         began = time.thread_time()
@@ -173,7 +170,7 @@ class Drainer:
         except OSError as error:
             log.debug("pid %d: connection %d: %s", pid, one.inode, error)  # its client has closed it
         finally:
-            self._closer.submit(os.close, duplicate)
+            closing.apart(lambda: os.close(duplicate))  # its program may have chosen that it lingers
 
 
 def has_connections(pid: int, addresses: Iterable[Address]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from sockshare.core.errors import NotPermitted, ProtocolError, UnknownProgram
 from sockshare.core.steps import Process
 from sockshare.core.suggest import did_you_mean
+from sockshare.kernel import closing
 from sockshare.kernel.lanes import pair
 
 from .endpoint import Caller, Request
@@ -329,7 +330,7 @@ class Introductions:
                 ticket = self._ticket(receiver.known, f"{LANE}{number}r", ends[1], None)
                 came = {"lane": ticket, "from": giver.managed.name, "pid": lane[0]}
                 if not self._state.reply(receiver.caller, {"event": came}):
-                    ends[0].close()
+                    closing.close(ends[0])
                     self._let_go(f"{LANE}{number}r")
                     self._leave(pid)  # it has closed its share, and lives
                     continue
@@ -363,7 +364,7 @@ class Introductions:
         end = self._ends.pop(name, None)
         if end is None:
             return
-        end.sock.close()
+        closing.close(end.sock)  # its giver may have sent connections already, and nobody else have it
         if end.giver is not None:
             end.giver.at_door -= 1
             self._advance(end.giver)

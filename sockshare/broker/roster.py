@@ -17,6 +17,8 @@ from .hostlink import HostLink
 #: as often as it likes, and so would have circusd do nothing else. Of so many at most.
 _STRANGE_FOR = 1.0
 _STRANGERS = 1024
+#: Seconds from one journal line about what a process says of itself to the next.
+_NOTE_EVERY = 0.5
 
 
 class Managed:
@@ -63,6 +65,7 @@ class Roster:
         self._asking: dict[int, asyncio.Task[Known]] = {}
         self._strangers: dict[int, tuple[Known, float]] = {}  # until when
         self._managed: dict[int, Managed] = {}
+        self._noted: set[int] = set()  # pids of those that `note_soon` has noted a moment ago
         self._facts = dict(records.processes)
         self._generations = dict(records.generations)
 
@@ -170,8 +173,25 @@ class Roster:
     def note(self, managed: Managed) -> None:
         """Have the journal keep what is known of *managed*."""
         facts = ProcessFacts(managed.start, managed.generation, managed.ready, managed.status, managed.warning)
-        self._facts[managed.pid] = facts
-        self._host.journal(f"process:{managed.pid}", facts)
+        if self._facts.get(managed.pid) != facts:
+            self._facts[managed.pid] = facts
+            self._host.journal(f"process:{managed.pid}", facts)
+
+    def note_soon(self, managed: Managed) -> None:
+        """As `note`, for what may change very often: the journal gets a line every `_NOTE_EVERY` seconds at most.
+
+        The first change is noted at once, the last one of many so much later at most.
+        """
+        if managed.pid not in self._noted:
+            self.note(managed)
+            self._noted.add(managed.pid)
+            self._loop.call_later(_NOTE_EVERY, self._note_again, managed.pid)
+
+    def _note_again(self, pid: int) -> None:
+        self._noted.remove(pid)
+        managed = self._managed.get(pid)
+        if managed is not None and self._facts[pid].status != managed.status:
+            self.note_soon(managed)
 
     def begin_generation(self, program: str, pids: Iterable[int] = ()) -> None:
         """Processes of *program* that are first seen from now on belong to a new generation, and *pids* do."""

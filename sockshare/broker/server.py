@@ -15,6 +15,7 @@ from sockshare.core.hello import Hello, read_programs
 from sockshare.core.records import Records
 from sockshare.core.records import read as read_records
 from sockshare.core.sdnotify import Notification
+from sockshare.kernel import closing
 from sockshare.kernel.channel import Message
 from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.peers import Peer
@@ -24,7 +25,7 @@ from .door import Door
 from .endpoint import Caller, Endpoint
 from .handout import HandOut
 from .hostlink import HostLink
-from .notify import NotifySocket
+from .notify import NotifySocket, Refused
 from .operations import Operations
 from .reloading import Reloading
 from .retirements import Retirements
@@ -137,8 +138,10 @@ class Broker:
         """*managed* said that it is ready, by *how* (client, notify)."""
         if status is not None:
             managed.status = status[:256]
-        if managed.ready is None or how == "client":
-            managed.ready = how
+        if managed.ready == how or (managed.ready is not None and how != "client"):
+            self._state.roster.note_soon(managed)
+            return
+        managed.ready = how
         self._state.roster.note(managed)
         self._reloading.said(managed)
         self._retirements.said(managed)
@@ -159,18 +162,19 @@ class Broker:
         return self._notify[managed.pid][0]
 
     def _listen_to(self, pid: int, path: str, fd: int) -> None:
-        self._notify[pid] = (path, NotifySocket(fd, lambda sender, said: self._heard(pid, sender, said)))
+        refused = Refused(self._state, pid)
+        self._notify[pid] = (path, NotifySocket(fd, pid, lambda said: self._heard(pid, said), refused))
 
-    def _heard(self, pid: int, sender: int, said: Notification) -> None:
+    def _heard(self, pid: int, said: Notification) -> None:
         managed = self._state.roster.managed(pid)
         if managed is None:
             return
-        log.debug("%s: notified by pid %d: %s", managed.name, sender, said)
+        log.debug("%s: notified: %s", managed.name, said)
         if said.ready:
             self._said(managed, "notify", said.status)
         elif said.status is not None:
             managed.status = said.status[:256]
-            self._state.roster.note(managed)
+            self._state.roster.note_soon(managed)
 
     def _died(self, known: Known) -> None:
         state = self._state
@@ -190,6 +194,9 @@ class Broker:
 
     def _expire(self) -> None:
         self._handout.expire()
+        if closing.unfinished() >= closing.MOST:
+            # Only where descriptors can't be refused. Nothing waits for them as a process ends.
+            self._end("strangers have sent descriptors that can't be closed")
         self._loop.call_later(1.0, self._expire)
 
     async def _take_up(self, records: Records, notify: dict[int, int]) -> None:

@@ -25,7 +25,7 @@ class Manager(msgspec.Struct, frozen=True):
     kind: str  # circus, supervisor
     pid: int
     uid: int
-    endpoint: str = ""  # where it takes commands by ZeroMQ; none: only through the host
+    endpoint: str | None = None  # where it takes commands by ZeroMQ; none: only through the host
 
 
 class Configuration(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import Any
 import sockshare
 from sockshare.core import versions
 from sockshare.core.errors import ProtocolError
-from sockshare.kernel import listeners
+from sockshare.kernel import closing, listeners
 from sockshare.kernel.channel import Channel, Message
 from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.directory import Directory
@@ -122,7 +122,7 @@ class Host:
         old = list(self._listeners.values())
         self._listen()
         for sock in old:
-            sock.close()
+            closing.close(sock)
         self._notify.renew()
         self._journal.save(anew=True)
         self._nonsense()  # listeners come with the hello only
@@ -235,7 +235,7 @@ class Host:
         """Close everything. What a later host of the same manager needs (journal, notify paths) stays on disk."""
         self.drain()
         for name, sock in self._listeners.items():
-            sock.close()
+            closing.close(sock)
             self.directory.unlink(name)
         self._listeners.clear()
         self._notify.close()

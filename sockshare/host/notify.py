@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from sockshare.kernel import listeners
+from sockshare.kernel import closing, listeners, processes
 from sockshare.kernel.peers import pidfd_open
 
 from .loop import Loop, guarded
@@ -58,7 +58,7 @@ class NotifySockets:
         if pid not in self._sockets:
             pidfd = pidfd_open(pid)
             try:
-                sock = listeners.make(self.path(pid), socket.SOCK_DGRAM)
+                sock = self._make(pid)
             except BaseException:
                 os.close(pidfd)
                 raise
@@ -73,8 +73,24 @@ class NotifySockets:
             OSError: As `listeners.make`.
         """
         for pid, (sock, pidfd) in list(self._sockets.items()):
-            self._sockets[pid] = (listeners.make(self.path(pid), socket.SOCK_DGRAM), pidfd)
-            sock.close()
+            self._sockets[pid] = (self._make(pid), pidfd)
+            closing.close(sock)
+
+    def _make(self, pid: int) -> socket.socket:
+        path = self.path(pid)
+        try:
+            uids = processes.uids(pid)
+        except OSError:
+            uids = frozenset({0})  # it is gone, and soon its socket
+        if len(uids) == 1 and 0 not in uids:
+            # It can't become another user, nor can what it starts: the kernel keeps all others out. A process that has
+            # root's rights may drop them, whatever for; so everybody may send to its socket.
+            owner = next(iter(uids))
+            try:
+                return listeners.make(path, socket.SOCK_DGRAM, mode=0o600, owner=owner)
+            except PermissionError:
+                pass  # we are not root, and it is another user's
+        return listeners.make(path, socket.SOCK_DGRAM)
 
     @property
     def sockets(self) -> dict[int, socket.socket]:
@@ -92,7 +108,7 @@ class NotifySockets:
         self._loop.remove_reader(pidfd)  # first: it stays readable
         del self._sockets[pid]
         os.close(pidfd)
-        sock.close()
+        closing.close(sock)
 
     def close(self) -> None:
         """Close all, and leave their paths for the next host."""

@@ -13,6 +13,7 @@ import socket
 import stat
 from typing import NamedTuple
 
+from . import closing
 from .listeners import LONGEST_PATH
 
 #: What `socket_backlog` is without a word; the kernel caps it at net.core.somaxconn (listen(2)).
@@ -29,6 +30,8 @@ _KINDS = {
 }
 SCHEMES = tuple(_KINDS)
 _PRIVATE = ".private"
+#: Seconds that closing a socket may hold its caller up: what waits on it may be connections that linger (`closing`).
+_CLOSED_WITHIN = 0.02
 
 
 class Address(NamedTuple):
@@ -192,7 +195,7 @@ def remove(sock: socket.socket, binding: Binding) -> None:
         ours = bool(path) and os.path.samefile(path, private(path))
     except OSError:  # a server has removed the private name, as it thinks it must
         ours = False
-    sock.close()
+    closing.close(sock, _CLOSED_WITHIN)
     if path:
         if ours or not _is_open(path, binding.address.kind):
             _unlink(path)

@@ -13,6 +13,9 @@ _INT = array.array("i").itemsize
 #: The most descriptors one message may carry (``SCM_MAX_FD`` of the kernel).
 MOST = 253
 
+#: Whether a socket takes descriptors from its peers: asm-generic/socket.h, Linux 6.16; the socket module has no name.
+SO_PASSRIGHTS = 83
+
 
 class Truncated(OSError):
     """Descriptors were sent that this process could not take, as when it is at its ``RLIMIT_NOFILE``; none was kept."""
@@ -55,6 +58,16 @@ def receive(sock: socket.socket, size: int, max_fds: int = 0) -> tuple[bytes, li
         close_all(fds)
         raise Truncated(errno.EMFILE, "can't receive descriptors: more came than this process may open (RLIMIT_NOFILE)")
     return data, fds
+
+
+def carries_descriptors(sock: socket.socket) -> bool:
+    """Whether descriptors come with the next message on *sock*; they are not received.
+
+    Raises:
+        OSError: As recvmsg(2); ``EAGAIN`` when there is none.
+    """
+    _, _, flags, _ = sock.recvmsg(1, 0, socket.MSG_PEEK)
+    return bool(flags & socket.MSG_CTRUNC)
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -39,7 +39,7 @@ def features() -> list[Feature]:
         Feature(
             "SO_PASSRIGHTS (Linux 6.16)",
             refuses,
-            "descriptors that clients send along are closed unseen, not refused",
+            "descriptors that strangers send are closed by threads, not refused, and may hold up ZeroMQ's own",
         ),
         Feature("freedom from Yama's ptrace_scope", scope == 0, _RESTRICTED.get(scope, "")),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import fcntl
 import os
@@ -10,13 +11,15 @@ import stat
 import struct
 from typing import NamedTuple
 
+from .descriptors import SO_PASSRIGHTS
+
 #: The longest path an ``AF_UNIX`` address holds: 108 bytes with the terminating NUL (unix(7)).
 LONGEST_PATH = 107
 
 #: The backlog of our own listeners, for a storm of 1,000 first connects (the kernel caps it at net.core.somaxconn).
 BACKLOG = 4096
 
-_SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16; the socket module does not name it
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; the socket module does not name it
 _IPPROTO_MPTCP = 262
 _SCHEMES: dict[tuple[bool, int], str] = {
     (True, socket.SOCK_STREAM): "tcp",
@@ -27,6 +30,27 @@ _SCHEMES: dict[tuple[bool, int], str] = {
 }
 _TCP_INFO_QUEUE = struct.Struct("24xII")  # tcpi_unacked, tcpi_sacked (linux/tcp.h)
 
+# A classic BPF program (linux/filter.h: code, where to go if true, if false, operand) that drops a datagram of 9 or 10
+# bytes that begins with BARRIER=1, and lets all else pass.
+_LOAD_LENGTH, _LOAD_WORD, _LOAD_BYTE = 0x80, 0x20, 0x30
+_IF_EQUAL, _IF_GREATER, _IF_AT_LEAST, _RETURN = 0x15, 0x25, 0x35, 0x06
+_NO_BARRIER = b"".join(
+    struct.pack("=HBBI", *step)
+    for step in (
+        (_LOAD_LENGTH, 0, 0, 0),
+        (_IF_AT_LEAST, 0, 8, 9),
+        (_IF_GREATER, 7, 0, 10),
+        (_LOAD_WORD, 0, 0, 0),
+        (_IF_EQUAL, 0, 5, int.from_bytes(b"BARR", "big")),
+        (_LOAD_WORD, 0, 0, 4),
+        (_IF_EQUAL, 0, 3, int.from_bytes(b"IER=", "big")),
+        (_LOAD_BYTE, 0, 0, 8),
+        (_IF_EQUAL, 0, 1, ord("1")),
+        (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+    )
+)
+
 
 class Queue(NamedTuple):
     """The connections that wait on a listener."""
@@ -35,7 +59,9 @@ class Queue(NamedTuple):
     backlog: int
 
 
-def make(path: str, kind: int, *, mode: int = 0o666, dir_fd: int | None = None) -> socket.socket:
+def make(
+    path: str, kind: int, *, mode: int = 0o666, owner: int | None = None, dir_fd: int | None = None
+) -> socket.socket:
     """A non-blocking, close-on-exec ``AF_UNIX`` socket at *path*, which listens unless *kind* is ``SOCK_DGRAM``.
 
     It is made through a descriptor of its directory: *dir_fd*, or one that is opened here. So the kernel shows it under
@@ -44,8 +70,9 @@ def make(path: str, kind: int, *, mode: int = 0o666, dir_fd: int | None = None) 
     Whatever was at *path* is replaced in one step: a client that comes meanwhile meets the old socket or the new one,
     never none. Nobody ever meets it with other permissions than *mode*, whatever the umask is.
 
-    A datagram socket records each sender's credentials from its first moment (``SO_PASSCRED``). A listener takes no
-    descriptors from its clients, where the kernel can refuse them (``SO_PASSRIGHTS``, Linux 6.16).
+    A datagram socket records each sender's credentials from its first moment (``SO_PASSCRED``), and answers barriers
+    (sd_notify_barrier(3)) in the kernel. Nobody can send it, or a client of a listener, descriptors, where the kernel
+    can refuse them (``SO_PASSRIGHTS``, Linux 6.16).
 
     Raises:
         ValueError: *path* is too long for an address.
@@ -58,7 +85,7 @@ def make(path: str, kind: int, *, mode: int = 0o666, dir_fd: int | None = None) 
     if dir_fd is None:
         opened = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return make(path, kind, mode=mode, dir_fd=opened)
+            return make(path, kind, mode=mode, owner=owner, dir_fd=opened)
         finally:
             os.close(opened)
     aside = "~" + name[1:]
@@ -66,10 +93,10 @@ def make(path: str, kind: int, *, mode: int = 0o666, dir_fd: int | None = None) 
     try:
         # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between.
         os.fchmod(sock.fileno(), mode)
+        refuse_descriptors(sock)
         if kind == socket.SOCK_DGRAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        else:
-            refuse_descriptors(sock)
+            _drop_barriers(sock)
         try:
             os.unlink(aside, dir_fd=dir_fd)
         except FileNotFoundError:
@@ -77,6 +104,8 @@ def make(path: str, kind: int, *, mode: int = 0o666, dir_fd: int | None = None) 
         sock.bind(f"/proc/self/fd/{dir_fd}/{aside}")  # there is no bindat(2)
         try:
             _chmod(aside, mode, dir_fd)  # what the umask took away; nobody knows the name yet
+            if owner is not None:
+                os.chown(aside, owner, -1, dir_fd=dir_fd, follow_symlinks=False)
             if kind != socket.SOCK_DGRAM:
                 sock.listen(BACKLOG)
             os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -98,6 +127,22 @@ def _chmod(name: str, mode: int, dir_fd: int) -> None:
         os.close(fd)
 
 
+def _drop_barriers(sock: socket.socket) -> None:
+    """Have the kernel drop each ``BARRIER=1`` as it is sent.
+
+    A barrier waits until the descriptor that it carries is closed (sd_notify_barrier(3)). A filter is asked before
+    ``SO_PASSRIGHTS`` is, in the sender's own call, which then succeeds and closes the descriptor (unix_dgram_sendmsg):
+    systemd-notify(1) waits for nobody, and no descriptor arrives. What it said before is in the queue already.
+    """
+    program = array.array("B", _NO_BARRIER)
+    try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, program.buffer_info()[0])
+        )
+    except OSError:
+        pass  # no such filters here: then a barrier is one of the datagrams that carry a descriptor
+
+
 def refuse_descriptors(sock: socket.socket) -> bool:
     """Refuse descriptors from the peers of *sock* and of what it accepts; False where the kernel can't."""
     return _pass_rights(sock, False)
@@ -110,7 +155,7 @@ def accept_descriptors(sock: socket.socket) -> None:
 
 def _pass_rights(sock: socket.socket, wanted: bool) -> bool:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, wanted)
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, wanted)
     except OSError:
         return False
     return True

@@ -67,6 +67,11 @@ def uid(pid: int) -> int:
     return int(_status(pid, b"Uid").split()[1])
 
 
+def uids(pid: int) -> frozenset[int]:
+    """The user ids of *pid*: real, effective, saved, and that for files; those of a zombie too."""
+    return frozenset(map(int, _status(pid, b"Uid").split()))
+
+
 def catches(pid: int, signum: int) -> bool:
     """Whether *pid* has a handler of its own for *signum* (SigCgt); not for an ignored or a blocked one."""
     return bool(int(_status(pid, b"SigCgt"), 16) >> (signum - 1) & 1)

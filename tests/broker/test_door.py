@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,9 +19,10 @@ import pytest
 
 from sockshare.broker.door import Door
 from sockshare.core.errors import NotPermitted
-from sockshare.kernel import listeners
+from sockshare.kernel import closing, listeners
 from sockshare.kernel.gate import Gate, is_gate
 from sockshare.kernel.peers import Peer
+from tests.support.strangers import strangers
 
 KEY = "0123456789abcdef" * 2
 TIMEOUT = 10.0
@@ -241,12 +243,12 @@ def test_broker_is_not_held_up_by_a_socket_that_is_slow_to_close(tmp_path: Path)
         try:
             began = time.monotonic()
             await asyncio.to_thread(bring)
-            closing = time.monotonic() - began
+            took = time.monotonic() - began
         finally:
             sent.set()
             done.set()
         listener.close()
-        assert closing > 1.5  # or this test shows nothing
+        assert took > 1.5  # or this test shows nothing
         assert await asking < 1.0
 
     at_door(tmp_path, work)
@@ -265,3 +267,33 @@ def test_connection_that_presents_nothing_is_closed_in_time(tmp_path: Path) -> N
         await asyncio.to_thread(wait)
 
     at_door(tmp_path, work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")
+@pytest.mark.parametrize("count", [1, 40], ids=["read", "one too many"])
+def test_door_serves_on_when_strangers_send_what_lingers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Where the kernel can't refuse descriptors (before Linux 6.16) they are not received, and threads close them."""
+
+    def cannot(sock: socket.socket) -> bool:
+        listeners.accept_descriptors(sock)
+        return False
+
+    monkeypatch.setattr("sockshare.broker.door.refuse_descriptors", cannot)
+
+    async def work(path: str, claims: Claims) -> None:
+        with strangers() as start:
+            stranger = start(54321, "pack", "seqpacket", count, path)
+            # Not in a thread: what is read before its sender has closed it would not be ours to close.
+            assert stranger.done() == count
+            await until(lambda: closing.unfinished() == count)
+            await asyncio.to_thread(ask, path)
+        await until(lambda: not closing.unfinished())
+
+    def ask(path: str) -> None:
+        for _ in range(3):
+            with Client(path) as client:
+                assert client.say(b"H")[0] == "+"
+
+    with tempfile.TemporaryDirectory(prefix="ss-") as directory:
+        os.chmod(directory, 0o711)
+        at_door(Path(directory), work)

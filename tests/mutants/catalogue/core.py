@@ -52,7 +52,12 @@ CORE = (
         f"{_TESTS}/test_handover.py",
         felt="a connection that was taken has no owner; one that was withdrawn has two",
         kind=Kind.OWNERSHIP,
-        more=(("return [SendWithdraw(mine)] if mine else []\n\n    def _took", "return [SendCommit(mine)] if mine else []\n\n    def _took"),),
+        more=(
+            (
+                "return [SendWithdraw(mine)] if mine else []\n\n    def _took",
+                "return [SendCommit(mine)] if mine else []\n\n    def _took",
+            ),
+        ),
     ),
     mutant(
         "core: TAKE counts after WITHDRAW",

@@ -47,6 +47,13 @@ if FAULT == "ready_then_exit":  # lies, and is gone before anybody can look
     notify(b"READY=1")
     threading.Timer(AFTER_READY, complain_and_exit).start()
     time.sleep(3600)
+if FAULT == "chatty":  # says what it does all the time
+
+    def chat() -> None:
+        for number in range(3000):
+            notify(b"STATUS=%d" % number)
+
+    threading.Thread(target=chat, daemon=True).start()
 if FAULT == "ready_then_hang":  # lies, and stays
     notify(b"READY=1")
     time.sleep(3600)

@@ -1,0 +1,86 @@
+"""What lingers is closed by threads, and what takes no descriptors at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sockshare.kernel import binding, closing, listeners
+from sockshare.kernel.binding import Address, Binding
+from tests.support.circusd import wait_until
+from tests.support.strangers import SOMEBODY, Stranger, strangers
+
+TIMEOUT = 10.0
+Starter = Callable[..., Stranger]
+
+
+@pytest.fixture
+def start() -> Iterator[Starter]:
+    with strangers() as starter:
+        yield starter
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that other users may pass through."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as name:
+        os.chmod(name, 0o711)
+        yield Path(name)
+
+
+def test_work_is_done_however_much_there_is() -> None:
+    """More than there may be threads waits for its turn; when all is done, no thread is left."""
+    release = threading.Event()
+    events = [closing.apart(release.wait) for _ in range(closing.MOST + 50)]
+    assert closing.unfinished() == closing.MOST + 50
+    assert sum(thread.name == "sockshare-close" for thread in threading.enumerate()) == closing.MOST
+    release.set()
+    assert all(event.wait(TIMEOUT) for event in events)
+    wait_until(lambda: not closing.unfinished(), TIMEOUT, "all threads ended")
+
+
+def test_threads_go_on_when_a_work_fails() -> None:
+    """Closing what is closed already is no reason to close nothing any more."""
+    assert closing.apart(lambda: os.close(-1)).wait(TIMEOUT)
+    wait_until(lambda: not closing.unfinished(), TIMEOUT, "the thread ended")
+    assert closing.apart(lambda: None).wait(TIMEOUT)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_no_thread_is_needed_where_no_descriptor_can_be(family: socket.AddressFamily) -> None:
+    """A socket of another family has none in its queue, and one that refuses them neither."""
+    sock = socket.socket(family)
+    if family == socket.AF_UNIX and not listeners.refuse_descriptors(sock):
+        pytest.skip("this kernel refuses none (SO_PASSRIGHTS, Linux 6.16)")
+    closing.close(sock)
+    assert not closing.unfinished()
+    assert sock.fileno() == -1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")
+@pytest.mark.parametrize("scheme", ["unixgram", "unix", "unixseqpacket"])
+def test_shared_socket_is_removed_although_what_waits_on_it_lingers(
+    directory: Path, start: Starter, scheme: str
+) -> None:
+    """It is the programs' socket and takes descriptors; the manager that removes it closes what nobody has read."""
+    where = Binding(Address(scheme, "", 0, str(directory / "s")), mode=0o666)
+    sock = binding.make(where, 16)
+    if scheme == "unixgram":
+        stranger = start(SOMEBODY, "linger", 2, directory / "s")
+    else:
+        stranger = start(SOMEBODY, "pack", "stream" if scheme == "unix" else "seqpacket", 2, directory / "s")
+    assert stranger.done() == 2
+    began = time.monotonic()
+    binding.remove(sock, where)
+    assert time.monotonic() - began < 1
+    assert closing.unfinished() == 1
+    assert not list(directory.iterdir())
+    stranger.close()
+    wait_until(lambda: not closing.unfinished(), TIMEOUT, "it is closed")
