@@ -194,17 +194,21 @@ class Operations:
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
         document = await status_document(self._state, self._reloading, self._retirements, self._link)
-        return {"status": visible(document, self._own(caller))}
+        return {"status": visible(document, await self._own(caller))}
 
     async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
-        found = await examine(self._state, self._reloading, self._retirements, self._link, self._own(caller))
+        own = await self._own(caller)
+        found = await examine(self._state, self._reloading, self._retirements, self._link, own)
         return {"findings": [one._asdict() for one in found]}
 
-    def _own(self, caller: Caller) -> set[str] | None:
+    async def _own(self, caller: Caller) -> set[str] | None:
         """The programs that run under the user of *caller*; None if it may see all."""
         if self._authority.sees_everything(caller):
             return None
         roster = self._state.roster
+        for name, facts in (await self._link.ask("processes"))["programs"].items():
+            if name in self._state.programs:
+                roster.enter_all(name, facts["processes"])
         return {name for name in self._state.programs if any(_runs_as(m, caller.uid) for m in roster.of_program(name))}
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
