@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -41,13 +41,11 @@ class Cast(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that other users can reach."""
-    made = tmp_path_factory.mktemp("lone")
-    for each in (made, *made.parents):
-        if not stat.S_IMODE(each.stat().st_mode) & 0o001:
-            each.chmod(0o711)
-    return made / "r"
+def directory() -> Iterator[Path]:
+    """One that other users can reach: pytest keeps them out of its own."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as made:
+        Path(made).chmod(0o711)
+        yield Path(made, "r")
 
 
 @pytest.fixture(scope="module")
