@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "run" / "user" / str(os.geteuid())).mkdir(parents=True)
     return tmp_path
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A root directory for other users too: pytest keeps them out of its own."""
+    with tempfile.TemporaryDirectory(prefix="ss-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture
@@ -270,10 +279,11 @@ def test_configured_directory_serves_also_where_no_meeting_point_can_be_made(roo
 
 
 @ROOT_ONLY
-def test_client_can_tell_that_its_manager_has_no_place(root: Path) -> None:
+def test_client_can_tell_that_its_manager_has_no_place(reachable: Path) -> None:
     """Each place by its name; as long as one is left, or for another user, it can't."""
-    uid = 65532
-    (root / "dev" / "shm").mkdir(parents=True)
+    uid, root = 65532, reachable
+    for place in ("tmp", "run/user", "dev/shm"):
+        (root / place).mkdir(parents=True)
 
     def tells() -> str | None:
         before = os.geteuid()
@@ -283,8 +293,6 @@ def test_client_can_tell_that_its_manager_has_no_place(root: Path) -> None:
         finally:
             os.seteuid(before)
 
-    for each in (root, root.parent, root.parent.parent):
-        each.chmod(0o755)
     assert meeting.obstacle(uid, str(root)) is None
     told = tells()
     assert told is not None
