@@ -194,6 +194,9 @@ def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = 
         left = notice.left()
         try:
             # The first attempt ends when the notice is due; the host keeps what is queued, so a second costs nothing.
+            # A command looks again and again for why there is none; programs, which may be many, queue once.
+            if left is None and command:
+                left = SAID_AFTER
             attempt = deadline if left is None else min(deadline, time.monotonic() + max(left, 0.01))
             return Found(directory, door.hello(directory, attempt))
         except door.Unreachable:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forks import FORKS
+from tests.support.mishaps import WITHOUT_PIDFD
 from tests.support.supervisord import Supervisord, listens, supervisord, wait_until
 
 #: What is wrong: the sections as they are changed, and what the sentence has to say.
@@ -206,3 +207,14 @@ def test_here_and_includes_are_expanded(tmp_path: Path) -> None:
         assert (included / "web.sock").is_socket()
         stage.stop()
         assert not os.listdir(included) or os.listdir(included) == ["web.conf"]
+
+
+def test_supervisord_refuses_to_start_on_a_kernel_without_pidfd(tmp_path: Path) -> None:
+    """One sentence and exit status 2, as for a mistake in the configuration."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_PIDFD)
+    with supervisord("uvicorn", leave=True) as stage:
+        stage.environment["PYTHONPATH"] = f"{tmp_path}:{stage.environment['PYTHONPATH']}"
+        stage.start()
+        assert stage.process is not None
+        assert stage.process.wait(20) == 2
+        assert "can't run sockshare: it needs pidfd_open(2)" in stage.tail(stage.output)

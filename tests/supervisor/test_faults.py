@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -185,6 +187,30 @@ def test_stopped_broker_delays_nobody(stage: Supervisord) -> None:
         assert_none_failed(load.stop())
     assert stage.broker() == broker
     assert json.loads(stage.rpc("sockshare.status"))["version"] == 1
+
+
+def test_broker_is_had_again_when_supervisord_may_open_descriptors_again(stage: Supervisord) -> None:
+    """supervisord at its limit while both brokers die: it can start none, says why, and loops no faster than its own
+    ticks; afterwards all is well with nothing restarted."""
+    assert stage.process is not None
+    manager = stage.process.pid
+    wait_until(stage.spare_stands_by, 20, "a spare broker stands by", 0.05)
+    soft, hard = resource.prlimit(manager, resource.RLIMIT_NOFILE)
+    with loaded(stage, "fresh:20") as load:
+        # Between its own descriptors and the lowest number that is free: nothing can be opened from here on.
+        used = {int(name) for name in os.listdir(f"/proc/{manager}/fd")}
+        lowest = next(number for number in range(len(used) + 1) if number not in used)
+        resource.prlimit(manager, resource.RLIMIT_NOFILE, (min(lowest, 5), hard))
+        try:
+            for pid in stage.pids(BROKER):
+                stage.kill(pid)
+            measure(2.5)
+        finally:
+            resource.prlimit(manager, resource.RLIMIT_NOFILE, (soft, hard))
+        wait_until(lambda: stage.sockshare("status").returncode == 0, 20, "a broker answers", 0.2)
+        assert_replaced(stage, stage.pids(), stage.reload())
+        assert_none_failed(load.stop())
+    assert is_running(manager)
 
 
 def test_removed_runtime_directory_is_made_anew(stage: Supervisord) -> None:

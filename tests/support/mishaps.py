@@ -24,6 +24,14 @@ SILENCE = 17.0  # s: longer than the host's patience (5), and than the command's
 OTHER = {"cmd": "sleep 3600", "warmup_delay": "2", "priority": "-1", "copy_env": "True"}
 OTHER_INI = "\n".join(["[watcher:other]", *(f"{key} = {value}" for key, value in OTHER.items()), ""])
 
+#: A sitecustomize: the kernel says to whoever asks for a pidfd that it has no such call.
+WITHOUT_PIDFD = """\
+import errno, os
+def pidfd_open(pid, flags=0):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+os.pidfd_open = pidfd_open
+"""
+
 
 class Scene(NamedTuple):
     """A reload that has come to the step in question."""
