@@ -85,13 +85,16 @@ class Share(Hands):
         hands, self._hands = self._hands, None
         if hands is not None:
             hands.close()
-        try:
-            # Not by our thread: it may wait for a broker, and after a fork it is not there.
-            await asyncio.get_running_loop().run_in_executor(None, self._share.close)
-        finally:  # who is cancelled here has closed it all the same
+        # Not by our thread: it may wait for a broker, and after a fork it is not there.
+        closing = asyncio.get_running_loop().run_in_executor(None, self._share.close)
+
+        def end(_: object) -> None:
             self._thread.shutdown(wait=False)
             if hands is not None:
                 hands.end()
+
+        closing.add_done_callback(end)
+        await asyncio.shield(closing)  # who is cancelled here has closed it all the same
 
     async def _with_hands(self) -> LoopExchange:
         exchange = await self._run(self._share.exchange_in_loop)

@@ -361,6 +361,8 @@ class Registrar:
                 except Exception:
                     log.exception("registration: %r could not be told that it is over", registration.name)
             self._claims.close()
+            if self._abandoned:  # nobody is left to close it
+                os.close(self._wake)
 
     def _obey(self) -> None:
         with self._lock:

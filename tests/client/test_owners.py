@@ -445,7 +445,9 @@ def test_hand_over_is_told_when_the_share_is_closed_meanwhile(exchange: tuple[Ex
     for thread in threads:
         thread.start()
     until(lambda: one.giver.outlets[PID].giving.undecided == 4)
+    began = time.monotonic()
     one.close()
+    assert time.monotonic() - began < 2.5, "who is woken began to wait anew"
     for thread in threads:
         thread.join(10)
     assert [transfer.kept for (transfer,) in results] == [Kept.SHUT] * 4
