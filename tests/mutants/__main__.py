@@ -7,6 +7,7 @@ survive, or one that is about authorization, ownership, which process is stopped
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import re
 import subprocess
@@ -160,6 +161,7 @@ def try_all(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
                 print(f"{outcome.mutant.id}: {said} ({outcome.seconds:.1f} s)", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        os.chmod(scratch, 0o755)  # some tests come as another uid
         rooms = [Room(Path(scratch) / str(number)) for number in range(jobs)]
         control(rooms, mutants)
         threads = [threading.Thread(target=work, args=(room,)) for room in rooms]

@@ -74,7 +74,7 @@ CLIENT = (
         f"{_CLIENT}/finding.py",
         "            if command and not _is_young(manager.pid):",
         "            if not _is_young(0 or manager.pid) or not command:",
-        f"{_TESTS}/test_finding.py",
+        f"{_TESTS}/test_finding.py::test_broker_of_another_manager_is_never_taken",
         felt="a program is given the sockets of another circusd",
         kind=Kind.AUTHORIZATION,
     ),
@@ -83,7 +83,7 @@ CLIENT = (
         _SYNC,
         "        sock = sockets_of_python.socket(domain, kind, protocol)\n        try:\n            sock.setblocking(os.get_blocking(fd))\n",
         "        sock = sockets_of_python.socket(domain, kind, protocol)\n        try:\n            os.set_blocking(fd, True)\n            sock.setblocking(os.get_blocking(fd))\n",
-        f"{_TESTS}/test_sync.py",
+        f"{_TESTS}/test_sync.py::test_shared_flags_are_unchanged_when_socket_is_made",
         felt="all processes of the program hang in accept",
     ),
     mutant(
@@ -91,7 +91,7 @@ CLIENT = (
         _SYNC,
         "                if attempt == _TICKETS:\n                    raise\n",
         "                raise\n",
-        f"{_TESTS}/test_sync.py",
+        f"{_TESTS}/test_sync.py::test_socket_is_handed_out_when_broker_dies_in_between",
         felt="a start fails when the broker is killed in its middle",
     ),
     mutant(
@@ -99,7 +99,7 @@ CLIENT = (
         f"{_CLIENT}/dialogue.py",
         "        if os.getpid() != self._pid:\n            raise SockshareError",
         "        if self._pid < 0:\n            raise SockshareError",
-        f"{_TESTS}/test_sync.py",
+        f"{_TESTS}/test_sync.py::test_clear_error_is_raised_when_a_fork_asks_on_an_inherited_connection",
         felt="a forked child hangs, or has its parent's answers",
     ),
     mutant(
@@ -107,7 +107,7 @@ CLIENT = (
         f"{_CLIENT}/registration.py",
         "        if os.getpid() != self._pid:\n            raise RegistrationLost",
         "        if self._pid < 0:\n            raise RegistrationLost",
-        f"{_TESTS}/test_registration.py",
+        f"{_TESTS}/test_registration.py::test_registration_is_not_held_by_a_fork",
         felt="two processes accept on an exclusive socket",
     ),
     mutant(
@@ -115,7 +115,7 @@ CLIENT = (
         f"{_CLIENT}/claims.py",
         "        return self.epoch if holds else 0\n",
         "        return 0\n",
-        f"{_TESTS}/test_registration.py",
+        f"{_TESTS}/test_registration.py::test_next_one_holds_when_the_holder_leaves",
         felt="the next process in line waits until the holder ends",
     ),
 )
