@@ -127,8 +127,10 @@ def main() -> int:
     except (Broken, ValueError) as error:
         print(f"can't try the bugs: {error}", file=sys.stderr)
         return 2
-    for one in [one for one in outcomes if not one.found]:
-        print(f"survived: {one.mutant.id} ({one.mutant.kind.value}): {one.mutant.felt}")
+    for outcome in outcomes:
+        if not outcome.found:
+            mutant = outcome.mutant
+            print(f"survived: {mutant.id} ({mutant.kind.value}): {mutant.felt}")
     print(f"\n{table(outcomes)}")
     return 0 if is_enough(outcomes) else 1
 

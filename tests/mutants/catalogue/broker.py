@@ -133,8 +133,8 @@ BROKER = (
     mutant(
         "broker: gate is said to be shut before it is",
         _LINE,
-        "            one.gate.disarm()\n        except OSError as error:\n            return f\"its gate can't be disarmed: {error}\"\n",
-        "            one.gate.fileno()\n        except OSError as error:\n            return f\"its gate can't be disarmed: {error}\"\n",
+        '            one.gate.disarm()\n        except OSError as error:\n            return f"its gate can\'t be disarmed: {error}"\n',
+        '            one.gate.fileno()\n        except OSError as error:\n            return f"its gate can\'t be disarmed: {error}"\n',
         _OF_REGISTRATIONS,
         felt="two processes are woken for an exclusive socket",
     ),
@@ -171,7 +171,12 @@ BROKER = (
         _OF_RELOADS,
         felt="a broker that was killed is followed by one that does not know where the reload stood",
         kind=Kind.JOURNAL,
-        more=(("        self._schedule()\n\n    def _keep_from_few", "        if self._rollout.state is not State.ENDED:\n            self._journal()\n        self._schedule()\n\n    def _keep_from_few"),),
+        more=(
+            (
+                "        self._schedule()\n\n    def _keep_from_few",
+                "        if self._rollout.state is not State.ENDED:\n            self._journal()\n        self._schedule()\n\n    def _keep_from_few",
+            ),
+        ),
     ),
     mutant(
         "broker: given-up process has no time",
@@ -229,8 +234,8 @@ BROKER = (
     mutant(
         "broker: journal line may die with its broker",
         f"{_BROKER}/hostlink.py",
-        "b\"\\n\")\n        self._make_room()\n",
-        "b\"\\n\")\n",
+        'b"\\n")\n        self._make_room()\n',
+        'b"\\n")\n',
         f"{_TESTS}/test_hostlink.py::test_line_of_the_journal_is_the_host_s_once_it_was_said",
         felt="what was recorded before a deed is lost though the deed was done",
         kind=Kind.JOURNAL,

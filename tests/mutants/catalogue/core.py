@@ -49,10 +49,15 @@ CORE = (
         _HANDOVER,
         "return [SendCommit(mine)] if mine else []",
         "return [SendWithdraw(mine)] if mine else []",
-        f"{_TESTS}/test_handover.py",
+        f"{_TESTS}/test_handover_kinds.py",
         felt="a connection that was taken has no owner; one that was withdrawn has two",
         kind=Kind.OWNERSHIP,
-        more=(("return [SendWithdraw(mine)] if mine else []\n\n    def _took", "return [SendCommit(mine)] if mine else []\n\n    def _took"),),
+        more=(
+            (
+                "return [SendWithdraw(mine)] if mine else []\n\n    def _took",
+                "return [SendCommit(mine)] if mine else []\n\n    def _took",
+            ),
+        ),
     ),
     mutant(
         "core: TAKE counts after WITHDRAW",

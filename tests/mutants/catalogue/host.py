@@ -30,8 +30,8 @@ HOST = (
     mutant(
         "host: journal is in memory only",
         _FILE,
-        "                self._give_up(link, \"most of what it says can't be done\")\n                return False\n        self._journal.save()\n",
-        "                self._give_up(link, \"most of what it says can't be done\")\n                return False\n",
+        '                self._give_up(link, "most of what it says can\'t be done")\n                return False\n        self._journal.save()\n',
+        '                self._give_up(link, "most of what it says can\'t be done")\n                return False\n',
         f"{_TESTS}/test_host.py::test_journal_lines_count_when_broker_dies_right_after_them",
         felt="a reload is forgotten when circus's plugin is killed",
         kind=Kind.JOURNAL,
