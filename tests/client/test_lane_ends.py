@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from sockshare.client.exchange import Exchange
 from sockshare.client.giving import Giver, Transfer, check
+from sockshare.client.in_loop import LoopExchange
 from sockshare.client.taking import Receiver
 from sockshare.core.handover import Kept
 from sockshare.kernel import lanes
@@ -187,6 +189,38 @@ def test_connection_is_its_owner_s_when_its_hand_over_is_interrupted(exchange: E
         assert stage.received() == 0
         assert stage.server.fileno() >= 0
         assert stage.is_ours()
+
+
+def test_connection_is_its_owner_s_when_its_task_is_cancelled() -> None:
+    """Under asyncio too, where the loop attends to the lanes: it is not given once nobody waits for it."""
+
+    async def body(directory: str) -> None:
+        exchange = Exchange(directory, "web", "web:1", in_loop=True)
+        hands = LoopExchange(exchange)
+        try:
+            with staged() as stage:
+                stage.connect(exchange.giver)
+                introduction = exchange.introduction("chat")
+                introduction.pids[PID] = "chat:1"
+                introduction.settle()
+                work = hands.hand_over([(stage.server, b"")], "chat", TIMEOUT, "least_loaded", None)
+                giving = asyncio.ensure_future(work)
+                while not exchange.giver.outlets[PID].transfers:
+                    await asyncio.sleep(0)
+                giving.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await giving
+                for _ in range(2):
+                    stage.received()
+                    exchange.giver.pump()
+                assert stage.received() == 0
+                assert stage.is_ours()
+        finally:
+            hands.close()
+            exchange.close()
+
+    with tempfile.TemporaryDirectory(prefix="sockshare-") as directory:
+        asyncio.run(body(directory))
 
 
 def test_fork_says_nothing_on_its_parent_s_lanes(exchange: Exchange) -> None:
