@@ -216,20 +216,18 @@ class Operations:
         return {}
 
     async def _status(self, caller: Caller, request: Request) -> dict[str, Any]:
-        return {"status": visible(await self._documents.get(), await self._own(caller))}
+        document = await self._documents.get()
+        return {"status": visible(document, self._own(caller))}
 
     async def _doctor(self, caller: Caller, request: Request) -> dict[str, Any]:
-        found, facts = await self._findings.get()
-        return {"findings": [one._asdict() for one in visible_findings(found, facts, await self._own(caller))]}
+        found, document = await self._findings.get()
+        return {"findings": [one._asdict() for one in visible_findings(found, document, self._own(caller))]}
 
-    async def _own(self, caller: Caller) -> set[str] | None:
-        """The programs that run under the user of *caller*; None if it may see all."""
+    def _own(self, caller: Caller) -> set[str] | None:
+        """The programs that run under the user of *caller*, as the last document found them; None if it may see all."""
         if self._authority.sees_everything(caller):
             return None
         roster = self._state.roster
-        for name, facts in (await self._link.ask("processes"))["programs"].items():
-            if name in self._state.programs:
-                roster.enter_all(name, facts["processes"])
         return {name for name in self._state.programs if any(_runs_as(m, caller.uid) for m in roster.of_program(name))}
 
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:

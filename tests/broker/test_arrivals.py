@@ -145,7 +145,7 @@ def test_nothing_is_stalled_without_a_time_out(stall: float) -> None:
 
 
 def test_what_came_while_nobody_looked_has_its_time_before_it() -> None:
-    """As after a suspend of the machine: what is seen then was not seen to stand, however long ago the last look was."""
+    """As after a suspend of the machine: what is seen then was not seen to stand, however long the last look is ago."""
     stall = 1.0
 
     async def body(told: Told, arrivals: Arrivals, listener: socket.socket) -> None:

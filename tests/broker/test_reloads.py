@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -193,8 +193,11 @@ def test_outcome_is_kept_before_the_command_is_told() -> None:
         case = Case(world)
         await world.until(lambda: world.asked("settle"), "it is to be stopped")
         case.dies(OLD)
-        await world.until(lambda: world.done[-1][0] == "told" and world.done[-1][2].get("ok"), "the command is told")
-        assert ("ended",) in world.done
+        await world.until(
+            lambda: case.answers and any(one[0] == "told" and one[2].get("ok") for one in world.done), "it is over"
+        )
+        told = next(at for at, one in enumerate(world.done) if one[0] == "told" and one[2].get("ok"))
+        assert world.done.index(("ended",)) < told
 
     play(body)
 
@@ -225,12 +228,12 @@ def test_new_one_that_is_given_up_has_its_time() -> None:
 @contextmanager
 def connection() -> Iterator[tuple[Address, socket.socket, socket.socket]]:
     """Where we listen, and the two ends of a connection there: the client's, and ours."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()) as client:
-            server, _ = listener.accept()
-            with server:
-                host, port = listener.getsockname()
-                yield Address(int(listener.family), port, host), client, server
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        client = stack.enter_context(socket.create_connection(listener.getsockname()))
+        server = stack.enter_context(listener.accept()[0])
+        host, port = listener.getsockname()
+        yield Address(int(listener.family), port, host), client, server
 
 
 def drains() -> bool:

@@ -173,13 +173,14 @@ def test_who_may_not_command_changes_nothing() -> None:
     async def body(stage: Stage) -> None:
         other, root = stage.peer(ADMITTED, "web"), stage.peer()
         key = "0" * 32
-        for op, fields in {
+        commands: dict[str, dict[str, Any]] = {
             "reload": {"program": "web", "key": key},
             "cancel": {"program": "web", "key": key},
             "move": {"socket": "web", "process": "web:1"},
             "quiesce": {"process": "web:1"},
             "wake": {"process": "web:1"},
-        }.items():
+        }
+        for op, fields in commands.items():
             assert await other.refused(op, **fields) == "NotPermitted", op
             assert await root.refused(op, **{**fields, "program": "none", "process": "none"}) != "NotPermitted", op
 

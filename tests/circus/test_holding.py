@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from circus.process import RUNNING
+from circus.process import RUNNING, UNEXISTING
 
 from circus_sockshare import holding
 
@@ -84,7 +84,7 @@ def test_nothing_is_held_when_there_is_nobody_to_hold_it_for(what: str) -> None:
         elif what == "circusd":
             stage.arbiter._stopping = True
         elif what == "process":
-            stage.process.status = holding.UNEXISTING
+            stage.process.status = UNEXISTING
         else:
             stage.arbiter.watchers.clear()
         assert not await stage.is_kept()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sockshare.cli.exec import Usage, look_up, parse, replace
+from sockshare.cli.exec import Inherited, Usage, environment_of, look_up, parse, replace
 from sockshare.core.errors import SockshareError
 from tests.client.host import TIMEOUT, Host
 
@@ -279,3 +279,23 @@ def test_executable_file_wins_when_an_earlier_one_is_not(tmp_path: Path, monkeyp
     assert raised.value.exit_status == 126
     (second / "tool").chmod(0o755)
     assert look_up("tool") == str(second / "tool")
+
+
+def test_what_another_process_was_told_of_its_sockets_is_not_passed_on() -> None:
+    """systemd's NOTIFY_SOCKET is the manager's, and so is what it said to it of descriptors."""
+    others = {
+        "NOTIFY_SOCKET": "/run/systemd/notify",
+        "LISTEN_FDS": "9",
+        "LISTEN_PID": "1",
+        "LISTEN_PIDFDID": "1",
+        "LISTEN_FDNAMES": "theirs",
+        "SOCKSHARE_FD_THEIRS": "9",
+    }
+    kept = {"PATH": "/bin", "LISTEN": "1"}
+    environment = environment_of({**others, **kept}, {}, Inherited("/run/app", "", []))
+    assert environment == {**kept, "SOCKSHARE_ENDPOINT": "/run/app"}
+    environment = environment_of(
+        {**others, **kept}, {"web": 3}, Inherited("/run/app", "/run/app/notify/1", [("web", 3)])
+    )
+    assert environment["NOTIFY_SOCKET"] == "/run/app/notify/1"
+    assert environment["LISTEN_FDNAMES"] == "web"

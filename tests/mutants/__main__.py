@@ -7,6 +7,7 @@ survive, or one that is about authorization, ownership, which process is stopped
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import re
 import subprocess
@@ -126,8 +127,10 @@ def main() -> int:
     except (Broken, ValueError) as error:
         print(f"can't try the bugs: {error}", file=sys.stderr)
         return 2
-    for one in [one for one in outcomes if not one.found]:
-        print(f"survived: {one.mutant.id} ({one.mutant.kind.value}): {one.mutant.felt}")
+    for outcome in outcomes:
+        if not outcome.found:
+            mutant = outcome.mutant
+            print(f"survived: {mutant.id} ({mutant.kind.value}): {mutant.felt}")
     print(f"\n{table(outcomes)}")
     return 0 if is_enough(outcomes) else 1
 
@@ -160,6 +163,7 @@ def try_all(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
                 print(f"{outcome.mutant.id}: {said} ({outcome.seconds:.1f} s)", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        os.chmod(scratch, 0o755)  # some tests come as another uid
         rooms = [Room(Path(scratch) / str(number)) for number in range(jobs)]
         control(rooms, mutants)
         threads = [threading.Thread(target=work, args=(room,)) for room in rooms]

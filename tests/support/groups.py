@@ -17,7 +17,7 @@ from supervisor import events, loggers
 from supervisor.options import ServerOptions
 from supervisor.supervisord import Supervisor
 
-from supervisor_sockshare import install
+from supervisor_sockshare.hooks import install
 from supervisor_sockshare.polling import PollLoop
 from supervisor_sockshare.twins import Twins
 

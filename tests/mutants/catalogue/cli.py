@@ -12,7 +12,7 @@ CLI = (
         f"{_CLI}/exec.py",
         "moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST + len(fds)) for fd in fds]",
         "moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds]",
-        f"{_TESTS}/test_exec.py",
+        f"{_TESTS}/test_exec.py::test_sockets_are_at_3_and_on_when_command_runs",
         felt="a program with two sockets has one of them twice",
     ),
     mutant(
@@ -20,7 +20,7 @@ CLI = (
         f"{_CLI}/exec.py",
         'environment["LISTEN_PID"] = str(os.getpid())',
         'environment["LISTEN_PID"] = str(os.getppid())',
-        f"{_TESTS}/test_exec.py",
+        f"{_TESTS}/test_exec.py::test_sockets_are_at_3_and_on_when_command_runs",
         felt="servers of sd_listen_fds find no socket",
     ),
     mutant(
@@ -28,7 +28,7 @@ CLI = (
         f"{_CLI}/exec.py",
         '"LISTEN_FDNAMES", "NOTIFY_SOCKET"})',
         '"LISTEN_FDNAMES"})',
-        f"{_TESTS}/test_exec.py",
+        f"{_TESTS}/test_exec.py::test_what_another_process_was_told_of_its_sockets_is_not_passed_on",
         felt="a program tells systemd that its manager is ready",
     ),
     mutant(
@@ -36,7 +36,7 @@ CLI = (
         f"{_CLI}/reload.py",
         '            self.printer.quote(str(answer.get("stderr") or ""))\n        return status\n',
         '            self.printer.quote(str(answer.get("stderr") or ""))\n        return ExitStatus.OK\n',
-        f"{_TESTS}/test_commands.py",
+        f"{_TESTS}/test_commands.py::test_reason_and_last_lines_are_on_stderr_when_it_failed",
         felt="a deploy script goes on after a reload that was rolled back",
     ),
     mutant(
@@ -44,7 +44,7 @@ CLI = (
         f"{_CLI}/reload.py",
         "                for question in self._questions:\n                    self._dialogue.repeat(question)\n",
         "",
-        f"{_TESTS}/test_commands.py",
+        f"{_TESTS}/test_commands.py::test_reload_is_followed_on_when_the_broker_is_restarted",
         felt="the command hangs when the broker is killed",
     ),
     mutant(
@@ -52,7 +52,7 @@ CLI = (
         f"{_CLI}/status.py",
         'if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))',
         'if any(holder.get("ready") for holder in entry.get("holders", ()))',
-        f"{_TESTS}/test_commands.py",
+        f"{_TESTS}/test_commands.py::test_status_exits_3_when_a_named_socket_is_not_served",
         felt="status exits 0 while nobody accepts",
     ),
     mutant(
@@ -60,7 +60,7 @@ CLI = (
         f"{_CLI}/reload.py",
         "                if self._cancelled:\n",
         "                if not self._questions:\n",
-        f"{_TESTS}/test_commands.py",
+        f"{_TESTS}/test_commands.py::test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time",
         felt="Ctrl-C does not end the command",
     ),
 )
