@@ -19,6 +19,7 @@ from sockshare.broker.hostlink import HostLink
 from sockshare.broker.roster import Known, Managed, Roster
 from sockshare.broker.state import State
 from sockshare.core.errors import NotPermitted, TicketRefused
+from sockshare.core.records import ProcessFacts, Records
 from sockshare.kernel.peers import Identity, Peer, identity
 from tests.broker.test_registrations import A, B, Host, World, play
 
@@ -76,9 +77,8 @@ def test_facts_are_of_one_process(same: bool) -> None:
 
     async def body() -> None:
         own = identity(HERE)
-        fact = {"start": own.start if same else own.start - 1, "generation": 7, "ready": "notify", "status": "s"}
-        journal = {f"process:{HERE}": {**fact, "warning": ""}}
-        roster = Roster(cast(HostLink, Host()), journal, on_death=lambda known: None)
+        facts = ProcessFacts(own.start if same else own.start - 1, generation=7, ready="notify", status="s")
+        roster = Roster(cast(HostLink, Host()), Records(processes={HERE: facts}), on_death=lambda known: None)
         managed = roster.enter(HERE, "web", "web:1")
         known = roster.known(HERE)
         assert known is not None

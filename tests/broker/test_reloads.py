@@ -24,6 +24,7 @@ from sockshare.broker.retirements import Retirement
 from sockshare.broker.roster import Known, Managed
 from sockshare.broker.state import State
 from sockshare.core.readiness import Evidence, Expectation
+from sockshare.core.records import Records
 from sockshare.core.steps import Plan, Process
 from sockshare.kernel.peers import Identity
 
@@ -305,7 +306,7 @@ def test_outcome_is_in_the_journal_before_the_reload_is_out_of_it() -> None:
 
     async def body(world: World) -> None:
         nothing = SimpleNamespace()
-        reloading = Reloading(cast(State, nothing), cast(Introductions, nothing), cast(HostLink, world), {})
+        reloading = Reloading(cast(State, nothing), cast(Introductions, nothing), cast(HostLink, world), Records())
         reload = cast(Reload, SimpleNamespace(program="web", key="key"))
         reloading.running["web"] = reload
         reloading.ended(reload, {"result": "ok"})

@@ -13,6 +13,7 @@ import pytest
 from sockshare.broker import roster
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.roster import Managed, Roster
+from sockshare.core.records import ProcessFacts, Records
 from tests.host.test_host import SLEEPER, until
 
 
@@ -20,14 +21,14 @@ class Written:
     """The journal's lines, in order."""
 
     def __init__(self) -> None:
-        self.lines: list[tuple[str, dict[str, Any] | None]] = []
+        self.lines: list[tuple[str, ProcessFacts | None]] = []
 
-    def journal(self, key: str, record: dict[str, Any] | None) -> None:
+    def journal(self, key: str, record: ProcessFacts | None) -> None:
         self.lines.append((key, record))
 
     @property
     def statuses(self) -> list[str]:
-        return [record["status"] for _, record in self.lines if record is not None]
+        return [record.status for _, record in self.lines if record is not None]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def run(
 ) -> None:
     async def play() -> None:
         written = Written()
-        known = Roster(cast(HostLink, written), {}, on_death=lambda _: None)
+        known = Roster(cast(HostLink, written), Records(), on_death=lambda _: None)
         managed = known.enter(process.pid, "web", "web:1")
         written.lines.clear()
         await body(known, managed, written)
@@ -85,7 +86,7 @@ def test_readiness_is_written_at_once_among_statuses(process: subprocess.Popen[b
         managed.ready = "notify"
         known.note(managed)
         key, record = written.lines[-1]
-        assert (key, record and record["ready"], record and record["status"]) == (
+        assert (key, record and record.ready, record and record.status) == (
             f"process:{process.pid}",
             "notify",
             "b",

@@ -46,7 +46,7 @@ def test_what_is_wanted_back_is_withdrawn() -> None:
     """Also after it was taken: it is not committed before that is said."""
     giving = Giving()
     (number,) = giving.offer(1, 10.0)
-    assert kinds([*giving.withdraw([number])]) == [SendWithdraw]
+    assert kinds([*giving.withdraw([number], 0.0)]) == [SendWithdraw]
 
 
 def test_receiver_owns_what_is_committed_and_drops_what_is_withdrawn() -> None:

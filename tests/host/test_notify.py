@@ -92,8 +92,8 @@ def test_kernel_keeps_other_users_out_where_the_process_stays_what_it_is(
         assert await asyncio.to_thread(leader.done) == "leads"
         for _ in range(2):
             sock = sockets.open(leader.pid)
-            for other, taken in allowed.items():
-                assert await asyncio.to_thread(start(other, "say", READY, sockets.path(leader.pid)).done) == taken
+            for user, taken in allowed.items():
+                assert await asyncio.to_thread(start(user, "say", READY, sockets.path(leader.pid)).done) == taken
             refuses = listeners.refuse_descriptors(other)  # as it can: not what it does with ours
             own = start(uid, "linger", 1, sockets.path(leader.pid))
             assert await asyncio.to_thread(own.done) == int(not refuses)

@@ -20,6 +20,7 @@ from sockshare.core.spec import SocketSpec
 from sockshare.host.host import Host
 from sockshare.kernel import binding
 from sockshare.kernel.binding import Binding
+from sockshare.kernel.directory import Directory
 from supervisor_sockshare.life import Life
 from supervisor_sockshare.polling import PollLoop
 from supervisor_sockshare.program import LINK
@@ -51,7 +52,9 @@ def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -
     with subprocess.Popen(["/bin/sleep", "1000"]) as other:
         broker = SimpleNamespace(pid=other.pid, state=20)
         group = SimpleNamespace(processes={BROKER: broker})
-        life = Life(loop, lambda: SimpleNamespace(process_groups={BROKER: group}), cast(Host, host), str(tmp_path))
+        life = Life(
+            loop, lambda: SimpleNamespace(process_groups={BROKER: group}), cast(Host, host), Directory(str(tmp_path))
+        )
         life.open()
         try:
             for ours, expected in ((False, 0), (True, 1)):
