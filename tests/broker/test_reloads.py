@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from sockshare.broker.drain import Address
@@ -48,8 +49,9 @@ class World:
 
     # The host.
 
-    def journal(self, key: str, record: dict[str, Any] | None) -> None:
-        self.done.append(("journal", key, record and record.get("rollout", record).get("state")))
+    def journal(self, key: str, record: object) -> None:
+        fields = {} if record is None else msgspec.to_builtins(record)
+        self.done.append(("journal", key, fields.get("rollout", fields).get("state")))
 
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         self.done.append((verb, fields))

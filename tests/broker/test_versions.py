@@ -97,7 +97,8 @@ class Played:
                 self.heard.append(message)
                 if message["type"] == "ask":
                     answer = self._answers.get(message["verb"], {"ok": False, "message": "can't: no such verb"})
-                    self._channel.send({**answer, "type": "answer", "id": message["id"]})
+                    with suppress(OSError):  # it has ended meanwhile
+                        self._channel.send({**answer, "type": "answer", "id": message["id"]})
 
     def has_said(self, message: Message) -> bool:
         """Whether it has said *message*."""

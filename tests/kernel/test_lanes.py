@@ -157,7 +157,7 @@ def test_everything_that_was_said_is_read_before_the_end(ends: tuple[Lane, Lane]
     drop_all(packets[0].arrivals if packets[0] else ())
     with pytest.raises(EOFError):
         receiver.receive()
-    with pytest.raises(OSError, match=r"Broken pipe|reset"):
+    with pytest.raises(EOFError):
         receiver.send(lanes.TAKE, [1])
 
 
