@@ -87,20 +87,19 @@ def test_kernel_keeps_other_users_out_where_the_process_stays_what_it_is(
     """Also where the socket is made anew; and none can send a descriptor, where the kernel can refuse that."""
 
     async def body(sockets: NotifySockets) -> None:
-        other = socket.socket(socket.AF_UNIX)
+        with socket.socket(socket.AF_UNIX) as other:
+            refuses = listeners.refuse_descriptors(other)  # what this kernel can, not what it does with ours
         leader = start(uid, "lead")
         assert await asyncio.to_thread(leader.done) == "leads"
         for _ in range(2):
             sock = sockets.open(leader.pid)
-            for user, taken in allowed.items():
-                assert await asyncio.to_thread(start(user, "say", READY, sockets.path(leader.pid)).done) == taken
-            refuses = listeners.refuse_descriptors(other)  # as it can: not what it does with ours
+            for who, taken in allowed.items():
+                assert await asyncio.to_thread(start(who, "say", READY, sockets.path(leader.pid)).done) == taken
             own = start(uid, "linger", 1, sockets.path(leader.pid))
             assert await asyncio.to_thread(own.done) == int(not refuses)
             assert len(received(sock)) == sum(allowed.values()) + int(not refuses)
             own.close()
             sockets.renew()
-        other.close()
 
     run(body, directory)
 
