@@ -145,10 +145,14 @@ def test_line_of_the_journal_is_the_host_s_once_it_was_said() -> None:
         host = Channel(ours)
         while not linked.link._channel.wants_write:
             linked.link.forget("x" * 4096)
+        channel = linked.link._channel
+        before = channel.unsent
         heard: list[dict[str, Any]] = []
         ended = threading.Event()
 
         def read() -> None:
+            while channel.unsent <= before and not ended.is_set():
+                time.sleep(0.001)  # not before the line has found no room
             while not ended.is_set():
                 select.select([host], [], [], 0.01)
                 with suppress(EOFError):

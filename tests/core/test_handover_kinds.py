@@ -42,13 +42,6 @@ def test_what_was_not_taken_in_time_is_withdrawn_and_then_kept() -> None:
     assert kinds([*giving.feed(Sent([number]))]) == [Keep]
 
 
-def test_what_is_wanted_back_is_withdrawn() -> None:
-    """Also after it was taken: it is not committed before that is said."""
-    giving = Giving()
-    (number,) = giving.offer(1, 10.0)
-    assert kinds([*giving.withdraw([number], 0.0)]) == [SendWithdraw]
-
-
 def test_receiver_owns_what_is_committed_and_drops_what_is_withdrawn() -> None:
     """And says TAKE of both."""
     taking = Taking(Intake())

@@ -52,11 +52,10 @@ def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -
     with subprocess.Popen(["/bin/sleep", "1000"]) as other:
         broker = SimpleNamespace(pid=other.pid, state=20)
         group = SimpleNamespace(processes={BROKER: broker})
-        life = Life(
-            loop, lambda: SimpleNamespace(process_groups={BROKER: group}), cast(Host, host), Directory(str(tmp_path))
-        )
-        life.open()
+        supervisord = SimpleNamespace(process_groups={BROKER: group})
+        life = Life(loop, lambda: supervisord, cast(Host, host), Directory(str(tmp_path)))
         try:
+            life.open()
             for ours, expected in ((False, 0), (True, 1)):
                 broker.pid = os.getpid() if ours else other.pid
                 with socket.socket(socket.AF_UNIX) as sock:
@@ -68,10 +67,10 @@ def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -
                     if not ours:
                         assert sock.recv(1) == b""
         finally:
+            other.kill()
             life.close()
             for sock in served:
                 sock.close()
-            other.kill()
 
 
 def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: pytest.LogCaptureFixture) -> None:
