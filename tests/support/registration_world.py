@@ -171,6 +171,7 @@ class World:
                 process.outbox.append(Disarmed(process.key, epoch))
         elif what == "cancelled":
             process.over, process.epoch = True, 0
+            process.armed = process.by_itself = False  # as it has released it
 
     def release(self, process: Process) -> None:
         """It gives up what it holds, as far as it knows, or its wish for it."""
