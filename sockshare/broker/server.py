@@ -61,7 +61,7 @@ class Broker:
         self._operations = Operations(
             state, self._handout, self._reloading, self._retirements, link, self._said, taken_up
         )
-        self._door = Door(listeners["door"], self._handout, self._hello)
+        self._door = Door(listeners["door"], self._handout, self._hello, self._is_admitted, self._door_trouble)
         filtered = self._uids if self._filters else ()
         self._endpoint = Endpoint(listeners["broker"], f"{self._directory}/broker", filtered, self._operations.answer)
         self._loop.call_later(1.0, self._expire)
@@ -97,14 +97,19 @@ class Broker:
             # ZeroMQ takes its filter before it binds; the next broker has the new list.
             self._end(f"there are new user ids: {sorted(uids - self._uids)}")
 
+    def _is_admitted(self, uid: int) -> bool:
+        return not self._filters or uid in self._uids
+
+    def _door_trouble(self, sentence: str) -> None:
+        self._state.trouble("door", sentence)
+
     def _hello(self, peer: Peer) -> dict[str, object]:
-        known = not self._filters or peer.uid in self._uids
         return {
             "v": 1,
             "pid": os.getpid(),
             "state": "refused" if self._state.mistakes else "serving",
             "mistakes": self._state.mistakes,
-            "uid_known": known,
+            "uid_known": self._is_admitted(peer.uid),
         }
 
     def _said(self, managed: Managed, how: str, status: str | None) -> None:

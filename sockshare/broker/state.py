@@ -12,6 +12,7 @@ import msgspec
 from sockshare.core.errors import NotPermitted, ProtocolError, SockshareError, UnknownSocket
 from sockshare.core.spec import ProgramSpec, SocketSpec
 from sockshare.core.suggest import did_you_mean
+from sockshare.core.troubles import Troubles
 from sockshare.kernel.channel import Message
 
 from .drain import Address, address_of
@@ -56,6 +57,7 @@ class State:
         self.sockets = {spec.name: spec for spec in msgspec.convert(hello["sockets"], list[SocketSpec])}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
         self.refusals = 0
+        self._troubles = Troubles()
         self.observer = Observer(self.shared)
         self.holders = Holders(self.shared)
         journal: dict[str, Any] = hello["journal"]
@@ -65,10 +67,20 @@ class State:
         )
         self.roster = Roster(link, journal, on_death=on_death)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is not as its author may think, and what the host or the broker can't do just now."""
+        return [*self._warnings, *self._troubles.sentences]
+
+    def trouble(self, subject: str, sentence: str) -> None:
+        """Let *sentence* be the trouble of *subject*, "" if it has none (any more); the log says so once."""
+        if self._troubles.say(subject, sentence):
+            log.log(logging.ERROR if sentence else logging.INFO, "%s: %s", subject, sentence or "all is well again")
+
     def learn(self, message: Message) -> None:
         """Take what the host says of the manager's configuration."""
         self.mistakes: list[str] = list(message.get("mistakes", []))
-        self.warnings: list[str] = list(message.get("warnings", []))
+        self._warnings: list[str] = list(message.get("warnings", []))
         self.programs = {spec.name: spec for spec in msgspec.convert(message["programs"], list[ProgramSpec])}
 
     def _ready_timeout(self, program: str) -> float:
