@@ -36,6 +36,9 @@ async def serve(link: socket.socket) -> int:
     def hear(message: Message, fds: list[int]) -> None:
         if brokers:
             brokers[0].on_host_message(message, fds)
+        elif message.get("fds") and not fds:
+            log.error("link: can't take the sockets: the broker may open no more descriptors (RLIMIT_NOFILE)")
+            end("it may open no more descriptors")
         elif message.get("type") == "hello":
             brokers.append(Broker(host, message, fds, end))
         else:

@@ -75,6 +75,8 @@ class HostLink:
             close_all(fds)
             kind = ManagerSilent if answer.get("silent") else ManagerError
             raise kind(str(answer.get("message", f"can't {verb}: the host refused")))
+        if answer.get("fds") and not fds:
+            raise ManagerError(f"can't {verb}: the broker may open no more descriptors (RLIMIT_NOFILE)")
         return answer, fds
 
     def tell(self, number: int, fields: dict[str, Any]) -> None:

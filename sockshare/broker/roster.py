@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sockshare.core.errors import NotPermitted
+from sockshare.kernel.descriptors import are_gone
 from sockshare.kernel.peers import Identity, identity, pidfd_open, start_time
 
 from .hostlink import HostLink
@@ -101,6 +102,8 @@ class Roster:
         try:
             pidfd = pidfd_open(pid)
         except OSError as error:
+            if are_gone(error):
+                raise
             raise NotPermitted(f"can't tell who pid {pid} is: {error.strerror}") from None
         try:
             who = identity(pid, pidfd)

@@ -5,6 +5,7 @@ It is in memory for the broker's death, and in a file of the runtime directory (
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ class Journal:
     def __init__(self, path: str, owner: str) -> None:
         self.path = path
         self.owner = owner
+        self.trouble = ""  # why the file could not be written the last time
         self._records: dict[str, Record] = {}
         self._unsaved = True  # that it is in use has to be seen by another manager that is given the same directory
         document = read(path)
@@ -52,7 +54,7 @@ class Journal:
             self._unsaved = True
 
     def save(self, *, anew: bool = False) -> None:
-        """Write the file, if anything changed or *anew*; a failure is logged: the memory serves the next broker."""
+        """Write the file, if anything changed or *anew*; a failure is `trouble`: the memory serves the next broker."""
         if not self._unsaved and not anew:
             return
         aside = f"{self.path}~"
@@ -63,9 +65,11 @@ class Journal:
             # Atomic: a host that is killed here leaves the file before or the file after.
             os.replace(aside, self.path)
         except OSError as error:
-            log.error("journal: can't write %s: %s", self.path, error.strerror)
+            room = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            self.trouble = f"can't write {self.path}: {error.strerror}{room}; it is in memory only until then"
         else:
             self._unsaved = False
+            self.trouble = ""
 
 
 def read(path: str) -> dict[str, Any] | None:
