@@ -47,6 +47,8 @@ async def serve(link: socket.socket) -> int:
         try:
             if brokers:
                 brokers[0].on_host_message(message, fds)
+            elif message.get("fds") and not fds:
+                end("can't take the sockets: it may open no more descriptors (RLIMIT_NOFILE)", _FAILED)
             elif message.get("type") == "hello":
                 brokers.append(Broker(host, read_hello(message, len(fds)), fds, end))
             else:

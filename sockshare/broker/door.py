@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimeoutOfFuture
@@ -37,10 +37,15 @@ TICKETS_AT_ONCE = 16
 #: Seconds that a peer may be silent.
 PATIENCE = 2.0
 _READ_AFTER = 0.002
-_CONNECTIONS = 4096
-_CONNECTIONS_OF_ONE = 32
-_BATCH = 64
+#: Connections at once: of all, of one user, of all users that are not admitted together, and of one process.
+_CONNECTIONS, _OF_USER, _OF_STRANGERS, _OF_PROCESS = 4096, 1024, 256, 32
+#: Connections, and packets of one of them, that are taken before other work of the loop gets its turn.
+_BATCH, _PACKETS = 64, 16
+#: Seconds until connections are accepted again when there was no descriptor for one; the listener stays readable.
+_ACCEPT_AGAIN = 0.2
 _LONGEST_PACKET = 16384
+#: For a uid, of those that are not admitted.
+_STRANGERS = -1
 _KEY = re.compile("[0-9a-f]{32}")
 _FAMILY, _TYPE = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
 
@@ -69,11 +74,12 @@ class Tickets(Protocol):
 
 
 class _Visitor:
-    __slots__ = ("deadline", "ended", "handed_out", "over", "peer", "presents", "sock")
+    __slots__ = ("deadline", "ended", "handed_out", "over", "peer", "presents", "sock", "user")
 
-    def __init__(self, sock: socket.socket, peer: Peer, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, user: int, deadline: float) -> None:
         self.sock = sock
         self.peer = peer
+        self.user = user
         self.deadline = deadline
         self.handed_out: list[bytes] = []
         self.ended = False  # nothing more will come from it
@@ -82,14 +88,29 @@ class _Visitor:
 
 
 class Door:
-    """Serves the listening socket *listener*, a descriptor that becomes this object's, in the running loop."""
+    """Serves the listening socket *listener*, a descriptor that becomes this object's, in the running loop.
 
-    def __init__(self, listener: int, tickets: Tickets, hello: Callable[[Peer], dict[str, object]]) -> None:
+    Args:
+        is_admitted: Whether processes of that uid may ask for anything.
+        trouble: Called with a sentence when no connection can be accepted, and with "" when it can again.
+    """
+
+    def __init__(
+        self,
+        listener: int,
+        tickets: Tickets,
+        hello: Callable[[Peer], dict[str, object]],
+        is_admitted: Callable[[int], bool] = lambda uid: True,
+        trouble: Callable[[str], object] = lambda sentence: None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._tickets = tickets
         self._hello = hello
+        self._is_admitted = is_admitted
+        self._trouble = trouble
         self._visitors: set[_Visitor] = set()
-        self._of_pid: dict[int, int] = {}
+        self._of_pid: Counter[int] = Counter()
+        self._of_user: Counter[int] = Counter()
         self._queue: deque[_Visitor] = deque()  # by deadline
         self._unread: list[_Visitor] = []
         self._sweep: asyncio.TimerHandle | None = None
@@ -108,8 +129,11 @@ class Door:
             except BlockingIOError:
                 return
             except OSError as error:
-                log.warning("door: can't accept: %s", error)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(_ACCEPT_AGAIN, self._loop.add_reader, self._listener, self._accept)
+                self._trouble(f"the door can't accept connections: {error.strerror}")
                 return
+            self._trouble("")
             sock = socket.socket(_FAMILY, _TYPE, 0, fd)
             sock.setblocking(False)
             try:
@@ -117,13 +141,19 @@ class Door:
             except OSError:
                 closing.close(sock)
                 continue
-            if len(self._visitors) >= _CONNECTIONS or self._of_pid.get(peer.pid, 0) >= _CONNECTIONS_OF_ONE:
-                log.warning("door: pid %d has too many connections; one was closed", peer.pid)
+            user = peer.uid if self._is_admitted(peer.uid) else _STRANGERS
+            if (
+                self._of_pid[peer.pid] >= _OF_PROCESS
+                or self._of_user[user] >= (_OF_STRANGERS if user == _STRANGERS else _OF_USER)
+                or len(self._visitors) >= _CONNECTIONS
+            ):
+                log.warning("door: pid %d (uid %d) has too many connections; one was closed", peer.pid, peer.uid)
                 closing.close(sock)
                 continue
-            visitor = _Visitor(sock, peer, self._loop.time() + PATIENCE)
+            visitor = _Visitor(sock, peer, user, self._loop.time() + PATIENCE)
             self._visitors.add(visitor)
-            self._of_pid[peer.pid] = self._of_pid.get(peer.pid, 0) + 1
+            self._of_pid[peer.pid] += 1
+            self._of_user[user] += 1
             # Who connects speaks first, and mostly has spoken by now.
             if not self._hear(visitor):
                 continue
@@ -148,7 +178,7 @@ class Door:
     def _hear(self, visitor: _Visitor) -> bool:
         """Take what *visitor* has sent; whether it is still here."""
         try:
-            while True:
+            for _ in range(_PACKETS):
                 if self._looks_first and carries_descriptors(visitor.sock):
                     break  # to receive them is to close them, and that may take long
                 packet, _ = receive(visitor.sock, _LONGEST_PACKET)
@@ -162,6 +192,8 @@ class Door:
                     break
                 if visitor.handed_out:  # whose acknowledgement is read later
                     return True
+            else:
+                return True  # it stays readable
         except BlockingIOError:
             return True
         except (ConnectionError, Truncated):
@@ -265,9 +297,10 @@ class Door:
 
     def _forget(self, visitor: _Visitor) -> None:
         self._visitors.discard(visitor)
-        self._of_pid[visitor.peer.pid] -= 1
-        if not self._of_pid[visitor.peer.pid]:
-            del self._of_pid[visitor.peer.pid]
+        for counter, key in ((self._of_pid, visitor.peer.pid), (self._of_user, visitor.user)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
 
     def _expire(self) -> None:
         now = self._loop.time()

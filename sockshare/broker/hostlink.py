@@ -76,6 +76,8 @@ class HostLink:
             close_all(fds)
             kind = ManagerSilent if answer.get("silent") else ManagerError
             raise kind(str(answer.get("message", f"can't {verb}: the host refused")))
+        if answer.get("fds") and not fds:
+            raise ManagerError(f"can't {verb}: the broker may open no more descriptors (RLIMIT_NOFILE)")
         return answer, fds
 
     def give_up(self, reason: str) -> None:

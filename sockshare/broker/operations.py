@@ -26,6 +26,7 @@ from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
 from sockshare.core.turns import Turns
 from sockshare.core.visibility import visible, visible_findings
+from sockshare.kernel.descriptors import are_gone
 from sockshare.kernel.meeting import user
 
 from . import plans
@@ -169,8 +170,7 @@ class Operations:
             self._link.tell(number, {"ok": False, **described(error)})
         except Exception as error:
             log.exception("broker: %s of the host failed", op)
-            sentence = f"can't {op}: the broker has a bug ({error!r}; see its log)"
-            self._link.tell(number, {"ok": False, **described(SockshareError(sentence))})
+            self._link.tell(number, {"ok": False, **described(SockshareError(f"can't {op}: {_why(error)}"))})
 
     async def _work(self, caller: Caller, request: Request) -> None:
         try:
@@ -190,9 +190,7 @@ class Operations:
             self._state.fail(caller, error)
         except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end
             log.exception("broker: %s of pid %d failed", request.op, caller.pid)
-            self._state.fail(
-                caller, SockshareError(f"can't {request.op}: the broker has a bug ({error!r}; see its log)")
-            )
+            self._state.fail(caller, SockshareError(f"can't {request.op}: {_why(error)}"))
 
     async def _attach(self, caller: Caller, request: Request) -> dict[str, Any]:
         managed = self._state.managed_of(await self._state.roster.identify(caller.pid), caller.pid)
@@ -392,3 +390,9 @@ def _runs_as(managed: Managed, uid: int) -> bool:
         return user(managed.pid) == uid
     except ProcessLookupError:
         return False
+
+
+def _why(error: Exception) -> str:
+    if are_gone(error):
+        return "the broker may open no more descriptors (RLIMIT_NOFILE)"
+    return f"the broker has a bug ({error!r}; see its log)"

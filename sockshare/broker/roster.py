@@ -9,6 +9,7 @@ from typing import Any
 
 from sockshare.core.errors import NotPermitted
 from sockshare.core.records import ProcessFacts, Records
+from sockshare.kernel.descriptors import are_gone
 from sockshare.kernel.peers import Identity, identity, pidfd_open, start_time
 
 from .hostlink import HostLink
@@ -103,6 +104,8 @@ class Roster:
         try:
             pidfd = pidfd_open(pid)
         except OSError as error:
+            if are_gone(error):
+                raise
             raise NotPermitted(f"can't tell who pid {pid} is: {error.strerror}") from None
         try:
             who = identity(pid, pidfd)

@@ -83,7 +83,7 @@ class Broker:
         self._operations = Operations(
             state, self._handout, self._reloading, self._retirements, link, self._said, taken_up, self._authority
         )
-        self._door = Door(listeners["door"], self._handout, self._hello)
+        self._door = Door(listeners["door"], self._handout, self._hello, self._is_admitted, self._door_trouble)
         filtered = self._uids if self._filters else ()
         self._endpoint = Endpoint(listeners["broker"], f"{self._directory}/broker", filtered, self._operations.answer)
         self._loop.call_later(1.0, self._expire)
@@ -119,8 +119,14 @@ class Broker:
         if self._filters and not uids <= self._uids:
             self._end(f"there are new user ids: {sorted(uids - self._uids)}")
 
+    def _is_admitted(self, uid: int) -> bool:
+        return not self._filters or uid in self._uids
+
+    def _door_trouble(self, sentence: str) -> None:
+        self._state.trouble("door", sentence)
+
     def _hello(self, peer: Peer) -> dict[str, object]:
-        known = not self._filters or peer.uid in self._uids
+        known = self._is_admitted(peer.uid)
         if not known and self._authority.may_command(peer.pid, peer.uid):
             known = True
             self._uids.add(peer.uid)

@@ -14,6 +14,7 @@ from sockshare.core.hello import Configuration, Hello
 from sockshare.core.records import Records
 from sockshare.core.spec import ProgramSpec
 from sockshare.core.suggest import did_you_mean
+from sockshare.core.troubles import Troubles
 
 from .drain import Address, address_of
 from .endpoint import Caller
@@ -59,6 +60,7 @@ class State:
         self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
         self.refusals = 0
+        self._troubles = Troubles()
         self.observer = Observer(self.shared)
         self.holders = Holders(self.shared)
         stored = dict(zip(hello.kept, kept, strict=True))
@@ -67,10 +69,20 @@ class State:
         )
         self.roster = Roster(link, records, on_death=on_death)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is not as its author may think, and what the host or the broker can't do just now."""
+        return [*self._warnings, *self._troubles.sentences]
+
+    def trouble(self, subject: str, sentence: str) -> None:
+        """Let *sentence* be the trouble of *subject*, "" if it has none (any more); the log says so once."""
+        if self._troubles.say(subject, sentence):
+            log.log(logging.ERROR if sentence else logging.INFO, "%s: %s", subject, sentence or "all is well again")
+
     def learn(self, configuration: Configuration) -> None:
         """Take what the host says of the manager's configuration."""
         self.mistakes = configuration.mistakes
-        self.warnings = configuration.warnings
+        self._warnings = configuration.warnings
         self.programs = {spec.name: spec for spec in configuration.programs}
 
     def _ready_timeout(self, program: str) -> float:

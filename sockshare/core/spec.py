@@ -218,6 +218,11 @@ _ONLY_WITH: Mapping[str, tuple[Callable[[object], bool], str]] = {
 _PLUGIN: Mapping[str, _Reader] = {"runtime_dir": _directory, "logfile": _path}
 
 
+#: The most sockets that one program may have: `sockshare exec` holds each twice for a moment, and a process may open
+#: 1,024 descriptors as a rule.
+MOST_SOCKETS = 400
+
+
 def _read(
     section: str, options: Mapping[str, str], prefix: str, readers: Mapping[str, _Reader]
 ) -> tuple[dict[str, Any], list[Mistake]]:
@@ -259,6 +264,9 @@ def parse_program(
             mistakes.append(Mistake(section, f"{prefix}sockets", f"no such socket {socket!r}{known}"))
         if named.count(socket) > 1:
             mistakes.append(Mistake(section, f"{prefix}sockets", f"{socket!r} is named twice"))
+    if len(named) > MOST_SOCKETS:
+        message = f"it names {len(named)} sockets; a program may have {MOST_SOCKETS} at most: divide it in several"
+        mistakes.append(Mistake(section, f"{prefix}sockets", message))
     if fields.get("ready") == "registration" and "sockets" not in options:
         message = f"'registration' is of a socket, and the program has none; name it in {prefix}sockets"
         mistakes.append(Mistake(section, f"{prefix}ready", message))

@@ -60,11 +60,12 @@ class Tickets:
 
     Args:
         lifetime: Seconds from issue to expiry.
-        per_process: How many tickets one process can have; its oldest is dropped for one more.
+        per_process: How many tickets one process can have; its oldest is dropped for one more. It asks for those of
+            all its sockets at once (`spec.MOST_SOCKETS`), and again if the broker dies meanwhile.
         total: How many tickets there can be; the oldest is dropped for one more.
     """
 
-    def __init__(self, lifetime: float = 5.0, per_process: int = 64, total: int = 16384) -> None:
+    def __init__(self, lifetime: float = 5.0, per_process: int = 1024, total: int = 65536) -> None:
         self._lifetime = lifetime
         self._per_process = per_process
         self._total = total

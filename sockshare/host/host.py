@@ -6,6 +6,7 @@ loop calls, imports no zmq, and is dull: it thinks about nothing, that it may li
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -15,9 +16,10 @@ from typing import Any
 import sockshare
 from sockshare.core import versions
 from sockshare.core.errors import ProtocolError
+from sockshare.core.troubles import Troubles
 from sockshare.kernel import closing, listeners
 from sockshare.kernel.channel import Channel, Message
-from sockshare.kernel.descriptors import close_all
+from sockshare.kernel.descriptors import are_gone, close_all
 from sockshare.kernel.directory import Directory
 
 from . import meeting
@@ -37,6 +39,10 @@ _MOST_UNSENT = 16 * 1024 * 1024
 _MOST_FAILURES = 100
 #: Seconds from the end of a link, when a process's descriptors are closed, to its broker's death.
 _DIES_WITHIN = 0.5
+
+#: Seconds between looks at whether a trouble is over.
+_LOOK_AGAIN = 2.0
+_NO_DESCRIPTOR = "can't open descriptors: {}; raise the limit of open files of {} (LimitNOFILE, ulimit -n, minfds)"
 
 #: The verbs that only ask.
 _QUERIES = frozenset({"whois", "processes", "notify"})
@@ -89,6 +95,8 @@ class Host:
         self._journal = Journal(os.path.join(directory, meeting.JOURNAL), manager.name, self.directory.fd)
         self._notify = NotifySockets(loop, os.path.join(directory, meeting.NOTIFY))
         self._store = DescriptorStore()
+        self._troubles = Troubles()
+        self._looking = False
 
     def open(self) -> None:
         """Make the listeners and bind the notify sockets of processes that live, before the first broker.
@@ -98,7 +106,7 @@ class Host:
         """
         self._listen()
         self._notify.restore()
-        self._journal.save()
+        self._save()
 
     def _listen(self) -> None:
         for name in meeting.LISTENERS:
@@ -124,7 +132,7 @@ class Host:
         for sock in old:
             closing.close(sock)
         self._notify.renew()
-        self._journal.save(anew=True)
+        self._save(anew=True)
         self._nonsense()  # listeners come with the hello only
 
     @property
@@ -173,7 +181,47 @@ class Host:
         ]:
             self._nonsense()  # sockets come with the hello only
         elif before.message() != configuration.message():
-            self._send(self._link, {"type": "programs", **configuration.message()})
+            self._send(self._link, {"type": "programs", **self._message()})
+
+    def _message(self) -> Message:
+        """What a broker is told of the configuration, and of our own troubles."""
+        message = self._configuration.message()
+        return {**message, "warnings": [*message["warnings"], *self._troubles.sentences]}
+
+    def _trouble(self, subject: str, sentence: str) -> None:
+        """Let *sentence* be the trouble of *subject*; "": it has none (any more)."""
+        if self._troubles.say(subject, sentence):
+            log.log(logging.ERROR if sentence else logging.INFO, "%s: %s", subject, sentence or "all is well again")
+            if self._link is not None and not self._draining:
+                self._send(self._link, {"type": "programs", **self._message()})
+        if self._troubles.sentences and not self._looking:
+            self._looking = True
+            self._loop.call_later(_LOOK_AGAIN, self._look_again)
+
+    @guarded(log)
+    def _look_again(self) -> None:
+        """Whether the troubles are over: nothing else may come that would tell."""
+        self._looking = False
+        if not self._listeners:
+            return  # closed
+        self._save()
+        self._trouble("store", self._store.trouble)
+        for subject, path in (("descriptors", os.devnull), ("notify", os.path.join(self.directory.path, meeting.NOTIFY))):
+            try:
+                # Of a directory a file without a name, which needs what a socket in it would (open(2), O_TMPFILE).
+                flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_TMPFILE if subject == "notify" else 0)
+                os.close(os.open(path, flags, 0o600))
+            except OSError as error:
+                log.debug("%s: %s", subject, error)
+            else:
+                self._trouble(subject, "")
+
+    def _no_descriptor(self, error: OSError) -> None:
+        self._trouble("descriptors", _NO_DESCRIPTOR.format(os.strerror(error.errno or 0), self._manager.kind))
+
+    def _save(self, *, anew: bool = False) -> None:
+        self._journal.save(anew=anew)
+        self._trouble("journal", self._journal.trouble)
 
     @guarded(log)
     def held(self) -> None:
@@ -206,7 +254,7 @@ class Host:
             "sockets": [description for description, _ in self._configuration.sockets],
             "notify": list(notify),
             "kept": list(kept),
-            **self._configuration.message(),
+            **self._message(),
             "journal": self._journal.records,
         }
         shared = [shared for _, shared in self._configuration.sockets]
@@ -275,11 +323,14 @@ class Host:
         for at, (message, fds) in enumerate(messages, 1):
             try:
                 if message.get("type") == "keep":
-                    self._store.keep(str(message.get("key")), fds)
+                    self._keep(str(message.get("key")), message, fds)
                     continue
                 close_all(fds)  # nothing else that a broker says needs one
                 self._hear(link, message)
-            except Exception:
+            except Exception as error:
+                if isinstance(error, OSError) and are_gone(error):
+                    self._no_descriptor(error)  # no fault of the broker's
+                    continue
                 first = not self._failures  # a traceback of each would take supervisord's log more time than it has
                 log.error("link: can't do %r", message.get("verb", message.get("type")), exc_info=first)
                 self._failures += 1
@@ -288,8 +339,14 @@ class Host:
                     close_all(rest)
                 self._give_up(link, "most of what it says can't be done")
                 return False
-        self._journal.save()
+        self._save()
         return bool(messages) or link.more
+
+    def _keep(self, key: str, message: Message, fds: list[int]) -> None:
+        if message.get("fds") and not fds:
+            self._no_descriptor(OSError(errno.EMFILE, ""))
+        self._store.keep(key, fds)
+        self._trouble("store", self._store.trouble)
 
     @guarded(log)
     def _end_unlinked(self) -> None:
@@ -361,8 +418,14 @@ class Host:
         except ProcessLookupError:
             answer.refuse(f"can't make a notify socket for pid {pid}: no such process")
         except (OSError, ValueError) as error:
-            answer.refuse(f"can't make a notify socket for pid {pid}: {error}")
+            reason = getattr(error, "strerror", None) or str(error)
+            answer.refuse(f"can't make a notify socket for pid {pid}: {reason}")
+            if isinstance(error, OSError) and are_gone(error):
+                self._no_descriptor(error)
+            else:
+                self._trouble("notify", f"can't make notify sockets: {reason}")
         else:
+            self._trouble("notify", "")
             found = {"type": "answer", "id": number, "ok": True, "path": self._notify.path(pid)}
             self._send(link, found, [sock.fileno()])
 

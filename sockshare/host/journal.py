@@ -34,6 +34,7 @@ class Journal:
         self.owner = owner
         self._dir_fd = dir_fd
         self._name = path if dir_fd is None else os.path.basename(path)
+        self.trouble = ""  # why the file could not be written the last time
         self._records: dict[str, Record] = {}
         self._unsaved = True  # that it is in use has to be seen by another manager that is given the same directory
         document = read(self._name, dir_fd)
@@ -64,7 +65,7 @@ class Journal:
             self._unsaved = True
 
     def save(self, *, anew: bool = False) -> None:
-        """Write the file, if anything changed or *anew*; a failure is logged: the memory serves the next broker."""
+        """Write the file, if anything changed or *anew*; a failure is `trouble`: the memory serves the next broker."""
         if not self._unsaved and not anew:
             return
         aside, at = f"{self._name}~", self._dir_fd
@@ -84,9 +85,11 @@ class Journal:
             # Atomic: a host that is killed here leaves the file before or the file after.
             os.replace(aside, self._name, src_dir_fd=at, dst_dir_fd=at)
         except OSError as error:
-            log.error("journal: can't write %s: %s", self.path, error.strerror)
+            room = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            self.trouble = f"can't write {self.path}: {error.strerror}{room}; it is in memory only until then"
         else:
             self._unsaved = False
+            self.trouble = ""
 
 
 def read(path: str, dir_fd: int | None = None) -> dict[str, Any] | None:

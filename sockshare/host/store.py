@@ -27,6 +27,11 @@ class DescriptorStore:
         self._kept: dict[str, int] = {}
 
     @property
+    def trouble(self) -> str:
+        """Why no more are kept; "" while there is room."""
+        return f"can't keep more than {_limit()} descriptors for a broker" if len(self._kept) >= _limit() else ""
+
+    @property
     def kept(self) -> dict[str, int]:
         """All of them, by key, in the order in which they came; a copy."""
         return dict(self._kept)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sockshare.core.errors import ProtocolError
 
-from .descriptors import MOST, close_all, receive, send
+from .descriptors import MOST, Truncated, close_all, receive, send
 
 Message = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Channel:
         sock.setblocking(False)
         self._sock = sock
         self._received = bytearray()
-        self._descriptors: deque[int] = deque()
+        self._descriptors: deque[int | None] = deque()  # None: as many as a message carries, which were lost
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self.unsent = 0  # bytes that wait for the socket to become writable
         self.more = False  # whether the last `receive` ended before there was nothing left to read
@@ -95,6 +95,8 @@ class Channel:
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The whole messages that have arrived, each with its descriptors, which are the caller's to close.
 
+        One whose descriptors this process had no room for comes without any: its "fds" counts more than there are.
+
         Of very many the first, which `more` tells; the socket stays readable.
 
         Raises:
@@ -106,12 +108,15 @@ class Channel:
         while not self.more:
             try:
                 data, fds = receive(self._sock, _ENOUGH, MOST)
+                self._descriptors.extend(fds)
             except BlockingIOError:
                 break
+            except Truncated as error:
+                data = error.data
+                self._descriptors.append(None)
             except ConnectionError:
                 ended = True
                 break
-            self._descriptors.extend(fds)
             if not data:
                 ended = True
                 break
@@ -137,15 +142,25 @@ class Channel:
         if not isinstance(message, dict):
             raise ProtocolError("can't read the link: a line is not an object")
         count = message.get("fds", 0)
-        if not isinstance(count, int) or not 0 <= count <= len(self._descriptors):
-            raise ProtocolError(
-                f"can't read the link: {count!r} descriptors were announced, {len(self._descriptors)} came"
-            )
-        return message, [self._descriptors.popleft() for _ in range(count)]
+        if not isinstance(count, int):
+            raise ProtocolError(f"can't read the link: {count!r} is no number of descriptors")
+        fds: list[int] = []
+        came = 0
+        while came < count and self._descriptors:
+            fd = self._descriptors.popleft()
+            if fd is not None:
+                fds.append(fd)
+            came += 1 if fd is not None else min(MOST, count - came)
+        if len(fds) == count:
+            return message, fds
+        close_all(fds)
+        if came != count:
+            raise ProtocolError(f"can't read the link: {count} descriptors were announced, {came} came")
+        return message, []
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
-        close_all(self._descriptors)
+        close_all(fd for fd in self._descriptors if fd is not None)
         self._descriptors.clear()
         self._unsent.clear()
         self._sock.close()

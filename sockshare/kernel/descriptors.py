@@ -18,7 +18,18 @@ SO_PASSRIGHTS = 83
 
 
 class Truncated(OSError):
-    """Descriptors were sent that this process could not take, as when it is at its ``RLIMIT_NOFILE``; none was kept."""
+    """Descriptors were sent that this process could not take, as when it is at its ``RLIMIT_NOFILE``; none was kept.
+
+    Attributes:
+        data: The bytes that they came with.
+    """
+
+    data = b""
+
+
+def are_gone(error: BaseException) -> bool:
+    """Whether *error* says that no descriptor could be opened: for this process, or on this machine."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -56,7 +67,11 @@ def receive(sock: socket.socket, size: int, max_fds: int = 0) -> tuple[bytes, li
             fds.extend(numbers)
     if flags & socket.MSG_CTRUNC:
         close_all(fds)
-        raise Truncated(errno.EMFILE, "can't receive descriptors: more came than this process may open (RLIMIT_NOFILE)")
+        truncated = Truncated(
+            errno.EMFILE, "can't receive descriptors: more came than this process may open (RLIMIT_NOFILE)"
+        )
+        truncated.data = data
+        raise truncated
     return data, fds
 
 

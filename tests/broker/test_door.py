@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import select
 import socket
 import struct
@@ -89,17 +90,20 @@ class Client:
         return self.say(packet, fds)
 
 
-def at_door(directory: Path, work: Callable[[str, Claims], Coroutine[Any, Any, None]]) -> None:
-    """Run *work* beside a door; no descriptor and no thread is left."""
+def at_door(
+    directory: Path, work: Callable[[str, Claims], Coroutine[Any, Any, None]], kind: type[Door] = Door, **options: Any
+) -> None:
+    """Run *work* beside a door with those *options*; no descriptor and no thread is left."""
 
     async def body() -> None:
         path = str(directory / "door")
         claims = Claims()
-        door = Door(listeners.make(path, socket.SOCK_SEQPACKET).detach(), claims, lambda peer: {"v": 1})
+        door = kind(listeners.make(path, socket.SOCK_SEQPACKET).detach(), claims, lambda peer: {"v": 1}, **options)
         before = len(os.listdir("/proc/self/fd"))
         await work(path, claims)
         await until(lambda: len(os.listdir("/proc/self/fd")) == before and not door._visitors)
         assert not door._of_pid
+        assert not door._of_user
         asyncio.get_running_loop().remove_reader(door._listener)
         door._listener.close()
 
@@ -297,3 +301,136 @@ def test_door_serves_on_when_strangers_send_what_lingers(monkeypatch: pytest.Mon
     with tempfile.TemporaryDirectory(prefix="ss-") as directory:
         os.chmod(directory, 0o711)
         at_door(Path(directory), work)
+
+
+def test_connection_that_says_too_much_leaves_turns_to_others(tmp_path: Path) -> None:
+    """Very many packets of one that are there already are not taken all at once."""
+
+    async def work(path: str, claims: Claims) -> None:
+        loop = asyncio.get_running_loop()
+        turns, answers = 0, 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if not done:
+                loop.call_soon(turn)
+
+        done = False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(path)
+            sent = 0
+            sock.setblocking(False)
+            try:
+                while sent < 400:
+                    sock.send(b"H")
+                    sent += 1
+            except BlockingIOError:
+                pass
+            turn()
+            while answers < sent:
+                try:
+                    assert sock.recv(100)[:1] == b"+"
+                    answers += 1
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+            done = True
+        assert sent > 100
+        assert turns > sent / 20
+
+    at_door(tmp_path, work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be another user")
+def test_strangers_leave_room_for_those_that_are_admitted(tmp_path: Path) -> None:
+    """However many processes of however many users hold silent connections."""
+
+    async def work(path: str, claims: Claims) -> None:
+        ready, go = os.pipe(), os.pipe()
+        pids = []
+        for number in range(20):
+            pid = os.fork()
+            if pid == 0:
+                _hold_many(path, 60000 + number, ready[1], go[0])
+            pids.append(pid)
+        try:
+            connected = 0
+            while connected < 20:
+                connected += len(await asyncio.to_thread(os.read, ready[0], 20))
+
+            def ask() -> str:
+                with Client(path) as client:
+                    return client.say(b"H")[:1]
+
+            assert await asyncio.to_thread(ask) == "+"
+            assert counts[0] == 256
+        finally:
+            os.write(go[1], b"x" * 20)
+            for pid in pids:
+                os.waitpid(pid, 0)
+            for fd in (*ready, *go):
+                os.close(fd)
+
+    counts = [0]
+
+    class Seen(Door):
+        def _accept(self) -> None:
+            super()._accept()
+            counts[0] = max(counts[0], self._of_user[-1])
+
+    tmp_path.chmod(0o755)
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        at_door(Path(directory), work, kind=Seen, is_admitted=lambda uid: uid == 0)
+
+
+def _hold_many(path: str, uid: int, ready: int, go: int) -> None:
+    """In a forked child: hold as many connections as a process may, until told; never returns."""
+    try:
+        os.setuid(uid)
+        socks = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(31)]
+        for sock in socks:
+            sock.connect(path)
+        os.write(ready, b"x")
+        os.read(go, 1)
+    finally:
+        os._exit(0)
+
+
+def test_door_that_can_not_accept_waits_and_says_so(tmp_path: Path) -> None:
+    """At the limit of descriptors its listener stays readable, which must not keep the loop busy; then all is well."""
+    troubles: list[str] = []
+
+    async def work(path: str, claims: Claims) -> None:
+        loop = asyncio.get_running_loop()
+        client = Client(path)  # accepted, before
+        await until(lambda: bool(troubles))
+        waiting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        waiting.settimeout(TIMEOUT)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) - 1, before[1]))
+        try:
+            while True:
+                spare.append(os.dup(0))
+        except OSError:
+            pass
+        try:
+            waiting.connect(path)
+            waiting.send(b"H")
+            await until(lambda: troubles[-1] != "")
+            used = time.process_time()
+            await asyncio.sleep(0.3)
+            assert time.process_time() - used < 0.1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for fd in spare:
+                os.close(fd)
+        assert (await asyncio.to_thread(waiting.recv, 100))[:1] == b"+"
+        assert troubles[-1] == ""
+        assert troubles.count("the door can't accept connections: Too many open files") >= 1
+        waiting.close()
+        client.sock.close()
+        assert loop.is_running()
+
+    spare: list[int] = []
+    at_door(tmp_path, work, trouble=troubles.append)

@@ -25,8 +25,8 @@ from tests.broker.stage import Stage, hostile, stage, until
 from tests.support import door
 from tests.support.circusd import resident
 
-#: Seconds within which a command is answered, whatever a peer does.
-SOON = 5.0
+#: Seconds within which a command is answered, whatever a peer does: the patience of a command.
+SOON = 10.0
 
 OPERATIONS = (
     *("status", "doctor", "attach", "ticket", "inherit", "ready", "reload", "cancel", "claim", "release", "move"),

@@ -102,7 +102,7 @@ def test_one_peer_has_so_many_connections_and_no_more(tmp_path: Path) -> None:
 
     async def work(path: str, tickets: Tickets) -> None:
         def connect() -> list[bytes]:
-            socks = [connected(path) for _ in range(module._CONNECTIONS_OF_ONE + 1)]
+            socks = [connected(path) for _ in range(module._OF_PROCESS + 1)]
             try:
                 return [answer(sock) for sock in (socks[-1], socks[0])]
             finally:

@@ -759,6 +759,8 @@ class AnyOrder(RuleBasedStateMachine):
         if isinstance(effect, Suspend):
             self.feed(Switched(""))
         elif isinstance(effect, Verify):
+            if not refuse and self.rollout.state is State.VERIFY:
+                self.exchange_roles(back=False)
             self.feed(VerifyFailed("no") if refuse else Verified("yes"))
         elif isinstance(effect, Drain):
             self.feed(Drained("no connection left"))
@@ -832,11 +834,16 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.rollout.state is State.VERIFY)
     @rule()
     def old_process_serves_until_the_new_one_has_answered(self) -> None:
+        self.exchange_roles(back=True)
+
+    def exchange_roles(self, *, back: bool) -> None:
         assert self.rollout.old is not None
         assert self.rollout.newcomer is not None
-        self.suspended.discard(self.rollout.old.pid)
-        if self.rollout.newcomer.pid in self.alive:
-            self.suspended.add(self.rollout.newcomer.pid)
+        pids = (self.rollout.old.pid, self.rollout.newcomer.pid)
+        serving, waiting = pids if back else reversed(pids)
+        self.suspended.discard(serving)
+        if waiting in self.alive:
+            self.suspended.add(waiting)
 
     @rule()
     def command_is_interrupted(self) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockshare.core.spec import (
+    MOST_SOCKETS,
     Mistake,
     PluginSpec,
     ProgramSpec,
@@ -195,6 +196,20 @@ def test_unknown_socket_says_so_when_there_are_none_at_all() -> None:
     """A missing [socket:*] is the likely mistake then."""
     _, mistakes = parse_program("web", "program:web", {"sockets": "web"}, "sockshare_", ())
     assert mistakes == [Mistake("program:web", "sockshare_sockets", "no such socket 'web' (there are none)")]
+
+
+def test_program_with_more_sockets_than_it_can_be_given_is_refused() -> None:
+    """It would never come to its start."""
+    names = [f"s{number}" for number in range(MOST_SOCKETS + 1)]
+
+    def read(count: int) -> list[str]:
+        options = {"sockets": " ".join(names[:count])}
+        return [str(one) for one in parse_program("web", "program:web", options, "sockshare_", names)[1]]
+
+    assert read(MOST_SOCKETS) == []
+    assert read(MOST_SOCKETS + 1) == [
+        "[program:web] sockshare_sockets: it names 401 sockets; a program may have 400 at most: divide it in several"
+    ]
 
 
 def test_every_mistake_is_found_at_once() -> None:
