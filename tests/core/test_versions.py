@@ -8,6 +8,8 @@ import pytest
 
 from sockshare.core import records, versions
 from sockshare.core.hello import Hello, Unreadable, read_hello, read_programs
+from sockshare.core.registration import Registration
+from sockshare.core.registration_steps import Policy
 from sockshare.core.rollout import Rollout
 from sockshare.core.steps import Plan
 from tests.recorded import MANAGERS, recorded
@@ -204,3 +206,12 @@ def test_hello_is_typed() -> None:
     hello = read_hello(HELLO, 3)
     assert isinstance(hello, Hello)
     assert (hello.manager.kind, hello.manager.pid, hello.manager.uid) == ("circus", 10, 0)
+
+
+def test_claim_of_a_later_version_is_taken_up() -> None:
+    """It may have more to say of a claim, at the end."""
+    hello = next(one.message for one in recorded("circus") if one.message["type"] == "hello" and one.message["journal"])
+    record = records.read(hello["journal"]).registrations["web"]
+    later = {**record, "claims": [{**claim, "claim": [*claim["claim"], "later"], "x": 1} for claim in record["claims"]]}
+    found, _ = Registration.recover(Policy.of("exclusive"), later, 1)
+    assert len(found.claims) == len(record["claims"]) > 1
