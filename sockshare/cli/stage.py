@@ -118,6 +118,7 @@ class Stage:
         self.runtime = self.directory / "run"  # of the broker
         self.log = self.directory / "circusd.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.prefix: list[str] = []  # of the manager's command line
         package = str(Path(__file__).resolve().parents[2])
         path = os.environ.get("PYTHONPATH")
         self.environment = {
@@ -140,7 +141,7 @@ class Stage:
         """Start circusd; its output goes to ``log``."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "circus.circusd", str(self.directory / "circus.ini")],
+                [*self.prefix, sys.executable, "-m", "circus.circusd", str(self.directory / "circus.ini")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

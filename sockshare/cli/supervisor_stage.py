@@ -70,7 +70,7 @@ class SupervisorStage(Stage):
         """Start supervisord."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)],
+                [*self.prefix, sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

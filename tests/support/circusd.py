@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sockshare.cli.stage import START_TIMEOUT, Stage, free_port, wait_until
 from tests.support.forks import FORKS
+from tests.support.others import BECOME
 
 __all__ = ["APPS", "PROGRAMS", "Circusd", "Reload", "descriptors", "is_running", "resident", "running", "wait_until"]
 
@@ -240,6 +241,13 @@ class Circusd(Stage):
         self.start()
         self.wait_for_answer(self.port, timeout)
         return self
+
+    def start_as(self, uid: int) -> None:
+        """Start the manager as another user, to whom everything here belongs then."""
+        for path in (self.directory, *self.directory.iterdir()):
+            os.chown(path, uid, uid)
+        self.prefix = [sys.executable, "-c", BECOME, str(uid)]
+        self.start()
 
     def reload(self, *arguments: str, program: str = "web", timeout: float = 90.0) -> Reload:
         """``sockshare reload PROGRAM --json``."""
