@@ -11,7 +11,7 @@ from supervisor.states import ProcessStates
 
 from sockshare.core.spec import ProgramSpec
 from sockshare.host.verbs import Answer
-from sockshare.kernel import peers
+from sockshare.kernel import peers, processes
 
 from .places import name_of, program_of
 from .twins import CannotStart, Twins
@@ -38,14 +38,9 @@ class SupervisorVerbs:
         answer.give(process=self._look_up(pid))
 
     def _look_up(self, pid: int) -> dict[str, Any] | None:
-        # supervisord makes each process the leader of a group, which its descendants stay in unless they make their
-        # own; it keeps the pid in its books until it has buried the process, so it is nobody else's.
-        try:
-            pids = [os.getpgid(pid), *peers.ancestors(pid)]
-        except (ProcessLookupError, PermissionError):
-            return None
+        # supervisord keeps a pid in its books until it has buried the process, so it is nobody else's.
         books = self._supervisord().options.pidhistory
-        for candidate in pids:
+        for candidate in [*peers.ancestors(pid), *_leader(pid)]:
             process = books.get(candidate)
             if process is not None:
                 program = program_of(process)
@@ -108,6 +103,19 @@ class SupervisorVerbs:
             return
         log.info("%s: %s %s", program, "given up" if kill else "retired", retired or "none")
         answer.give(retired=retired, stopped=self._twins.is_stopped(program))
+
+
+def _leader(pid: int) -> list[int]:
+    """The leader of the process group of *pid*, as far as it proves where *pid* comes from.
+
+    supervisord makes each process the leader of a group, in which also those stay whose parents have ended. But all
+    that it starts are of one session, in which anybody may join any group (setpgid(2)): a user has no say for another.
+    """
+    try:
+        leader = os.getpgid(pid)
+        return [leader] if processes.uids(pid) & processes.uids(leader) else []
+    except OSError:
+        return []
 
 
 def _file(name: Any) -> str | None:

@@ -206,7 +206,10 @@ class Host:
             return  # closed
         self._save()
         self._trouble("store", self._store.trouble)
-        for subject, path in (("descriptors", os.devnull), ("notify", os.path.join(self.directory.path, meeting.NOTIFY))):
+        for subject, path in (
+            ("descriptors", os.devnull),
+            ("notify", os.path.join(self.directory.path, meeting.NOTIFY)),
+        ):
             try:
                 # Of a directory a file without a name, which needs what a socket in it would (open(2), O_TMPFILE).
                 flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_TMPFILE if subject == "notify" else 0)

@@ -18,6 +18,7 @@ from supervisor.medusa import asyncore_25 as asyncore
 from sockshare.core.errors import BadConfiguration
 from sockshare.core.spec import SocketSpec
 from sockshare.host.host import Host
+from sockshare.host.verbs import Answer
 from sockshare.kernel import binding
 from sockshare.kernel.binding import Binding
 from sockshare.kernel.directory import Directory
@@ -26,6 +27,8 @@ from supervisor_sockshare.polling import PollLoop
 from supervisor_sockshare.program import LINK
 from supervisor_sockshare.registry import Registry
 from supervisor_sockshare.sections import BROKER, Socket
+from supervisor_sockshare.twins import Twins
+from supervisor_sockshare.verbs import SupervisorVerbs
 
 
 class Poller:
@@ -71,6 +74,34 @@ def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -
             life.close()
             for sock in served:
                 sock.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts processes of other users")
+@pytest.mark.parametrize(("uid", "counts"), [(65534, True), (31001, False)], ids=["its own user", "another user"])
+def test_group_of_a_process_counts_for_its_own_user(uid: int, counts: bool) -> None:
+    """Whoever supervisord starts may join any of its groups, and would have its program's sockets by it."""
+
+    def become(group: int, user: int) -> None:
+        os.setpgid(0, group)
+        os.setuid(user)
+
+    command = ["/bin/sleep", "1000"]
+    with (
+        subprocess.Popen(command, preexec_fn=lambda: become(0, 65534)) as leader,
+        subprocess.Popen(command, preexec_fn=lambda: become(leader.pid, uid)) as member,
+    ):
+        try:
+            config = SimpleNamespace(name="web", sockshare_program="web")
+            process = SimpleNamespace(config=config, group=SimpleNamespace(config=SimpleNamespace(name="web")))
+            supervisord = SimpleNamespace(options=SimpleNamespace(pidhistory={leader.pid: process}))
+            verbs = SupervisorVerbs(lambda: supervisord, cast(Twins, None))
+            told: list[dict[str, Any]] = []
+            verbs.whois(member.pid, Answer(told.append))
+            verbs.whois(leader.pid, Answer(told.append))
+            assert [one["process"] is not None for one in told] == [counts, True]
+        finally:
+            member.kill()
+            leader.kill()
 
 
 def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: pytest.LogCaptureFixture) -> None:
