@@ -202,6 +202,7 @@ class Host:
                 pass
         finally:
             self._draining = False
+            self._journal.save()
         self._drop()
 
     @guarded(log)
@@ -264,7 +265,8 @@ class Host:
                     close_all(rest)
                 self._give_up(link, "most of what it says can't be done")
                 return False
-        self._journal.save()
+        if not self._draining:  # then once, at its end
+            self._journal.save()
         return bool(messages) or link.more
 
     @guarded(log)

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class Journal:
     """Records by key, in memory and in the file *path*.
@@ -26,6 +28,7 @@ class Journal:
         self.path = path
         self.owner = owner
         self._records: dict[str, Record] = {}
+        self._encoded: dict[str, str] = {}  # the file's entry of each record that has not changed since it was written
         self._unsaved = True  # that it is in use has to be seen by another manager that is given the same directory
         document = read(path)
         if document is None:
@@ -50,6 +53,9 @@ class Journal:
         elif self._records.get(key) != record:
             self._records[key] = record
             self._unsaved = True
+        else:
+            return
+        self._encoded.pop(key, None)
 
     def save(self, *, anew: bool = False) -> None:
         """Write the file, if anything changed or *anew*; a failure is logged: the memory serves the next broker."""
@@ -58,14 +64,23 @@ class Journal:
         aside = f"{self.path}~"
         try:
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with open(fd, "w") as file:
-                json.dump({"version": 1, "owner": self.owner, "records": self._records}, file, separators=(",", ":"))
+            with open(fd, "wb") as file:
+                file.write(self._text().encode())
             # Atomic: a host that is killed here leaves the file before or the file after.
             os.replace(aside, self.path)
         except OSError as error:
             log.error("journal: can't write %s: %s", self.path, error.strerror)
         else:
             self._unsaved = False
+
+    def _text(self) -> str:
+        # In supervisord's loop, for each change of any record: only what has changed is encoded, and by the encoder in
+        # C, which json.dump() does not use.
+        for key, record in self._records.items():
+            if key not in self._encoded:
+                self._encoded[key] = f"{_encode(key)}:{_encode(record)}"
+        head = _encode({"version": 1, "owner": self.owner})
+        return f'{head[:-1]},"records":{{{",".join(self._encoded[key] for key in self._records)}}}}}'
 
 
 def read(path: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,31 @@ def test_memory_still_serves_when_file_cannot_be_written(tmp_path: Path, caplog:
     journal = saved(tmp_path / "gone" / "journal.json")
     assert journal.records == {"a": {"x": 1}, "b": {"y": [2]}}
     assert "can't write" in caplog.text
+
+
+class Counted(dict[str, int]):
+    """A record that counts how often it is encoded."""
+
+    times = 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return super().items()
+
+
+def test_what_has_not_changed_is_not_encoded_again(tmp_path: Path) -> None:
+    """A save in supervisord's loop costs what has changed, however much the journal has; and the file is whole."""
+    path = tmp_path / "journal.json"
+    journal = Journal(str(path), "1-1")
+    kept, changed = Counted(x=1), Counted(x=2)
+    journal.put("kept", kept)
+    for number in range(5):
+        journal.put("changed", Counted(y=number))
+        journal.put("changed", changed)  # twice in a turn: the last one counts
+        journal.put("gone", {} if number % 2 else None)
+        journal.save()
+        assert json.loads(path.read_bytes())["records"] == journal.records
+    assert (kept.times, changed.times) == (1, 5)
+    journal.put("kept", {"x": 3})
+    journal.save(anew=True)
+    assert Journal(str(path), "1-1").records == {"kept": {"x": 3}, "changed": {"x": 2}}
