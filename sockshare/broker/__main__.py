@@ -23,6 +23,8 @@ log = logging.getLogger("sockshare.broker")
 #: Bytes of data that the broker may use. A ZeroMQ peer can make it buffer without end; then it dies of this instead of
 #: taking the machine along, and is started anew.
 _MEMORY = 1 << 30
+#: Seconds after which a thread that looks into processes lets the loop run: several may come before it.
+_TURN = 0.001
 
 
 async def serve(link: socket.socket) -> int:
@@ -67,6 +69,7 @@ def main() -> int:
     # libzmq aborts the process that accepts without a free descriptor (libzmq issue 1306).
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    sys.setswitchinterval(_TURN)
     if arguments.link is None:
         return asyncio.run(serve(socket.socket(fileno=arguments.link_fd)))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -54,6 +54,9 @@ class Host:
     def forget(self, key: str) -> None:
         close_all([self.kept.pop(key)] if key in self.kept else [])
 
+    def recorded(self) -> None:
+        """It is, at once."""
+
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         if verb == "settle":
             self.settled.append(fields)
@@ -243,7 +246,7 @@ def test_a_broker_killed_at_any_line_of_the_journal_is_followed_by_one_that_agre
         line = world.broker.line("web")
         assert line is not None
         second = line.claimants[B]
-        world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
+        await world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
         world.host.at_each_line = lambda: None
         assert world.armed() == [B]
         assert len(moments) >= 4
@@ -306,9 +309,9 @@ def test_a_stale_epoch_releases_nothing() -> None:
         assert line is not None
         entry = line.rules.find(A)
         assert entry is not None
-        assert not world.broker.claims.release(one.identity, "web", A, entry.epoch - 1)
+        assert not await world.broker.claims.release(one.identity, "web", A, entry.epoch - 1)
         assert world.armed() == [A]
-        assert world.broker.claims.release(one.identity, "web", A, entry.epoch)
+        assert await world.broker.claims.release(one.identity, "web", A, entry.epoch)
         assert world.armed() == []
         assert world.host.kept == {}
 
@@ -366,7 +369,7 @@ def test_a_cooperating_holder_that_does_not_let_go_is_stopped_by_its_manager() -
         world.host.programs = {
             "web": {"numprocesses": 2, "processes": [{"pid": first.managed}, {"pid": second.managed}]}
         }
-        reason = world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
+        reason = await world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
         assert reason == "it has the registration as soon as web:1 lets go"
         await world.until(lambda: world.host.settled, "the manager is asked")
         assert world.host.settled[0]["retire"] == [first.managed]
@@ -452,14 +455,14 @@ def test_a_claim_is_refused_that_is_another_process_s_or_none() -> None:
         with pytest.raises(ProtocolError, match="32 hexadecimal digits"):
             world.claim("x")
         with pytest.raises(NotPermitted, match="another process's"):
-            world.broker.claims.release(identity(os.getpid()), "web", A, 0)
+            await world.broker.claims.release(identity(os.getpid()), "web", A, 0)
         with pytest.raises(NotPermitted, match="no such claim"):
             world.broker.claims.may_present(A, identity(os.getpid()))
         with pytest.raises(UnknownSocket):
-            world.broker.move("wbe", Managed(1, "web", "web:1", 1))
+            await world.broker.move("wbe", Managed(1, "web", "web:1", 1))
         with pytest.raises(NotPermitted, match="has not registered"):
-            world.broker.move("web", Managed(1, "web", "web:1", 1))
-        assert world.broker.claims.release(one.identity, "web", B, 0) is False
+            await world.broker.move("web", Managed(1, "web", "web:1", 1))
+        assert await world.broker.claims.release(one.identity, "web", B, 0) is False
         assert world.armed() == [A]
 
     play("exclusive", body)
