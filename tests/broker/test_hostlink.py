@@ -131,3 +131,59 @@ def test_descriptor_is_sent_when_there_is_room_although_its_owner_closed_it() ->
         assert linked.ended == []
 
     run(body)
+
+
+def test_what_must_be_recorded_first_waits_for_a_host_that_does_not_read() -> None:
+    """It goes on once the host has read all that was said before, or after a second; at once where there is room."""
+
+    async def body() -> None:
+        ours, theirs = socket.socketpair()
+        linked = Linked(theirs)
+        host = Channel(ours)
+        loop = asyncio.get_running_loop()
+        try:
+            linked.link.journal("a", {})
+            assert linked.link.recorded() is None
+            while not linked.link._channel.wants_write:
+                linked.link.forget("x" * 4096)
+            linked.link.journal("b", {"n": 1})
+            began = loop.time()
+            recorded = linked.link.recorded()
+            assert recorded is not None
+            await asyncio.wait_for(recorded, 10)
+            assert loop.time() - began >= 0.99
+            recorded = linked.link.recorded()
+            assert recorded is not None
+            began, heard = loop.time(), []
+            while not recorded.done():
+                heard += [message["key"] for message, _ in host.receive()]
+                await asyncio.sleep(0)
+            heard += [message["key"] for message, _ in host.receive()]
+            assert loop.time() - began < 0.9  # it was not its second that passed
+            while host.more:
+                heard += [message["key"] for message, _ in host.receive()]
+            assert (heard[0], heard[-1]) == ("a", "b")
+            assert linked.ended == []
+        finally:
+            linked.close()
+            host.close()
+
+    run(body)
+
+
+def test_broker_ends_when_its_host_never_reads() -> None:
+    """Memory is not without end: the next broker has the journal as far as the host has read it."""
+
+    async def body() -> None:
+        ours, theirs = socket.socketpair()
+        linked = Linked(theirs)
+        try:
+            for _ in range(70):
+                assert linked.ended == [] or "does not read" in linked.ended[0]
+                linked.link.journal("a", {"text": "x" * (1 << 20)})
+            assert linked.ended
+        finally:
+            linked.close()
+            ours.close()
+
+    run(body)

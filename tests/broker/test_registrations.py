@@ -36,6 +36,7 @@ class Host:
     def __init__(self) -> None:
         self.records: dict[str, Any] = {}
         self.kept: dict[str, int] = {}
+        self.full: asyncio.Future[None] | None = None  # done once what was said is recorded; None: it is
         self.at_each_line: Callable[[], object] = lambda: None
         self.settled: list[dict[str, Any]] = []
         self.programs: dict[str, Any] = {}
@@ -54,8 +55,8 @@ class Host:
     def forget(self, key: str) -> None:
         close_all([self.kept.pop(key)] if key in self.kept else [])
 
-    def recorded(self) -> None:
-        """It is, at once."""
+    def recorded(self) -> asyncio.Future[None] | None:
+        return self.full
 
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         if verb == "settle":
@@ -230,6 +231,34 @@ def test_a_grant_is_recorded_before_it_is_given() -> None:
         world.children[0].kill()
         await world.until(lambda: world.armed() == [B], "the second holds it")
         assert recorded[-1] == {B}
+
+    play("exclusive", body)
+
+
+def test_a_grant_is_not_given_before_it_is_recorded_by_a_host_that_does_not_read() -> None:
+    """Others of the loop go on; and what happens to the claims meanwhile is worked off after it."""
+
+    async def body(world: World) -> None:
+        world.claim(A)
+        full = world.host.full = asyncio.get_running_loop().create_future()
+        second = world.claim(B)
+        line = world.broker.line("web")
+        assert line is not None
+        world.children[0].kill()
+        await world.until(lambda: A not in line.claimants, "the first is gone")
+        third = world.claim(C)
+        assert line.is_busy
+        assert world.armed() == []
+        released = asyncio.ensure_future(world.broker.claims.release(second.identity, "web", B, 0))
+        await asyncio.sleep(0)
+        assert not released.done()
+        world.host.full = None
+        full.set_result(None)
+        await asyncio.wait_for(line.settled(), DEADLINE)
+        await asyncio.wait_for(released, DEADLINE)
+        assert world.armed() == [B]  # it held by then, under another epoch than its release said
+        world.broker.hold_back(third.managed)
+        assert world.said(C)[0]["registration"] == "waiting"
 
     play("exclusive", body)
 
