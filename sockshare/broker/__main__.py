@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -70,6 +71,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     sys.setswitchinterval(_TURN)
+    gc.freeze()  # a full collection takes 10 ms less without all that was imported, and no other thread runs meanwhile
     if arguments.link is None:
         return asyncio.run(serve(socket.socket(fileno=arguments.link_fd)))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
