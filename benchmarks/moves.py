@@ -24,6 +24,7 @@ from benchmarks.ground import EXEC, Program, circusd
 from sockshare.broker.gates import Claimant, Gates
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.line import Line, Services
+from sockshare.broker.worker import Worker
 from sockshare.cli.stage import wait_until
 from sockshare.core import registration_steps as rules
 from sockshare.core.registration_steps import Means
@@ -36,7 +37,7 @@ class Cost(NamedTuple):
     """Seconds of each of many moves."""
 
     given: list[float]  # of this thread's processor time, until the next one has it
-    cpu: list[float]  # of the same, in all
+    cpu: list[float]  # of the same, in all; of this process's, where a thread works for it
     clock: list[float]
 
 
@@ -83,6 +84,7 @@ def line(host: HostLink, listener: socket.socket, registration: str, told: list[
     services = Services(
         host,
         gates,
+        Worker("moves"),
         lambda caller, fields: told.append(fields),
         lambda *_: None,
         lambda name: None,
@@ -137,11 +139,18 @@ def programs(listener: socket.socket, count: int) -> Iterator[list[int]]:
             child.wait()
 
 
-def suspensions(host: HostLink, listener: socket.socket, pids: list[int], times: int) -> Cost:
+async def suspensions(host: HostLink, listener: socket.socket, pids: list[int], times: int) -> Cost:
     """Moves between programs that know nothing of us, by turns."""
     ring = line(host, listener, "exclusive", [])
     keys = [enter(ring, number, pid, Means.SUSPEND, host) for number, pid in enumerate(pids)]
-    cost = costs(lambda number: ring.feed(rules.MoveTo(keys[(number + 1) % len(keys)])), times)
+    await ring.settled()
+    cost = Cost([], [], [])
+    for number in range(times):
+        before, start = time.process_time(), time.perf_counter()
+        ring.feed(rules.MoveTo(keys[(number + 1) % len(keys)]))
+        await ring.settled()
+        cost.clock.append(time.perf_counter() - start)
+        cost.cpu.append(time.process_time() - before)
     for pid in pids:
         epoll.resume_all(pid, {ring.inode: listener.fileno()})
     return cost
@@ -196,7 +205,7 @@ async def in_process(times: int) -> dict[str, Cost]:
                 found[f"a turn of rotate, {count} processes"] = turns(host, listener, count, times)
             found["bare: suspend one, resume another"] = bare_suspensions(listener, pids, times // 4)
             for count in (2, 8):
-                found[f"suspend, {count} processes"] = suspensions(host, listener, pids[:count], times // 4)
+                found[f"suspend, {count} processes"] = await suspensions(host, listener, pids[:count], times // 4)
     finally:
         root.handlers = []
         root.setLevel(level)

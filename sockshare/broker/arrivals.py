@@ -12,7 +12,8 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from sockshare.kernel import queues
 from sockshare.kernel.queues import Waiting
@@ -36,14 +37,14 @@ class _Standing:
 
 
 class _Watched:
-    __slots__ = ("look_every", "sock", "stall_timeout", "standing", "timer")
+    __slots__ = ("following", "look_every", "sock", "stall_timeout", "standing")
 
     def __init__(self, sock: socket.socket, stall_timeout: float, look_every: float) -> None:
         self.sock = sock
         self.stall_timeout = stall_timeout
         self.look_every = look_every
         self.standing: _Standing | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.following: asyncio.Task[None] | None = None
 
 
 class Arrivals:
@@ -54,7 +55,7 @@ class Arrivals:
         stalled: Called when what waits has stood untaken for the socket's stall time-out, and each time again.
     """
 
-    def __init__(self, *, waits: Callable[[str], None], stalled: Callable[[str], None]) -> None:
+    def __init__(self, *, waits: Callable[[str], Awaitable[None]], stalled: Callable[[str], Awaitable[None]]) -> None:
         self._loop = asyncio.get_running_loop()
         self._waits = waits
         self._stalled = stalled
@@ -87,8 +88,8 @@ class Arrivals:
         for watched in self._watched.values():
             self._edges.unregister(watched.sock)  # before it is closed: others keep the socket (epoll(7), Q6)
             watched.sock.close()
-            if watched.timer is not None:
-                watched.timer.cancel()
+            if watched.following is not None:
+                watched.following.cancel()
         self._watched.clear()
         self._edges.close()
 
@@ -100,20 +101,22 @@ class Arrivals:
                 # Enough is known until the queue is empty again. Edge-triggered still: EPOLLHUP is always reported.
                 self._edges.modify(fd, select.EPOLLET)
                 watched.standing = _Standing(queues.NOTHING, self._loop.time())
-                watched.timer = self._loop.call_later(min(_FIRST_LOOK, watched.look_every), self._look, name)
+                watched.following = self._loop.create_task(self._follow(name, watched))
 
-    def _look(self, name: str) -> None:
-        watched = self._watched[name]
-        try:
-            if not self._still_waits(name, watched):
-                watched.standing = None
-                self._edges.modify(watched.sock.fileno(), _EDGE)
-                return
-        except OSError as error:
-            log.warning("%s: can't tell what waits: %s", name, error)
-        except Exception:
-            log.exception("%s: can't tell what waits", name)
-        watched.timer = self._loop.call_later(self._next_look(watched), self._look, name)
+    async def _follow(self, name: str, watched: _Watched) -> None:
+        """Look until nothing waits any more."""
+        await asyncio.sleep(min(_FIRST_LOOK, watched.look_every))
+        while True:
+            try:
+                if not await self._still_waits(name, watched):
+                    break
+            except OSError as error:
+                log.warning("%s: can't tell what waits: %s", name, error)
+            except Exception:
+                log.exception("%s: can't tell what waits", name)
+            await asyncio.sleep(self._next_look(watched))
+        watched.standing = None
+        self._edges.modify(watched.sock.fileno(), _EDGE)
 
     def _next_look(self, watched: _Watched) -> float:
         """Seconds until then: no later than when what waits may have to be called stalled."""
@@ -123,7 +126,7 @@ class Arrivals:
         left = standing.since + patience - self._loop.time()
         return left if 0 < left < watched.look_every else watched.look_every
 
-    def _still_waits(self, name: str, watched: _Watched) -> bool:
+    async def _still_waits(self, name: str, watched: _Watched) -> bool:
         standing, now, patience = watched.standing, self._loop.time(), watched.stall_timeout
         assert standing is not None
         waiting = queues.look(watched.sock)
@@ -131,16 +134,24 @@ class Arrivals:
         late, standing.looked = now - standing.looked > max(patience / 2, 5 * _LOOK_EVERY), now
         if not waiting.amount:
             return False
-        self._waits(name)
+        await self._waits(name)
         # Late: this process was stopped itself, and has not seen what was taken meanwhile.
         if late or waiting.was_taken_from(before):
             standing.since, standing.closely = now, None
         elif patience and standing.closely is None and now - standing.since >= patience / 2:
             # A queue that is as long as before may be one that moves: only who is in it tells.
-            standing.closely = queues.look(watched.sock, closely=True)
+            since, closely = standing.since, await self._look_closely(watched)
+            if standing.since == since:
+                standing.closely = closely
         elif patience and standing.closely is not None and now - standing.since >= patience:
-            untaken = not queues.look(watched.sock, closely=True).was_taken_from(standing.closely)
+            before, since = standing.closely, standing.since
+            untaken = not (await self._look_closely(watched)).was_taken_from(before)
+            if standing.since != since:
+                return True  # it has begun anew meanwhile
             standing.since, standing.closely = now, None
             if untaken:
-                self._stalled(name)
+                await self._stalled(name)
         return True
+
+    async def _look_closely(self, watched: _Watched) -> Waiting:
+        return await self._loop.run_in_executor(None, partial(queues.look, watched.sock, closely=True))

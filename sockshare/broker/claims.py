@@ -132,16 +132,17 @@ class Claims:
         if line is None or one is None or one.eligible:
             return
         line.enter(one, paused=self._is_paused(one.managed) and not line.is_shared)
-        if line.standing(key) is Standing.WAITING:
-            self.introduce(one)
+        line.afterwards(lambda: self.introduce(one) if line.standing(key) is Standing.WAITING else None)
 
-    def release(self, who: Identity, name: str, key: str, epoch: int) -> bool:
+    async def release(self, who: Identity, name: str, key: str, epoch: int) -> bool:
         """*who* gives its claim up; false when there is none, or it is held under another epoch.
 
         Raises:
             NotPermitted: The claim is another process's.
         """
         line = self._lines.get(name)
+        if line is not None:
+            await line.settled()  # else a claim that has yet to come into the line would outlive its release
         one = None if line is None else line.claimants.get(key)
         if line is None or one is None:
             return False

@@ -7,10 +7,10 @@ from typing import Any
 from sockshare.core import diagnosis
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
-from sockshare.kernel import processes
 from sockshare.kernel.features import features
 
 from .hostlink import HostLink
+from .observer import Observer
 from .reloading import Reloading
 from .retirements import Retirements
 from .state import State
@@ -27,25 +27,19 @@ async def examine(
     except ManagerError as error:
         silent = str(error)
     facts = await status_document(state, reloading, retirements, host)
+    return await state.holders.worker.do(_findings, facts, state.observer, silent), facts
+
+
+def _findings(facts: dict[str, Any], observer: Observer, silent: str | None) -> list[Finding]:
+    owned: dict[int, frozenset[int] | None] = {}
     for entry in facts["sockets"]:
         for holder in entry["holders"]:
-            holder["open"] = _has(holder["pid"], entry["inode"])
-            holder["refusal"] = state.observer.refusal(holder["pid"])
+            pid = holder["pid"]
+            if pid not in owned:
+                owned[pid] = observer.owned(pid)
+            its = owned[pid]
+            holder["open"] = None if its is None else entry["inode"] in its
+            holder["refusal"] = observer.refusal(pid)
     missing = [(one.name, one.without) for one in features() if not one.present]
-    found = diagnosis.findings({**facts, "silent": silent, "impossible": state.observer.impossible, "kernel": missing})
-    return found, facts
-
-
-def _has(pid: int, inode: int) -> bool | None:
-    """Whether *pid* or a descendant has the socket *inode* open; None where that can't be seen."""
-    try:
-        return any(inode in _sockets(member) for member in processes.tree(pid))
-    except PermissionError:
-        return None
-
-
-def _sockets(pid: int) -> dict[int, int]:
-    try:
-        return processes.socket_descriptors(pid)
-    except ProcessLookupError:
-        return {}
+    kernel = {"impossible": observer.impossible, "kernel": missing}
+    return diagnosis.findings({**facts, "silent": silent, **kernel})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from sockshare.core.steps import Plan
 from sockshare.kernel import processes
@@ -23,7 +23,7 @@ async def spare(
     addresses: Sequence[Address],
     *,
     is_all: bool,
-    is_held_back: Callable[[], bool],
+    is_held_back: Callable[[], Awaitable[bool]],
     patience: float,
     outside: float,
 ) -> float:
@@ -49,7 +49,7 @@ async def spare(
         log.debug("pid %d: %s", pid, error)
     if drains_itself:
         return patience
-    if outside and is_held_back():
+    if outside and await is_held_back():
         drainer = Drainer(pid, addresses)
         drainer.end_idle()
         timer = loop.call_later(outside, drainer.stop)

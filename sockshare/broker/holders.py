@@ -6,11 +6,12 @@ import asyncio
 import os
 import shlex
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from sockshare.kernel import holders, peers, processes
 from sockshare.kernel.holders import Scan
+
+from .worker import Worker
 
 #: Seconds that a look at all processes may take. On a machine with 100 processes it takes 5 ms.
 _WITHIN = 0.5
@@ -29,12 +30,15 @@ class Others(NamedTuple):
 class Holders:
     """Looks through all processes for the sockets that *shared* has, by name: inode and descriptor.
 
-    It does so in a thread, one look at a time: everybody may ask for the status, as often as he likes.
+    It does so one look at a time: everybody may ask for the status, as often as he likes.
+
+    Attributes:
+        worker: The thread of what people ask.
     """
 
     def __init__(self, shared: Mapping[str, tuple[int, int]]) -> None:
         self._shared = shared
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="holders")
+        self.worker = Worker("holders")
         self._turn = asyncio.Lock()
         self._last: tuple[float, Scan] | None = None
 
@@ -46,7 +50,7 @@ class Holders:
             if self._last is None or self._last[0] < asked:
                 began = loop.time()
                 inodes = [inode for inode, _ in self._shared.values()]
-                self._last = began, await loop.run_in_executor(self._thread, holders.scan, inodes, _WITHIN)
+                self._last = began, await self.worker.do(holders.scan, inodes, _WITHIN)
             return self._last[1]
 
     async def others(
@@ -55,7 +59,7 @@ class Holders:
         """Who beside *known* has the socket *inode* by *scan*: pid, command, and the process of *names* that it is or
         descends from. Those that descend from none come first: of them nobody but the kernel knows."""
         found = sorted(pid for pid, inodes in scan.holders.items() if inode in inodes and pid not in known)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _describe, found, names, most)
+        return await self.worker.do(_describe, found, names, most) if found else Others([], 0)
 
 
 def source(manager: int) -> frozenset[int]:

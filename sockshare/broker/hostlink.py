@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode  # a tenth of the time that json takes for a record of many claims
 #: Seconds that a host may take for an answer. circusd answers in milliseconds, unless one of its own hooks blocks it.
 ANSWER_WITHIN = 10.0
-#: Seconds to wait for room in the link.
-_ROOM_WITHIN = 1.0
+#: Seconds for which what must not be done before it is recorded waits for a host that does not read.
+_RECORDED_WITHIN = 1.0
+#: Bytes that may wait for such a host. One that is stopped reads nothing, and what happens is recorded all the same.
+_MOST_UNSENT = 64 * 1024 * 1024
 
 
 class HostLink:
@@ -44,7 +46,7 @@ class HostLink:
         self._next = 0
         self._writing = False
         self._lent: list[int] = []  # descriptors that the link may not have sent yet
-        self._ended = False
+        self._unrecorded: deque[tuple[float, asyncio.Future[None]]] = deque()  # until when each waits at most
         self._loop.add_reader(self._channel.fileno(), self._readable)
 
     async def ask(self, verb: str, within: float = ANSWER_WITHIN, **fields: Any) -> Message:
@@ -83,44 +85,51 @@ class HostLink:
     def give_up(self, reason: str) -> None:
         """Tell the host that we can't serve it, and why; it tells those who wait for a broker."""
         self._send({"type": "unreadable", "version": versions.LINK, "message": reason})
-        self._make_room()
 
     def tell(self, number: int, fields: dict[str, Any]) -> None:
         """Answer the host's question *number*."""
         self._send({"type": "told", "id": number, **fields})
 
     def journal(self, key: str, record: object) -> None:
-        """Have the host keep *record* under *key*; None forgets it. Once this returns, our death does not lose it.
+        """Have the host keep *record* under *key*; None forgets it. When our death does not lose it, `recorded` tells.
 
         What a process has written to a local socket is read by the other end even after the writer was killed.
         """
         self._sent(self._channel.send_line, _encode({"type": "journal", "key": key, "record": record}) + b"\n")
-        self._make_room()
 
     def keep(self, key: str, fd: int) -> None:
         """Have the host keep a duplicate of *fd* under *key* for the next broker, in place of an earlier one.
 
-        Once this returns, our death does not lose it. A host whose store is full says so in its log, and keeps nothing.
+        As `journal`. A host whose store is full says so in its log, and keeps nothing.
         """
         duplicate = os.dup(fd)  # the caller may close its own before the link has room
         self._lent.append(duplicate)
         self._send({"type": "keep", "key": key}, [duplicate])
-        self._make_room()
         self._take_back()
+
+    def recorded(self) -> asyncio.Future[None] | None:
+        """Done once our death does not lose what was said before; None if it is so now: unless the link is full.
+
+        It is full only if the host does not read. Then this is done a second later in any case: a manager that is
+        stopped keeps nobody from the sockets, and what it was told is lost only if we die before it goes on.
+        """
+        if not self._channel.wants_write:
+            return None
+        until = self._loop.time() + _RECORDED_WITHIN
+        recorded = self._loop.create_future()
+        self._unrecorded.append((until, recorded))
+        self._loop.call_at(until, self._go_on, until)
+        return recorded
+
+    def _go_on(self, now: float = 0.0) -> None:
+        while self._unrecorded and (self._unrecorded[0][0] <= now or not self._channel.wants_write):
+            recorded = self._unrecorded.popleft()[1]
+            if not recorded.done():  # nobody waits for it any more
+                recorded.set_result(None)
 
     def forget(self, key: str) -> None:
         """Have the host close what it keeps under *key*, if anything."""
         self._send({"type": "forget", "key": key})
-
-    def _make_room(self) -> None:
-        if not self._channel.wants_write:
-            return
-        # The host reads all the time; what it has no room for yet would die with us. A host that is stopped must not
-        # stop us for good, though.
-        give_up = self._loop.time() + _ROOM_WITHIN
-        while self._channel.wants_write and not self._ended and self._loop.time() < give_up:
-            select.select([], [self._channel], [], _ROOM_WITHIN)
-            self._writable()
 
     def _take_back(self) -> None:
         if not self._channel.wants_write:
@@ -139,6 +148,8 @@ class HostLink:
         if self._channel.wants_write and not self._writing:
             self._loop.add_writer(self._channel.fileno(), self._writable)
             self._writing = True
+        if self._channel.unsent > _MOST_UNSENT:
+            self._on_end("the host does not read what it is told")
 
     def _writable(self) -> None:
         try:
@@ -147,12 +158,12 @@ class HostLink:
             self._fail(error)
             return
         self._take_back()
+        self._go_on()
         if self._writing and not self._channel.wants_write:
             self._writing = False
             self._loop.remove_writer(self._channel.fileno())
 
     def _fail(self, error: OSError) -> None:
-        self._ended = True
         self._on_end(f"can't write to the host: {error}")
 
     def _readable(self) -> None:

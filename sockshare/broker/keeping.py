@@ -61,6 +61,10 @@ class Keeping:
         """The managed process *pid* may register the sockets *names*, which only some may have."""
         self._watching.add(pid, start, process, program, names)
 
+    def look_now(self, pid: int) -> None:
+        """Learn of the workers of *pid*, which is watched and holds a registration, before the broker serves."""
+        self._watching.look_now(pid)
+
     def _examine(self, pid: int, process: str, names: list[str]) -> None:
         """Say once, if what the process registers of *names* can't be kept: it may drop its user at any time."""
         names = [name for name in names if not self._claims_itself(pid, name)]
@@ -88,13 +92,20 @@ class Keeping:
 
     def suspend_orphans(self, line: Line, pid: int) -> None:
         """The managed process *pid* has died, and its workers may live on, registered as they were."""
-        for worker in {entry.pid for entry in self._watching.entries(pid, line.name)} - {pid}:
-            try:
-                if processes.alive(worker):
-                    for entry in epoll.registrations(worker, [line.inode], tree=False):
-                        epoll.suspend(entry, line.fd)
-            except (OSError, NotPermitted) as error:
-                log.warning("%s: pid %d lives on without its parent %d: %s", line.name, worker, pid, error)
+        workers = self._watching.workers(pid, line.name)
+        is_gate = line.spared(None)
+
+        def suspend() -> None:
+            for worker in workers():
+                try:
+                    if processes.alive(worker):
+                        for entry in epoll.registrations(worker, [line.inode], tree=False):
+                            if not is_gate(entry):
+                                epoll.suspend(entry, line.fd)
+                except (OSError, NotPermitted) as error:
+                    log.warning("%s: pid %d lives on without its parent %d: %s", line.name, worker, pid, error)
+
+        self._observer.worker.do(suspend)  # before whoever is next is resumed, which the same thread does
 
     # What is seen.
 
@@ -117,7 +128,7 @@ class Keeping:
             one = next((one for one in line.of_process(seen.pid) if one.means is not Means.GATE), None)
         if one is None:
             self._registered(line, seen)
-        elif seen.armed and line.standing(one.key) is Standing.WAITING:
+        elif seen.armed and not line.is_busy and line.standing(one.key) is Standing.WAITING:
             self._violated(line, one)
 
     def _registered(self, line: Line, seen: Seen) -> None:
@@ -137,8 +148,10 @@ class Keeping:
         one = Claimant(key, line.name, identity, seen.pid, seen.process, seen.program, Means.SUSPEND)
         line.claimants[key] = one
         line.enter(one, paused=self._is_paused(seen.pid))
-        if seen.armed and line.standing(key) is Standing.WAITING:
-            line.overlaps.append(seen.unnoticed)
+        if seen.armed:
+            line.afterwards(
+                lambda: line.overlaps.append(seen.unnoticed) if line.standing(key) is Standing.WAITING else None
+            )
 
     def _can_not_keep(self, line: Line, seen: Seen, why: str) -> None:
         holders = line.rules.holders
@@ -168,7 +181,7 @@ class Keeping:
 
     # What arrives.
 
-    def waits(self, name: str) -> None:
+    async def waits(self, name: str) -> None:
         """Something waits on the socket: a holder that has taken its registration back is not to be waited for, nor one
         that does not use its turn."""
         line = self._lines[name]
@@ -181,17 +194,18 @@ class Keeping:
                 continue
             known = self._watching.entries(one.managed, name)
             try:
-                if any(epoll.present(found, line.fd) for found in known) or line.entries(one):
+                if any(epoll.present(found, line.fd) for found in known) or await line.entries(one):
                     continue
             except (OSError, NotPermitted):
                 continue
-            line.give_up(one, entry.epoch)
+            if not line.is_busy and line.rules.find(one.key) == entry:
+                line.give_up(one, entry.epoch)
 
     def taken_back(self, pid: int, name: str) -> None:
         """The managed process *pid* has taken its registration of the socket *name* back."""
         self._watching.forget(pid, name)
 
-    def stalled(self, name: str) -> None:
+    async def stalled(self, name: str) -> None:
         """What waits on the socket is not taken, though somebody holds the registration."""
         line = self._lines[name]
         self._forgive(line)
@@ -199,7 +213,7 @@ class Keeping:
             if entry.standing is not Standing.HELD:
                 continue
             claim = entry.claim
-            if self._starts(line, entry):
+            if await self._starts(line, entry):
                 continue
             try:
                 state = processes.state(claim.pid)
@@ -210,13 +224,13 @@ class Keeping:
             log.warning("%s: %s (pid=%d) has not taken what waits %s", name, claim.process, claim.pid, reason)
             line.feed(rules.Stalled(claim.key, entry.epoch, reason))
 
-    def _starts(self, line: Line, entry: rules.Entry) -> bool:
+    async def _starts(self, line: Line, entry: rules.Entry) -> bool:
         """Whether the holder is a cold standby that has been let go, and its program has yet to come to the socket."""
         claim, held_for = entry.claim, time.clock_gettime(time.CLOCK_BOOTTIME) - entry.since / 1e9
         if claim.means is not Means.COOPERATE or held_for >= self._ready_timeout(claim.program):
             return False
-        pid, names = claim.managed, [line.name]
-        return not self._observer.registrations(pid, names) and not self._observer.waited(pid, names)
+        seen = await self._observer.worker.do(self._observer.seen, claim.managed, [line.name])
+        return not seen
 
     def _forgive(self, line: Line) -> None:
         """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""

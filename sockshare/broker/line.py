@@ -8,8 +8,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 from sockshare.core import registration_steps as rules
 from sockshare.core.errors import NotPermitted
@@ -22,6 +22,7 @@ from sockshare.kernel.peers import Identity
 from .endpoint import Caller
 from .gates import Claimant, Gates, event
 from .hostlink import HostLink
+from .worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,18 @@ _CAUSES = {
 }
 
 
+T = TypeVar("T")
+#: A part of a line's work, which waits for each of those futures to be done.
+_Work = Generator["asyncio.Future[Any]", None, T]
+
+
 class Services(NamedTuple):
     """What a line works with."""
 
     link: HostLink
     gates: Gates
+    #: Looks into processes, and changes their epolls.
+    worker: Worker
     #: Sends fields of an answer to a claimant.
     tell: Callable[[Caller, dict[str, Any]], object]
     #: Has the manager stop the process of a claim of this socket, for a reason.
@@ -61,6 +69,9 @@ class Services(NamedTuple):
 
 class Line:
     """One socket: its rules, its claimants, and what has been counted; made in the running loop.
+
+    What happens is worked off one event after the other. Most of it is done when `feed` returns; what has to look into
+    a process, or to wait until it is recorded, goes on later, and the events that come meanwhile wait for it.
 
     Args:
         inode, fd: The socket's, and our descriptor of it.
@@ -86,7 +97,8 @@ class Line:
         self._turn_of: str | None = None  # whose turn has just been ended
         self._turning = False  # whether what is being performed is that, and the next one's turn
         self._in_turn: set[str] = set()  # who was told that it holds, where turns are taken
-        self._busy = False
+        self._work: _Work[None] | None = None
+        self._afterwards: list[Callable[[], object]] = []
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -141,12 +153,7 @@ class Line:
 
     def go_on(self, effects: Iterable[Any]) -> None:
         """Perform what `take_up` returned."""
-        self._busy = True
-        try:
-            self._perform(list(effects))
-        finally:
-            self._busy = False
-        self._work_off()
+        self._begin(effects)
 
     def enter(self, one: Claimant, *, paused: bool) -> None:
         """*one* is in the line from now on."""
@@ -158,8 +165,27 @@ class Line:
     def feed(self, happened: Any) -> None:
         """Let the rules know, and do what they say; what comes up meanwhile is fed after it."""
         self._happened.append(happened)
-        if not self._busy:
-            self._work_off()
+        if self._work is None:
+            self._begin(())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether what has happened is being worked off: where claims stand is not all that is known of them."""
+        return self._work is not None
+
+    def afterwards(self, then: Callable[[], object]) -> None:
+        """Call *then* when all that has happened is worked off: at once if it is."""
+        if self._work is None:
+            then()
+        else:
+            self._afterwards.append(then)
+
+    async def settled(self) -> None:
+        """Wait until all that has happened is worked off."""
+        while self._work is not None:
+            done = asyncio.Event()
+            self._afterwards.append(done.set)
+            await done.wait()
 
     def leave(self, one: Claimant) -> None:
         """The claim of *one*, which is out of the line, is over."""
@@ -173,6 +199,9 @@ class Line:
 
     def close(self) -> None:
         """End, and leave what is armed as it is."""
+        if self._work is not None:
+            self._work.close()
+            self._work = None
         for timer in (self._timer, self._ending):
             if timer is not None:
                 timer.cancel()
@@ -241,27 +270,53 @@ class Line:
 
     # Suspending.
 
-    def suspend(self, one: Claimant) -> str | None:
+    # In the worker's thread: they touch nothing but processes, and `Claimant.epolls`.
+
+    def _suspend(self, one: Claimant, spared: Callable[[epoll.Registration], bool]) -> str | None:
         """Suspend what the process of *one* has registered by itself; None once that is done, else why it can't be."""
         try:
-            for entry in self._where_it_was(one):
+            for entry in self._where_it_was(one, spared):
                 epoll.suspend(entry, self.fd)
-            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._noting(one))
+            epoll.suspend_all(one.managed, {self.inode: self.fd}, spared=self._noting(one, spared))
         except ProcessLookupError:
             return None
         except (OSError, NotPermitted) as error:
             return str(error)
         return None
 
-    def _where_it_was(self, one: Claimant) -> list[epoll.Registration]:
-        """As `entries`, where something was suspended before: that is found in a fraction of the time."""
-        spared = self._spared(one)
-        found = [entry for epfd in one.epolls for entry in epoll.entries(one.managed, epfd)]
-        return [entry for entry in found if entry.inode == self.inode and not spared(entry)]
+    def _suspend_program(self, one: Claimant, spared: Callable[[epoll.Registration], bool]) -> str | None:
+        """As `_suspend`, of a program that may have registered nothing."""
+        try:
+            suspendable = self._entries(one, spared)
+        except (OSError, NotPermitted):
+            suspendable = []
+        return self._suspend(one, spared) if suspendable else "its program runs, and lets go only by ending"
 
-    def _noting(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
-        """As `_spared`, and note where the others are; not those of children, which come and go, and so do pids."""
-        spared = self._spared(one)
+    def _resume(self, one: Claimant, spared: Callable[[epoll.Registration], bool]) -> bool:
+        """Resume what `_suspend` has suspended; False if there is nothing of it any more."""
+        # What waits is not to wait until all of /proc is read.
+        quick = [epoll.resume(entry, self.fd) for entry in self._where_it_was(one, spared)]
+        count = epoll.resume_all(one.managed, {self.inode: self.fd}, spared=spared)
+        return any(quick) or bool(count) or not self._is_gone(one, spared) or not processes.alive(one.managed)
+
+    def _is_gone(self, one: Claimant, spared: Callable[[epoll.Registration], bool]) -> bool:
+        try:
+            return one.means is Means.SUSPEND and not self._entries(one, spared)
+        except (OSError, NotPermitted):
+            return False
+
+    def _entries(self, one: Claimant, spared: Callable[[epoll.Registration], bool]) -> list[epoll.Registration]:
+        return [entry for entry in epoll.registrations(one.managed, [self.inode]) if not spared(entry)]
+
+    def _where_it_was(self, one: Claimant, spared: Callable[[epoll.Registration], bool]) -> list[epoll.Registration]:
+        """As `_entries`, where something was suspended before: that is found in a fraction of the time."""
+        found = [entry for epfd in one.epolls for entry in epoll.entries_of(one.managed, epfd, [self.inode])[0]]
+        return [entry for entry in found if not spared(entry)]
+
+    def _noting(
+        self, one: Claimant, spared: Callable[[epoll.Registration], bool]
+    ) -> Callable[[epoll.Registration], bool]:
+        """*spared*, and note where the others are; not those of children, which come and go, and so do pids."""
 
         def note(entry: epoll.Registration) -> bool:
             ours = spared(entry)
@@ -271,23 +326,52 @@ class Line:
 
         return note
 
-    def entries(self, one: Claimant) -> list[epoll.Registration]:
+    # In the loop.
+
+    def entries(self, one: Claimant) -> asyncio.Future[list[epoll.Registration]]:
         """What the process tree of *one* has registered by itself.
 
         Raises:
             NotPermitted, OSError: It may not be looked into.
         """
-        spared = self._spared(one)
-        return [entry for entry in epoll.registrations(one.managed, [self.inode]) if not spared(entry)]
+        return self._services.worker.do(self._entries, one, self.spared(one))
 
-    def _spared(self, one: Claimant) -> Callable[[epoll.Registration], bool]:
-        """Which of the entries that its processes have are ours: those in gates."""
-        gates = [other.gate for other in self.of_process(one.managed) if other.gate is not None]
+    def has_taken_back(self, one: Claimant) -> asyncio.Future[bool]:
+        """Whether *one* is an unmodified program that is not registered any more."""
+        return self._services.worker.do(self._is_gone, one, self.spared(one))
+
+    def spared(self, one: Claimant | None) -> Callable[[epoll.Registration], bool]:
+        """Which of the entries that the processes of *one* have, or all processes, are ours: those in gates."""
+        claimants = self.claimants.values() if one is None else self.of_process(one.managed)
+        gates = [other.gate for other in claimants if other.gate is not None]
         return lambda entry: any(gate.same(entry.pid, entry.epfd) for gate in gates)
 
-    def _work_off(self) -> None:
-        self._busy = True
+    def _begin(self, effects: Iterable[Any]) -> None:
+        self._work = self._work_off(list(effects))
+        self._go_on()
+
+    def _go_on(self, _: object = None) -> None:
+        """Work on, up to the next thing that has to be waited for."""
+        if self._work is None:
+            return  # closed
+        waiting: asyncio.Future[Any] | None = None
         try:
+            waiting = next(self._work)
+        except StopIteration:
+            self._schedule()
+        finally:
+            if waiting is None:  # also after a bug, which is the caller's, or the loop's to log
+                self._work = None
+                afterwards, self._afterwards = self._afterwards, []
+                for then in afterwards:
+                    then()
+        if waiting is not None:
+            waiting.add_done_callback(self._go_on)
+
+    # A generator and not a coroutine: a task would begin only after `feed` has returned.
+    def _work_off(self, effects: list[Any]) -> _Work[None]:
+        try:
+            yield from self._perform(effects)
             while self._happened:
                 one = self._happened.popleft()
                 effects = self.rules.feed(one, _now())
@@ -296,13 +380,15 @@ class Line:
                     self._turn_of = next((effect.key for effect in effects if isinstance(effect, rules.Disarm)), None)
                 elif self._turn_of is not None and isinstance(one, rules.Disarmed) and one.key == self._turn_of:
                     self._turning, self._turn_of = True, None
-                self._perform(effects)
+                yield from self._perform(effects)
         finally:
             self._turning = False
-            self._busy = False
-        self._schedule()
 
-    def _perform(self, effects: Iterable[Any]) -> None:
+    def _done(self, future: asyncio.Future[T]) -> _Work[T]:
+        yield future
+        return future.result()
+
+    def _perform(self, effects: Iterable[Any]) -> _Work[None]:
         # In this order: disarm, record, arm, tell. So a broker that comes after a death in between knows of everybody
         # that could be armed. (A turn is not recorded: after such a death it begins anew, by the sweep.) And what waits
         # does not wait until somebody was told, and the log written.
@@ -310,31 +396,27 @@ class Line:
             if isinstance(effect, rules.Record):
                 if not self._turning:
                     self._services.link.journal(f"registration:{self.name}", self.rules.record())
+                    recorded = self._services.link.recorded()
+                    if recorded is not None:
+                        yield recorded
                 continue
             one = self.claimants.get(effect.key)
             if one is None:  # it was told that it is over
                 continue
             if isinstance(effect, rules.Disarm):
-                failure = self._disarm(one, swept=effect.epoch == 0)
+                failure = yield from self._disarm(one, swept=effect.epoch == 0)
                 if failure is None:
                     self._happened.append(rules.Disarmed(effect.key, effect.epoch))
                 else:
                     self._happened.append(rules.NotDisarmed(effect.key, effect.epoch, failure))
             elif isinstance(effect, rules.Arm):
-                self._arm(one, effect.epoch)
+                yield from self._arm(one, effect.epoch)
             elif isinstance(effect, rules.Tell):
                 self._tell(one, effect)
             elif isinstance(effect, rules.Stop):
                 self._services.stop(self.name, one, effect.reason)
             else:
                 self._note(one, effect)
-
-    def has_taken_back(self, one: Claimant) -> bool:
-        """Whether *one* is an unmodified program that is not registered any more."""
-        try:
-            return one.means is Means.SUSPEND and not self.entries(one)
-        except (OSError, NotPermitted):
-            return False
 
     def give_up(self, one: Claimant, epoch: int) -> None:
         """The unmodified program of *one*, which holds under *epoch*, has taken its registration back."""
@@ -343,35 +425,28 @@ class Line:
         self.feed(rules.Released(one.key, epoch))
         self.leave(one)
 
-    def _arm(self, one: Claimant, epoch: int) -> None:
+    def _arm(self, one: Claimant, epoch: int) -> _Work[None]:
         self._services.moved(self.name)
         try:
             if one.means is Means.GATE:
                 if one.gate is not None:  # else it has yet to show it again
                     one.gate.arm(self.fd)
-            else:
-                # What waits is not to wait until all of /proc is read.
-                quick = [epoll.resume(entry, self.fd) for entry in self._where_it_was(one)]
-                count = epoll.resume_all(one.managed, {self.inode: self.fd}, spared=self._spared(one))
-                if not any(quick) and not count and self.has_taken_back(one) and processes.alive(one.managed):
-                    self.give_up(one, epoch)
+                return
+            there = yield from self._done(self._services.worker.do(self._resume, one, self.spared(one)))
+            if not there:
+                self.give_up(one, epoch)
         except ProcessLookupError:
             return  # its death is on its way
         except (OSError, NotPermitted) as error:
             log.error("%s: can't give the registration to %s: %s", self.name, one.process, error)
 
-    def _disarm(self, one: Claimant, *, swept: bool) -> str | None:
+    def _disarm(self, one: Claimant, *, swept: bool) -> _Work[str | None]:
         """Take from *one* what it has; None once that is done, else why it can't be."""
-        if one.means is Means.SUSPEND:
-            return self.suspend(one)
-        if one.means is Means.COOPERATE:
-            if swept:
+        if one.means is not Means.GATE:
+            if one.means is Means.COOPERATE and swept:
                 return None  # it waits, and does not run its program yet
-            try:
-                suspendable = self.entries(one)
-            except (OSError, NotPermitted):
-                suspendable = []
-            return self.suspend(one) if suspendable else "its program runs, and lets go only by ending"
+            suspend = self._suspend if one.means is Means.SUSPEND else self._suspend_program
+            return (yield from self._done(self._services.worker.do(suspend, one, self.spared(one))))
         if one.gate is None:
             return "its gate was lost with the host, and it has not shown it again"
         try:

@@ -1,10 +1,15 @@
-"""What the kernel shows and lets us do of the event registrations of the shared sockets."""
+"""What the kernel shows and lets us do of the event registrations of the shared sockets.
+
+The methods that return a future or a coroutine have their work done by the observer's own thread, one after the other
+in the order of the calls. The others may take long, and are for such threads.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from sockshare.core.errors import NotPermitted
 from sockshare.core.readiness import Evidence
@@ -12,6 +17,7 @@ from sockshare.kernel import epoll, epoll_rights, peers, processes, waits
 from sockshare.kernel.parking import Parking
 
 from .roster import Managed
+from .worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +29,25 @@ _PARKED_WITHIN = 0.03
 NO_EPOLL = "it has no event registration: it reads by select, poll or a blocking accept"
 
 
+class Facts(NamedTuple):
+    """What is to be seen of one process and one socket."""
+
+    registrations: list[epoll.Registration]
+    not_kept: str | None  # why its registrations can't be kept from outside
+    waited: bool  # whether it was seen to wait without a registration
+    held: bool  # whether a thread of it is held
+    owned: frozenset[int] | None  # the inodes of all sockets of its process tree; None: it may not be looked into
+
+
 class Observer:
-    """Watches the registrations of the sockets *shared*: name to (inode, our descriptor)."""
+    """Watches the registrations of the sockets *shared*: name to (inode, our descriptor).
+
+    Attributes:
+        worker: The thread of what reloads and lines ask; nobody else's work is to go before theirs.
+    """
 
     def __init__(self, shared: Mapping[str, tuple[int, int]]) -> None:
+        self.worker = Worker("observer")
         self._shared = shared
         self._names = {inode: name for name, (inode, _) in shared.items()}
         #: Who was seen to wait on a socket without an epoll: pid to start time and inodes.
@@ -53,22 +74,25 @@ class Observer:
             log.debug("pid %d: %s", pid, error)
             return []
 
-    def evidence(self, managed: Managed, sockets: Collection[str], *, patient: bool = False) -> Evidence:
+    async def evidence(self, managed: Managed, sockets: Collection[str], *, patient: bool = False) -> Evidence:
         """What there is to see of *managed* now.
 
         Args:
             patient: Look for some 40 ms if nothing is seen: a process that serves is not always seen to wait.
         """
+        inodes = await self.worker.do(self.seen, managed.pid, sockets)
+        for _ in range(_LOOKS if patient and self._inodes(sockets) else 0):
+            if inodes:
+                break
+            await asyncio.sleep(_APART)
+            inodes = await self.worker.do(self.waited, managed.pid, sockets)
         said = frozenset((managed.ready,)) if managed.ready in ("client", "notify") else frozenset()
-        inodes = {entry.inode for entry in self.registrations(managed.pid, sockets)}
-        if len(inodes) < len(set(self._inodes(sockets))):
-            inodes |= self.waited(managed.pid, sockets)
-            for _ in range(_LOOKS if patient else 0):
-                if inodes:
-                    break
-                time.sleep(_APART)
-                inodes |= self.waited(managed.pid, sockets)
         return Evidence(said, frozenset(self._names[inode] for inode in inodes))
+
+    def seen(self, pid: int, sockets: Collection[str]) -> frozenset[int]:
+        """The inodes of *sockets* that the process tree of *pid* has registered, or was seen to wait on."""
+        inodes = frozenset(entry.inode for entry in self.registrations(pid, sockets))
+        return inodes if inodes >= set(self._inodes(sockets)) else inodes | self.waited(pid, sockets)
 
     def waited(self, pid: int, sockets: Iterable[str]) -> frozenset[int]:
         """The inodes of *sockets* on which the process tree of *pid* was seen to wait, now or before, without epoll."""
@@ -82,7 +106,9 @@ class Observer:
         except (PermissionError, ProcessLookupError):
             return frozenset()
         if seen:
-            self._waited = {known: facts for known, facts in self._waited.items() if processes.alive(known)}
+            for known in list(self._waited):  # another thread may be here too
+                if not processes.alive(known):
+                    self._waited.pop(known, None)
             self._waited[pid] = (start, seen)
         return seen & wanted
 
@@ -90,8 +116,22 @@ class Observer:
         """Why the registrations of *pid* can't be suspended; None if they can."""
         return self.impossible or epoll_rights.permitted(pid)
 
-    def suspend(self, pid: int, sockets: Iterable[str]) -> str:
+    def suspend(self, pid: int, sockets: Iterable[str]) -> asyncio.Future[str]:
         """Suspend the registrations of *sockets* in the process tree of *pid*; what came of it, in words."""
+        return asyncio.ensure_future(self._suspended(self.worker.do(self._suspend, pid, list(sockets))))
+
+    async def _suspended(self, work: asyncio.Future[str | Parking]) -> str:
+        found = await work
+        if isinstance(found, str):
+            return found
+        # Not in the worker's thread: others wait for that.
+        await asyncio.get_running_loop().run_in_executor(None, found.wait, _PARKED_WITHIN)
+        if found.held:
+            return f"the thread of pid {found.pid} that waits for connections is held: {NO_EPOLL}"
+        why = found.refusal or "no thread of it is seen that waits for nothing else"
+        return f"cannot be suspended: {NO_EPOLL}; {why}"
+
+    def _suspend(self, pid: int, sockets: Collection[str]) -> str | Parking:
         if self.impossible:
             return f"not suspended: {self.impossible}"
         try:
@@ -100,58 +140,72 @@ class Observer:
                 return f"{count} registration{'s' if count > 1 else ''} of pid {pid} suspended"
             if self.registrations(pid, sockets):
                 return f"the registrations of pid {pid} are suspended"
-            return self._park(pid, sockets)
+            if pid not in self._parkings:
+                self._parkings[pid] = Parking(pid, self.descriptors(sockets))
+            return self._parkings[pid]
         except ProcessLookupError:
             return "not suspended: it has died"
         except (NotPermitted, OSError) as error:
             log.warning("pid %d: %s", pid, error)
             return f"not suspended: {error}"
 
-    def _park(self, pid: int, sockets: Iterable[str]) -> str:
-        parking = self._parkings.get(pid)
-        if parking is None:
-            parking = self._parkings[pid] = Parking(pid, self.descriptors(sockets))
-        parking.wait(_PARKED_WITHIN)
-        if parking.held:
-            return f"the thread of pid {pid} that waits for connections is held: {NO_EPOLL}"
-        why = parking.refusal or "no thread of it is seen that waits for nothing else"
-        return f"cannot be suspended: {NO_EPOLL}; {why}"
+    def facts(self, pid: int, sockets: Collection[str]) -> dict[str, Facts]:
+        """What is to be seen of *pid* and each of *sockets*: /proc is gone through once for all of them."""
+        registrations = self.registrations(pid, sockets)
+        refusal = self.refusal(pid)
+        held, waited = self.holds(pid), self.waited(pid, sockets)
+        owned = self.owned(pid)
+        found: list[waits.Wait] = []
+        inodes = set(self._inodes(sockets))
+        if len({entry.inode for entry in registrations}) < len(inodes):
+            try:
+                found = [wait for one in processes.tree(pid) for wait in waits.waits(one, inodes)]
+            except PermissionError:
+                pass
+        facts = {}
+        for name in sockets:
+            inode = self.inode(name)
+            mine = [entry for entry in registrations if entry.inode == inode]
+            why = refusal or _not_kept([wait for wait in found if inode in wait.sockets])
+            facts[name] = Facts(mine, None if mine and refusal is None else why, inode in waited, held, owned)
+        return facts
 
-    def not_kept(self, pid: int, sockets: Iterable[str]) -> str:
-        """Why *pid*, which has no registration of *sockets*, can't be suspended; and what is done instead."""
+    def owned(self, pid: int) -> frozenset[int] | None:
+        """The inodes of all sockets of the process tree of *pid*; None if it may not be looked into."""
         try:
-            wanted = set(self._inodes(sockets))
-            found = [wait for one in processes.tree(pid) for wait in waits.waits(one, wanted)]
+            return frozenset().union(*map(_sockets, processes.tree(pid)))
         except PermissionError:
-            found = []
-        if not found:  # it is busy just now
-            return f"cannot be suspended: {NO_EPOLL}"
-        instead = "is held instead"
-        if any(wait.others for wait in found):
-            instead = "serves connections too and can't be held, so let its program drain itself on its stop signal"
-        elif any(wait.pipes for wait in found):
-            instead += ", while its process has no connection"
-        return f"cannot be suspended: {NO_EPOLL}; the thread that waits {instead}"
+            return None
 
     def holds(self, pid: int) -> bool:
         """Whether a thread of *pid* is held as it has no registration."""
-        return pid in self._parkings and self._parkings[pid].held > 0
+        parking = self._parkings.get(pid)
+        return parking is not None and parking.held > 0
 
-    def is_held_back(self, pid: int, sockets: Collection[str]) -> bool:
+    def is_held_back(self, pid: int, sockets: Collection[str]) -> asyncio.Future[bool]:
         """Whether *pid* takes no new connection, after `suspend`: nothing of it waits for one on *sockets*."""
+        return self.worker.do(self._is_held_back, pid, sockets)
+
+    def _is_held_back(self, pid: int, sockets: Collection[str]) -> bool:
         if any(entry.armed for entry in self.registrations(pid, sockets)):
             return False
         return self.holds(pid) or not self.waited(pid, sockets)
 
-    def let_go(self, pid: int) -> None:
+    def let_go(self, pid: int) -> asyncio.Future[None]:
         """Let go the threads of *pid* that are held as it has no registration: it has to meet its stop signal."""
+        return self.worker.do(self._let_go, pid)
+
+    def _let_go(self, pid: int) -> None:
         parking = self._parkings.pop(pid, None)
         if parking is not None:
             parking.release()
 
-    def resume(self, pid: int, sockets: Iterable[str]) -> int:
+    def resume(self, pid: int, sockets: Iterable[str]) -> asyncio.Future[int]:
         """Resume the registrations of *sockets* in the process tree of *pid*; how many there were."""
-        self.let_go(pid)
+        return self.worker.do(self._resume, pid, list(sockets))
+
+    def _resume(self, pid: int, sockets: Collection[str]) -> int:
+        self._let_go(pid)
         if self.impossible:
             return 0
         try:
@@ -174,3 +228,26 @@ class Observer:
 
     def _inodes(self, sockets: Iterable[str]) -> list[int]:
         return [self._shared[name][0] for name in sockets if name in self._shared]
+
+
+def _not_kept(found: Sequence[waits.Wait]) -> str:
+    """Why a process without a registration can't be suspended, by what its threads wait for; what is done instead."""
+    if not found:  # it is busy just now
+        return f"cannot be suspended: {NO_EPOLL}"
+    instead = "is held instead"
+    if any(wait.others for wait in found):
+        instead = "serves connections too and can't be held, so let its program drain itself on its stop signal"
+    elif any(wait.pipes for wait in found):
+        instead += ", while its process has no connection"
+    return f"cannot be suspended: {NO_EPOLL}; the thread that waits {instead}"
+
+
+def _sockets(pid: int) -> Iterable[int]:
+    try:
+        return processes.socket_descriptors(pid)
+    except ProcessLookupError:
+        return ()
+    except PermissionError:
+        if processes.alive(pid):  # a zombie's directory is root's
+            raise
+        return ()

@@ -245,6 +245,12 @@ class Operations:
             raise UnknownProgram(
                 f"can't reload {request.program!r}: its section does not name any sockets ({self._state.sockets_key})"
             )
+        facts = programs[request.program]
+        if not facts["active"]:
+            raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
+        standing = [one for one in facts["processes"] if not one.get("stopping")]
+        expires = None if request.timeout is None else time.monotonic() + request.timeout
+        plan, expectation = await plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if self._is_known(request):  # it was asked twice
             return self._follow(caller, request)
         running = self._retirements.under_way(request.program)
@@ -252,12 +258,6 @@ class Operations:
             raise ManagerError(
                 f"can't reload {request.program}: a reload of it is running already (step {running.step})"
             )
-        facts = programs[request.program]
-        if not facts["active"]:
-            raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
-        standing = [one for one in facts["processes"] if not one.get("stopping")]
-        expires = None if request.timeout is None else time.monotonic() + request.timeout
-        plan, expectation = plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if request.dry_run:
             events, answer = self._foretell(plan, expectation)
             if caller.route == HOST:
@@ -322,17 +322,17 @@ class Operations:
     async def _release(self, caller: Caller, request: Request) -> dict[str, Any]:
         known = await self._state.roster.identify(caller.pid)
         name, key = request.socket or "", request.key or ""
-        return {"released": self._state.registrations.claims.release(known.identity, name, key, request.epoch)}
+        return {"released": await self._state.registrations.claims.release(known.identity, name, key, request.epoch)}
 
     async def _move(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._authority.check(caller, "move a registration")
         managed, _ = await self._process(request)
-        return {"reason": self._state.registrations.move(request.socket or "", managed)}
+        return {"reason": await self._state.registrations.move(request.socket or "", managed)}
 
     async def _quiesce(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._authority.check(caller, "quiesce a process")
         managed, sockets = await self._process(request)
-        return {"reason": self._state.registrations.quiesce(managed, sockets)}
+        return {"reason": await self._state.registrations.quiesce(managed, sockets)}
 
     async def _wake(self, caller: Caller, request: Request) -> dict[str, Any]:
         self._authority.check(caller, "wake a process")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from sockshare.kernel import processes
 from .state import State
 
 
-def make(
+async def make(
     state: State,
     spec: ProgramSpec,
     facts: Mapping[str, Any],
@@ -28,13 +29,12 @@ def make(
         facts: The manager's answer to `processes`, for this program.
         key: See `Plan`; so with *expires*.
     """
-    old: list[Process] = []
-    said: frozenset[str] = frozenset()
-    registered: frozenset[str] = frozenset()
-    for managed in state.roster.enter_all(spec.name, replaced):
-        old.append(Process(managed.pid, managed.name))
-        evidence = state.registrations.evidence(managed, spec.sockets, patient=True)
-        said, registered = said | evidence.said, registered | evidence.registered
+    members = state.roster.enter_all(spec.name, replaced)
+    old = [Process(managed.pid, managed.name) for managed in members]
+    look = state.registrations.evidence
+    looks = await asyncio.gather(*(look(managed, spec.sockets, patient=True) for managed in members))
+    said = frozenset().union(*(evidence.said for evidence in looks))
+    registered = frozenset().union(*(evidence.registered for evidence in looks))
     expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
     plan = Plan(
         program=spec.name,

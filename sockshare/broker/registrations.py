@@ -79,7 +79,9 @@ class Registrations:
         self._siblings = Siblings(observer, live)
         gates = Gates(link, kept)
         gates.sweep([fd for _, fd in shared.values()])
-        services = Services(link, gates, tell, self._stop, self._moved, self._forget_pidfd, self._taken_back)
+        services = Services(
+            link, gates, observer.worker, tell, self._stop, self._moved, self._forget_pidfd, self._taken_back
+        )
         self._lines = {name: Line(services, spec, *shared[name]) for name, spec in sockets.items() if name in shared}
         self._keeping = Keeping(self._lines, observer, self.watch_for_death, self.is_paused, self.stop, ready_timeout)
         self.claims = Claims(self._lines, gates, tell, self.watch_for_death, self.is_paused, self._keeping.uses_library)
@@ -103,6 +105,8 @@ class Registrations:
         for one in line.claimants.values():
             if one.means is Means.SUSPEND and one.identity not in dead:
                 self._keeping.watch(one.managed, one.identity.start, one.process, one.program, [line.name])
+                if line.holds(one.key):
+                    self._keeping.look_now(one.managed)
         log.info("%s: registration taken up again (%d claims, %d dead)", line.name, len(line.claimants), len(dead))
         line.go_on(effects)
         for identity in dict.fromkeys(dead):
@@ -181,13 +185,16 @@ class Registrations:
         for line, one in self._claims_on_few(pid):
             line.feed(rules.Resumed(one.key, False))
 
-    def suspend(self, pid: int, sockets: Collection[str], successor: int | None = None) -> str:
+    def suspend(self, pid: int, sockets: Collection[str], successor: int | None = None) -> asyncio.Future[str]:
         """Have the managed process *pid* get nothing more from *sockets*; what came of it, in words.
+
+        It is begun when this returns, and done even if whoever waits for the words is cancelled.
 
         Args:
             successor: The managed process that is to have instead what only some may have.
         """
-        words, rest = [], []
+        held: dict[str, bool] = {}
+        rest = []
         for name in sockets:
             line = self._lines.get(name)
             mine = [] if line is None else line.of_process(pid)
@@ -196,65 +203,73 @@ class Registrations:
             if line is None or not mine:
                 continue
             heirs = [] if successor is None else line.of_process(successor)
-            held = any(line.holds(one.key) for one in mine)
-            if held and successor is not None:
+            held[name] = any(line.holds(one.key) for one in mine)
+            if held[name] and successor is not None:
                 self._displaced.add((pid, name))
                 self._link.journal(f"displaced:{pid}:{name}", {"start": mine[0].identity.start})
             for one in mine:
                 line.feed(rules.Paused(one.key, heirs[0].key if heirs else None))
-            if any(line.holds(one.key) for one in mine):
+        observed = self._observer.suspend(pid, rest) if rest or not held else None
+        return asyncio.ensure_future(self._suspended(pid, held, observed))
+
+    async def _suspended(self, pid: int, held: Mapping[str, bool], observed: asyncio.Future[str] | None) -> str:
+        """What came of `suspend`; *held* says of which of the sockets *pid* had the registration."""
+        words = []
+        for name, had in held.items():
+            line = self._lines[name]
+            await line.settled()
+            if any(line.holds(one.key) for one in line.of_process(pid)):
                 words.append(f"{name}: pid {pid} keeps the registration until it ends")
             else:
-                words.append(f"{name}: pid {pid} {'has let go of the registration' if held else 'stood by'}")
-        if rest or not words:
-            words.append(self._observer.suspend(pid, rest))
+                words.append(f"{name}: pid {pid} {'has let go of the registration' if had else 'stood by'}")
+        if observed is not None:
+            words.append(await observed)
         return "; ".join(words)
 
-    def resume(self, pid: int, sockets: Collection[str]) -> int:
-        """Undo `suspend`: what it took from the process for a successor it has again. How many were concerned."""
+    def resume(self, pid: int, sockets: Collection[str]) -> None:
+        """Undo `suspend`: what it took from the process for a successor it has again."""
         self._held_back.discard(pid)
-        count = self._observer.resume(
-            pid, [name for name in sockets if name not in self._lines or self._lines[name].is_shared]
-        )
+        self._observer.resume(pid, [name for name in sockets if name not in self._lines or self._lines[name].is_shared])
         for name in sockets:
             line = self._lines.get(name)
             first = (pid, name) in self._displaced
             self._forget_displaced(pid, name)
             for one in [] if line is None else line.of_process(pid):
-                count += 1
                 assert line is not None
                 line.feed(rules.Resumed(one.key, first))
-        return count
 
-    def is_held_back(self, pid: int, sockets: Collection[str]) -> bool:
+    async def is_held_back(self, pid: int, sockets: Collection[str]) -> bool:
         """Whether the managed process *pid* takes nothing new from *sockets*, after `suspend`."""
         rest = []
         for name in sockets:
             line = self._lines.get(name)
+            if line is not None:
+                await line.settled()
             mine = [] if line is None else line.of_process(pid)
             if line is not None and any(line.holds(one.key) for one in mine):
                 return False
             if line is None or line.is_shared or not mine:
                 rest.append(name)
-        return self._observer.is_held_back(pid, rest)
+        return await self._observer.is_held_back(pid, rest)
 
-    def resume_unclaimed(self, pid: int, sockets: Collection[str], *, held_back: bool) -> int:
+    async def resume_unclaimed(self, pid: int, sockets: Collection[str], *, held_back: bool) -> int:
         """Resume what the broker before has left suspended, and no reload claims; how many of all there were."""
         if pid in self._quiesced:
             return 0
-        count = self._observer.resume(
+        resumed = self._observer.resume(
             pid, [name for name in sockets if name in self._lines and self._lines[name].is_shared]
         )
         if held_back:
             self.hold_back(pid)
         else:
             self.let_in(pid)
-        return count
+        return await resumed
 
-    def evidence(self, managed: Managed, sockets: Collection[str], *, patient: bool = False) -> Evidence:
+    async def evidence(self, managed: Managed, sockets: Collection[str], *, patient: bool = False) -> Evidence:
         """See `Observer.evidence`; who has a claim is as good as registered."""
         claimed = {name for name in sockets if name in self._lines and self._lines[name].of_process(managed.pid)}
-        seen = self._observer.evidence(managed, [name for name in sockets if name not in claimed], patient=patient)
+        rest = [name for name in sockets if name not in claimed]
+        seen = await self._observer.evidence(managed, rest, patient=patient)
         return Evidence(seen.said, frozenset(seen.registered) | claimed)
 
     def stands_by(self, pid: int, sockets: Collection[str]) -> bool:
@@ -268,7 +283,7 @@ class Registrations:
 
     # What people ask.
 
-    def move(self, name: str, managed: Managed) -> str:
+    async def move(self, name: str, managed: Managed) -> str:
         """Hand the registration of the socket *name* to *managed*; what came of it, in words.
 
         Raises:
@@ -280,6 +295,7 @@ class Registrations:
             raise UnknownSocket(f"can't move the registration of {name!r}: no such socket")
         if line.is_shared:
             raise NotPermitted(f"can't move the registration of {name!r}: it is shared, every process has it")
+        await line.settled()
         mine = line.of_process(managed.pid)
         to = f"can't move the registration of {name!r} to {managed.name} (pid {managed.pid})"
         if not mine:
@@ -288,15 +304,16 @@ class Registrations:
             return "it holds the registration already"
         if self.is_paused(managed.pid):
             raise NotPermitted(f"{to}: it is quiesced; run `sockshare wake {managed.name}` first")
-        if line.has_taken_back(mine[0]):
+        if await line.has_taken_back(mine[0]):
             raise NotPermitted(f"{to}: it has taken its registration back")
         line.feed(rules.MoveTo(mine[0].key))
+        await line.settled()
         if line.standing(mine[0].key) is Standing.HELD:
             return "it holds the registration now"
         holders = ", ".join(entry.claim.process for entry in line.rules.holders)
         return f"it has the registration as soon as {holders} lets go"
 
-    def quiesce(self, managed: Managed, sockets: Collection[str]) -> str:
+    def quiesce(self, managed: Managed, sockets: Collection[str]) -> asyncio.Future[str]:
         """Have *managed* get nothing more, until `wake`; what came of it, in words."""
         self._quiesced.add(managed.pid)
         self._link.journal(f"quiesced:{managed.pid}", {"start": managed.start})

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -172,7 +172,7 @@ class Reload:
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
-        self._look(managed)
+        self._run(self._look(managed))
 
     # Performing effects.
 
@@ -208,10 +208,10 @@ class Reload:
             elif isinstance(effect, steps.Suspend):
                 newcomer = self._rollout.newcomer
                 successor = None if newcomer is None else newcomer.pid
-                how = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
+                suspended = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
                 if self._rollout.plan.drain and not self._rollout.plan.hand_over:
                     self._watch_connections(effect.pid)
-                self._loop.call_soon(self._feed, steps.Switched(how))
+                self._run(self._switch(effect.pid, suspended))
             elif isinstance(effect, steps.Verify):
                 self._verifying = self._run(self._verify(effect.pid))
             elif isinstance(effect, steps.HandOver):
@@ -287,6 +287,12 @@ class Reload:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(error)
 
+    async def _switch(self, pid: int, suspended: Awaitable[str]) -> None:
+        how = await suspended
+        # What came meanwhile may have ended the switch: then what undoes the suspension is done after it already.
+        if self._rollout.state is State.SWITCH and self._rollout.suspends == pid:
+            self._feed(steps.Switched(how))
+
     async def _start(self) -> None:
         self._services.roster.begin_generation(self.program)
         self._stderr = StderrTail(self._stderr.path)
@@ -335,38 +341,41 @@ class Reload:
             managed = self._services.roster.managed(process.pid)
             if managed is None:
                 return
-            self._look(managed)
+            await self._look(managed)
             await asyncio.sleep(_LOOK_EVERY)
 
-    def _look(self, managed: Managed) -> None:
-        newcomer = self._rollout.awaited
-        if newcomer is None or newcomer.pid != managed.pid:
+    async def _look(self, managed: Managed) -> None:
+        if not self._awaits(managed.pid):
             return
-        evidence = self._services.registrations.evidence(managed, self._expectation.sockets)
+        evidence = await self._services.registrations.evidence(managed, self._expectation.sockets)
         how = self._expectation.shown_by(evidence)
-        if how is None:
-            self._hold_back(managed.pid, evidence)
+        if how is None and evidence.registered:
+            await self._hold_back(managed.pid)
+        if how is None or not self._awaits(managed.pid):
             return
         if managed.ready is None:
             managed.ready = how
             self._services.roster.note(managed)
         self._feed(steps.Ready(managed.pid, how))
 
-    def _hold_back(self, pid: int, evidence: Evidence) -> None:
+    def _awaits(self, pid: int) -> bool:
+        return self._rollout.awaited is not None and self._rollout.awaited.pid == pid
+
+    async def _hold_back(self, pid: int) -> None:
         """Have *pid* held back, which waits for connections and is not ready: each time that there is more of it."""
-        if evidence.registered:
-            found = self._services.observer.registrations(pid, self._expectation.sockets)
-            seen: set[object] = {pid, *(entry[:3] for entry in found if entry.armed)}
-            if not seen <= self._noticed:
-                self._noticed |= seen
-                self._feed(steps.Registered(pid))
+        observer = self._services.observer
+        found = await observer.worker.do(observer.registrations, pid, self._expectation.sockets)
+        seen: set[object] = {pid, *(entry[:3] for entry in found if entry.armed)}
+        if self._awaits(pid) and not seen <= self._noticed:
+            self._noticed |= seen
+            self._feed(steps.Registered(pid))
 
     async def _settle(self, effect: steps.Settle) -> None:
         if effect.kill:
             effect = await self._spared(effect)
         else:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
-                self._services.registrations.suspend(pid, self._expectation.sockets)
+                await self._services.registrations.suspend(pid, self._expectation.sockets)
         try:
             stopped = await self._have_settled(effect)
         except ManagerError as error:
@@ -441,7 +450,7 @@ class Reload:
         outcome: steps.Event
         try:
             how = await verify(pid, addresses[0], path, lambda: self._exchange_roles(pid, back=True))
-            self._exchange_roles(pid, back=False)
+            await self._exchange_roles(pid, back=False)
             outcome = steps.Verified(how)
         except Wrong as error:
             outcome = steps.VerifyFailed(f"{self._rollout.plan.verify} failed: {error}")
@@ -450,7 +459,7 @@ class Reload:
         if self._rollout.newcomer is not None and self._rollout.newcomer.pid == pid:
             self._feed(outcome)
 
-    def _exchange_roles(self, pid: int, *, back: bool) -> None:
+    async def _exchange_roles(self, pid: int, *, back: bool) -> None:
         """While the new process *pid* has yet to answer, the old one serves *back* again: what the new one may do with
         requests is not known."""
         old = self._rollout.old
@@ -459,7 +468,7 @@ class Reload:
         if self._rollout.newcomer.pid == pid:
             serving, waiting = (old.pid, pid) if back else (pid, old.pid)
             self._services.registrations.resume(serving, self._expectation.sockets)
-            self._services.registrations.suspend(waiting, self._expectation.sockets, serving)
+            await self._services.registrations.suspend(waiting, self._expectation.sockets, serving)
 
     # Telling.
 
@@ -479,7 +488,7 @@ class Reload:
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
     def _finish(self, finish: steps.Finish) -> None:
-        self.answer = answer = {
+        self.answer = {
             "result": finish.result,
             "exit": int(finish.exit),
             "reason": finish.reason,
@@ -491,9 +500,16 @@ class Reload:
             self._end()
         else:
             self._journal()
+        recorded = self._services.host.recorded()
+        if recorded is None:
+            self._tell_all()
+        else:
+            recorded.add_done_callback(lambda _: self._tell_all())
+
+    def _tell_all(self) -> None:
         followers, self._followers = self._followers, []
         for follower in followers:
-            self._services.tell(follower, {"ok": True, **answer})
+            self._services.tell(follower, {"ok": True, **(self.answer or {})})
 
     def _end(self) -> None:
         if self._over:

@@ -106,14 +106,9 @@ class Retirements:
         return self._reloading.running.get(program) or self.of_program(program)
 
     @property
-    def suspend(self) -> set[int]:
-        """The pids whose registrations are theirs to keep suspended."""
-        return {pid for one in self._running.values() if (pid := one.suspends) is not None}
-
-    @property
-    def hold_back(self) -> set[int]:
-        """The pids of new processes that are not to have anything yet that only some may have."""
-        return {pid for one in self._running.values() if (pid := one.holds_back) is not None}
+    def running(self) -> list[Reload]:
+        """All of them."""
+        return list(self._running.values())
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -151,10 +146,8 @@ class Retirements:
                 await self._release(name, one["pid"], keep=False)
             return
         if name in self._reloading.running:
-            # Which of all the processes are to stay is that reload's to say.
             for one in held:
-                log.warning("%s: circus is to keep pid %d: a reload of it is running already", name, one["pid"])
-                await self._release(name, one["pid"], keep=True, kill=[one["newcomer"]] if one["newcomer"] else [])
+                await self._keep(name, one)
             return
         new = []
         for one in held:
@@ -170,13 +163,16 @@ class Retirements:
             self._state.roster.begin_generation(name, newcomers)
         batch = f"{time.monotonic():.6f}"
         for one in new:
-            self._begin(spec, facts, one, f"{batch}:{one['pid']}")
+            await self._begin(spec, facts, one, f"{batch}:{one['pid']}")
 
-    def _begin(self, spec: ProgramSpec, facts: Mapping[str, Any], one: Mapping[str, Any], key: str) -> None:
-        plan, expectation = plans.make(self._state, spec, facts, [one], key=key)
+    async def _begin(self, spec: ProgramSpec, facts: Mapping[str, Any], one: Mapping[str, Any], key: str) -> None:
+        plan, expectation = await plans.make(self._state, spec, facts, [one], key=key)
         if not plan.old:
             return  # it has died
-        newcomer = self._newcomer(spec, facts, one, expectation)
+        newcomer = await self._newcomer(spec, facts, one, expectation)
+        if spec.name in self._reloading.running:  # since it was asked what is held
+            await self._keep(spec.name, one)
+            return
         plan = plan._replace(newcomer=newcomer, alone=newcomer is None)
         services, stderr = self._reloading.services(), facts.get("stderr")
         retirement = Retirement(services, plan, expectation, self._ended, stderr)
@@ -186,7 +182,7 @@ class Retirements:
         )
         retirement.begin()
 
-    def _newcomer(
+    async def _newcomer(
         self, spec: ProgramSpec, facts: Mapping[str, Any], old: Mapping[str, Any], expectation: Expectation
     ) -> Process | None:
         """What has to be ready before *old* goes; None when what stays is."""
@@ -203,11 +199,16 @@ class Retirements:
                 managed = self._state.roster.enter(one["pid"], spec.name, one["process"])
             except ProcessLookupError:
                 continue
-            evidence = self._state.registrations.evidence(managed, spec.sockets)
+            evidence = await self._state.registrations.evidence(managed, spec.sockets)
             if expectation.shown_by(evidence) is not None and time.time() - one["started"] >= spec.ready_hold:
                 return None
             unready.append(Process(managed.pid, managed.name))
         return unready[0] if unready else None
+
+    async def _keep(self, program: str, one: Mapping[str, Any]) -> None:
+        # Which of all the processes are to stay is the reload's to say.
+        log.warning("%s: circus is to keep pid %d: a reload of it is running already", program, one["pid"])
+        await self._release(program, one["pid"], keep=True, kill=[one["newcomer"]] if one["newcomer"] else [])
 
     async def _release(self, program: str, pid: int, *, keep: bool, kill: Sequence[int] = ()) -> None:
         try:

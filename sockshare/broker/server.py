@@ -221,14 +221,17 @@ class Broker:
             self._listen_to(pid, f"{self._directory}/notify/{pid}", fd)
         self._reloading.take_up()
         self._retirements.take_up(records)
-        claimed = {reload.suspends for reload in self._reloading.running.values()} | self._retirements.suspend
-        new = {reload.holds_back for reload in self._reloading.running.values()} | self._retirements.hold_back
         for spec in self._state.programs.values():
             for managed in self._state.roster.of_program(spec.name):
+                if self._state.roster.managed(managed.pid) is not managed:
+                    continue  # it has died meanwhile
                 self._state.registrations.handed_out(managed, spec.sockets)
-                if managed.pid not in claimed:
-                    held_back = managed.pid in new
-                    count = self._state.registrations.resume_unclaimed(managed.pid, spec.sockets, held_back=held_back)
+                running = [*self._reloading.running.values(), *self._retirements.running]
+                if managed.pid not in {one.suspends for one in running}:
+                    held_back = managed.pid in {one.holds_back for one in running}
+                    count = await self._state.registrations.resume_unclaimed(
+                        managed.pid, spec.sockets, held_back=held_back
+                    )
                     if count:
                         log.warning(
                             "%s: %d suspended registrations that no reload claims were resumed", managed.name, count

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from sockshare.core.errors import NotPermitted
 from sockshare.kernel import epoll, queues
@@ -66,16 +67,28 @@ class Siblings:
             self._looking.discard(name)
 
     def _wake(self, name: str, sock: socket.socket) -> None:
+        fd, pids = os.dup(sock.fileno()), list(self._live(name))
+        self._observer.worker.do(self._remind, name, fd, pids).add_done_callback(partial(self._reminded, name, fd))
+
+    def _remind(self, name: str, fd: int, pids: Iterable[int]) -> list[epoll.Registration]:
+        found = [entry for pid in pids for entry in self._observer.registrations(pid, [name])]
         reminded = []
-        for pid in self._live(name):
-            found = self._observer.registrations(pid, [name])
-            reminded += [entry for entry in found if entry.armed and epoll.remind(entry, sock.fileno())]
+        for entry in found:
+            try:
+                if entry.armed and epoll.remind(entry, fd):
+                    reminded.append(entry)
+            except (OSError, NotPermitted) as error:
+                log.warning("%s: can't look after what waits: %s", name, error)
+        return reminded
+
+    def _reminded(self, name: str, fd: int, done: asyncio.Future[list[epoll.Registration]]) -> None:
+        reminded = done.result()
         if reminded:
             self.rescued += 1
-            self._loop.call_later(_DELIVERED_WITHIN, self._end, reminded, os.dup(sock.fileno()))
             log.info("%s: what waits was stranded by a death; %d registrations were reminded", name, len(reminded))
+        self._loop.call_later(_DELIVERED_WITHIN, self._observer.worker.do, self._end, reminded, fd)
 
-    def _end(self, reminded: list[epoll.Registration], fd: int) -> None:
+    def _end(self, reminded: Iterable[epoll.Registration], fd: int) -> None:
         for entry in reminded:
             try:
                 epoll.end_reminder(entry, fd)

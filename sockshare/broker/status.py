@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sockshare.core.errors import ManagerError
 from sockshare.core.registration_steps import Means, Standing
-from sockshare.kernel import connections, listeners, processes
-from sockshare.kernel.connections import Connection
+from sockshare.kernel import connections, listeners
 from sockshare.kernel.holders import Scan
 
 from . import holders
 from .hostlink import HostLink
 from .line import Line
+from .observer import Facts
 from .reloading import Reloading
 from .retirements import Retirements
 from .roster import Managed
@@ -32,13 +34,23 @@ async def status_document(
         programs = (await host.ask("processes"))["programs"]
     except ManagerError:
         programs = {}
+    specs = dict(state.programs)  # a new configuration is the next document's
     members = {
-        name: state.roster.enter_all(name, facts["processes"])
-        for name, facts in programs.items()
-        if name in state.programs
+        name: state.roster.enter_all(name, facts["processes"]) for name, facts in programs.items() if name in specs
     }
     scan = await state.holders.look()
-    sockets = [_socket(state, name, members, scan) for name in state.sockets]
+    look, do = state.observer.facts, state.holders.worker.do
+    facts = {
+        one.pid: await do(look, one.pid, specs[program].sockets)
+        for program, listed in members.items()
+        for one in listed
+    }
+    connected = await do(_connected, state.shared)
+    sockets = []
+    for name in state.sockets:
+        listed = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
+        sockets.append(_socket(state, name, listed, scan, facts, connected[name]))
+        await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
     left_out = await _add_others(state, sockets, members, scan)
     return {
         "version": VERSION,
@@ -93,20 +105,27 @@ def _program(
     }
 
 
-def _socket(state: State, name: str, members: dict[str, list[Managed]], scan: Scan) -> dict[str, Any]:
+def _socket(
+    state: State,
+    name: str,
+    members: Iterable[Managed],
+    scan: Scan,
+    facts: Mapping[int, Mapping[str, Facts]],
+    established: frozenset[int] | None,
+) -> dict[str, Any]:
     inode, fd = state.shared[name]
     duplicate = socket.socket(fileno=os.dup(fd))
     try:
         queue = listeners.queue(duplicate)
         address = state.sockets[name].address or listeners.address(duplicate)
-        established = _established(duplicate)
     finally:
         duplicate.close()
     holders = [
-        {**_holder(state, name, managed, established), "holds": scan.holds(managed.pid, inode)}
-        for program, spec in state.programs.items()
-        if name in spec.sockets
-        for managed in members.get(program, ())
+        {
+            **_holder(state, name, managed, facts[managed.pid][name], established),
+            "holds": scan.holds(managed.pid, inode),
+        }
+        for managed in members
     ]
     line = state.registrations.line(name)
     return {
@@ -142,17 +161,14 @@ def _overlaps(line: Line) -> dict[str, Any]:
     return {"count": len(seen), "p99_ms": round(p99 * 1000, 1), "worst_ms": round(seen[-1] * 1000, 1)}
 
 
-def _holder(state: State, name: str, managed: Managed, established: list[Connection] | None) -> dict[str, Any]:
-    found = state.observer.registrations(managed.pid, [name])
-    refusal = state.observer.refusal(managed.pid)
-    count = None if established is None else _count(managed.pid, established)
-    kept_by: str | None
-    if found and refusal is None:
-        kept_by, why_not = "suspend", None
-    else:
-        kept_by, why_not = None, refusal or state.observer.not_kept(managed.pid, [name])
+def _holder(
+    state: State, name: str, managed: Managed, facts: Facts, established: frozenset[int] | None
+) -> dict[str, Any]:
+    found, why_not = facts.registrations, facts.not_kept
+    count = None if established is None or facts.owned is None else len(established & facts.owned)
+    kept_by = "suspend" if why_not is None else None
     registered = any(not entry.suspended for entry in found)
-    suspended = all(entry.suspended for entry in found) if found else state.observer.holds(managed.pid)
+    suspended = all(entry.suspended for entry in found) if found else facts.held
     claims = list(state.registrations.claims_of(managed.pid, name))
     entries = [entry for _, entry in claims if entry is not None]
     first = next(
@@ -168,10 +184,7 @@ def _holder(state: State, name: str, managed: Managed, established: list[Connect
         "program": managed.program,
         "process": managed.name,
         "generation": managed.generation,
-        "ready": managed.ready is not None
-        or bool(found)
-        or bool(entries)
-        or bool(state.observer.waited(managed.pid, [name])),
+        "ready": managed.ready is not None or bool(found) or bool(entries) or facts.waited,
         "registered": registered,
         "suspended": suspended,
         "kept_by": kept_by,
@@ -192,19 +205,17 @@ def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _established(sock: socket.socket) -> list[Connection] | None:
-    if not listeners.is_tcp(sock):
-        return None
-    try:
-        return connections.established(sock.family, sock.getsockname()[1], sock.getsockname()[0])
-    except OSError:
-        return None
+def _connected(shared: Mapping[str, tuple[int, int]]) -> dict[str, frozenset[int] | None]:
+    return {name: _established(fd) for name, (_, fd) in shared.items()}
 
 
-def _count(pid: int, established: list[Connection]) -> int | None:
-    """How many of *established* the process tree of *pid* has; None if it may not be looked into."""
-    try:
-        owned = connections.connections_of(processes.tree(pid), established)
-    except PermissionError:
-        return None
-    return len({one.inode for several in owned.values() for one in several})
+def _established(fd: int) -> frozenset[int] | None:
+    """The inodes of the connections that came to the socket *fd*; None if that is not known."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if not listeners.is_tcp(sock):
+            return None
+        try:
+            host, port, *_ = sock.getsockname()
+            return frozenset(one.inode for one in connections.established(sock.family, port, host))
+        except OSError:
+            return None

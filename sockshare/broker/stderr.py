@@ -25,7 +25,8 @@ class StderrTail:
         if self.path is None:
             return ""
         try:
-            with open(self.path, "rb") as file:
+            # A path may lead to a pipe, or a terminal: opened so it is not waited for, and it can't be sought in.
+            with open(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 start = self.offset if size >= self.offset else 0  # it was rotated
                 file.seek(max(start, size - _MOST))

@@ -7,9 +7,10 @@ and is tried again. Once the new one has taken it, it need take nothing else unt
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from sockshare.kernel import connections, processes
+from sockshare.kernel.connections import Connection
 
 from .drain import Address
 
@@ -22,7 +23,7 @@ class Wrong(Exception):
     """The new process answered, and not as it has to."""
 
 
-async def verify(pid: int, address: Address, path: str, taken: Callable[[], None]) -> str:
+async def verify(pid: int, address: Address, path: str, taken: Callable[[], Awaitable[None]]) -> str:
     """Ask for *path* until a process of *pid*'s tree has answered; what it said, in words. The caller bounds the time.
 
     Args:
@@ -39,11 +40,11 @@ async def verify(pid: int, address: Address, path: str, taken: Callable[[], None
             await asyncio.sleep(_AGAIN_AFTER)
             continue
         try:
-            taker = await _taker(writer.get_extra_info("sockname"), address, processes.tree(pid))
+            taker = await _taker(writer.get_extra_info("sockname"), address, pid)
             if taker is None:
                 await asyncio.sleep(_AGAIN_AFTER)
                 continue
-            taken()
+            await taken()
             # The name that a client on this machine would use; not kept alive, so that nothing of it is left to drain.
             name = f"[{host}]" if ":" in host else host
             head = f"GET {path} HTTP/1.1\r\nHost: {name}:{address.port}\r\nUser-Agent: sockshare\r\n"
@@ -61,16 +62,26 @@ async def verify(pid: int, address: Address, path: str, taken: Callable[[], None
             writer.close()
 
 
-async def _taker(ours: tuple[str, int], address: Address, pids: list[int]) -> int | None:
-    """Which of *pids* has accepted the connection whose other end is *ours*; None if it was another process."""
+async def _taker(ours: tuple[str, int], address: Address, pid: int) -> int | None:
+    """Which process of *pid*'s tree has accepted the connection whose other end is *ours*; None if it is none."""
+    loop = asyncio.get_running_loop()
     while True:
-        for one in connections.established(*address):
-            if one.inode and one.remote == ours[:2]:
-                for _ in range(2):
-                    for pid, owned in connections.connections_of(pids, [one]).items():
-                        if owned:
-                            return pid
-                    # Accepting gives a connection its inode an instant before it has a descriptor.
-                    await asyncio.sleep(_LOOK_EVERY)
-                return None
+        one = await loop.run_in_executor(None, _accepted, ours, address)
+        if one is not None:
+            for _ in range(2):
+                taker = await loop.run_in_executor(None, _owner, pid, one)
+                if taker is not None:
+                    return taker
+                # Accepting gives a connection its inode an instant before it has a descriptor.
+                await asyncio.sleep(_LOOK_EVERY)
+            return None
         await asyncio.sleep(_LOOK_EVERY)
+
+
+def _accepted(ours: tuple[str, int], address: Address) -> Connection | None:
+    return next((one for one in connections.established(*address) if one.inode and one.remote == ours[:2]), None)
+
+
+def _owner(pid: int, one: Connection) -> int | None:
+    owned = connections.connections_of(processes.tree(pid), [one])
+    return next((member for member, mine in owned.items() if mine), None)

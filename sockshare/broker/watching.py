@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from sockshare.kernel import epoll, processes
@@ -45,8 +45,28 @@ class Seen(NamedTuple):
     unnoticed: float  # seconds since the look before, in which it was not there
 
 
+class _Look(NamedTuple):
+    """What a look at one process has found."""
+
+    entries: list[epoll.Registration]
+    refused: PermissionError | None
+    cost: float  # seconds of a processor
+
+
 class _Watched:
-    __slots__ = ("entries", "examined", "large", "looked", "names", "pid", "process", "program", "since", "start")
+    __slots__ = (
+        "entries",
+        "examined",
+        "large",
+        "looked",
+        "names",
+        "pid",
+        "process",
+        "program",
+        "since",
+        "start",
+        "workers",
+    )
 
     def __init__(self, pid: int, start: int, process: str, program: str, now: float) -> None:
         self.pid = pid
@@ -56,6 +76,7 @@ class _Watched:
         self.names: dict[str, bool] = {}  # whether it has registered
         self.entries: list[epoll.Registration] = []
         self.large: set[tuple[int, int]] = set()  # epolls, by process and descriptor
+        self.workers: frozenset[tuple[int, int]] = frozenset()  # who was seen to have registered, with the inode
         self.since = self.looked = now
         self.examined = False  # whether it can be kept
 
@@ -84,8 +105,9 @@ class Watching:
         self._examine = examine
         self._watched: dict[int, _Watched] = {}
         self._turn = 0
-        self._starting: asyncio.Handle | None = None
-        self._checking: asyncio.TimerHandle | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
+        self._looks: set[asyncio.Task[float]] = set()
 
     def add(self, pid: int, start: int, process: str, program: str, names: Iterable[str]) -> None:
         """The managed process *pid* may register the sockets *names* from now on."""
@@ -96,15 +118,23 @@ class Watching:
         watched.names.update(dict.fromkeys(new, False))
         if new:
             watched.since = self._loop.time()
+            # At once: whoever dies next has been looked at, and its workers are known.
+            look = self._loop.create_task(self._look(watched))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
         self._look_soon()
         if self._checking is None:
-            self._checking = self._loop.call_later(_CHECK_EVERY, self._check)
+            self._checking = self._loop.create_task(self._check())
+
+    def look_now(self, pid: int) -> None:
+        """Look at *pid* here and now, as long as the broker does not serve yet: it may die at any moment."""
+        _all(self._watched[pid], self._observer.descriptors(self._watched[pid].names))
 
     def close(self) -> None:
         """Look at nobody any more."""
-        for timer in (self._starting, self._checking):
-            if timer is not None:
-                timer.cancel()
+        for task in (self._starting, self._checking, *self._looks):
+            if task is not None:
+                task.cancel()
         self._watched.clear()
 
     def remove(self, pid: int) -> list[epoll.Registration]:
@@ -127,6 +157,14 @@ class Watching:
             watched.since = self._loop.time()
             self._look_soon()
 
+    def workers(self, pid: int, name: str) -> Callable[[], set[int]]:
+        """Who else than *pid*, which has died, had registered the socket *name* when its tree was looked at last.
+
+        To be called in the worker's thread: such a look may be on its way there.
+        """
+        watched, inode = self._watched.get(pid), self._observer.inode(name)
+        return lambda: {who for who, its in watched.workers if its == inode and who != pid} if watched else set()
+
     def entries(self, pid: int, name: str) -> list[epoll.Registration]:
         """The registrations of the socket *name* in the process tree of *pid*, as they were seen last."""
         watched = self._watched.get(pid)
@@ -135,88 +173,67 @@ class Watching:
 
     def _look_soon(self) -> None:
         if self._starting is None:
-            self._starting = self._loop.call_soon(self._look_at_starting)
+            self._starting = self._loop.create_task(self._look_at_starting())
 
-    def _look_at_starting(self) -> None:
+    async def _look_at_starting(self) -> None:
+        cost = 0.0
+        while True:
+            await asyncio.sleep(max(_LOOK_EVERY, cost * (1 - _SHARE) / _SHARE))
+            starting, cost = self._still_starting(), 0.0
+            if not starting:
+                break
+            for one in starting:
+                cost += await self._look(one)
         self._starting = None
-        now = self._loop.time()
-        starting = [
-            one for one in self._watched.values() if not all(one.names.values()) and now - one.since < _STARTS_FOR
-        ]
-        if not starting:
-            return
-        began = time.thread_time()
-        for one in starting:
-            try:
-                self._look(one)
-            except Exception:
-                log.exception("%s: can't look at pid %d", one.process, one.pid)
-        cost = time.thread_time() - began
-        self._starting = self._loop.call_later(max(_LOOK_EVERY, cost * (1 - _SHARE) / _SHARE), self._look_at_starting)
 
-    def _check(self) -> None:
-        self._checking = None
-        if not self._watched:
-            return
-        settled = list(self._watched.values())
-        first, self._turn = self._turn % len(settled), 0
-        until = time.thread_time() + _WHOLE_WITHIN
-        for at, one in enumerate(settled[first:] + settled[:first]):
-            try:
+    def _still_starting(self) -> list[_Watched]:
+        since = self._loop.time() - _STARTS_FOR
+        return [one for one in self._watched.values() if not all(one.names.values()) and one.since > since]
+
+    async def _check(self) -> None:
+        await asyncio.sleep(_CHECK_EVERY)
+        while self._watched:
+            settled = list(self._watched.values())
+            first, self._turn = self._turn % len(settled), 0
+            cost = 0.0
+            for at, one in enumerate(settled[first:] + settled[:first]):
                 if not one.examined and self._loop.time() - one.since >= _CHECK_EVERY:
                     one.examined = True
-                    self._examine(one.pid, one.process, list(one.names))
-                if not at or time.thread_time() < until:
+                    try:
+                        self._examine(one.pid, one.process, list(one.names))
+                    except Exception:
+                        log.exception("%s: can't look at pid %d", one.process, one.pid)
+                whole = not at or cost < _WHOLE_WITHIN
+                if whole:
                     self._turn = first + at + 1
-                    self._look(one)
-                else:
-                    self._look_at_known(one)
-            except Exception:
-                log.exception("%s: can't look at pid %d", one.process, one.pid)
-        self._checking = self._loop.call_later(_CHECK_EVERY, self._check)
+                cost += await self._look(one, whole=whole)
+            await asyncio.sleep(_CHECK_EVERY)
+        self._checking = None
 
-    def _look(self, one: _Watched) -> None:
-        """Look at every epoll of its process tree."""
+    async def _look(self, one: _Watched, *, whole: bool = True) -> float:
+        """Look at every epoll of its process tree, or at those known; the seconds of a processor that it took."""
         now = self._loop.time()
-        unnoticed, one.looked = now - one.looked, now
-        found: list[epoll.Registration] = []
-        for pid in processes.tree(one.pid):
-            try:
-                for epfd in epoll.epolls(pid):
-                    found += self._read(one, pid, epfd)
-            except ProcessLookupError as error:
-                log.debug("pid %d: %s", pid, error)
-            except PermissionError as error:
-                self._can_not_look(one, error)
-        one.entries = [entry for entry in found if not self._is_gate(entry)]
-        self._tell(one, unnoticed)
-
-    def _look_at_known(self, one: _Watched) -> None:
-        found: list[epoll.Registration] = []
-        try:
-            for pid, epfd in dict.fromkeys((entry.pid, entry.epfd) for entry in one.entries):
-                found += self._read(one, pid, epfd)
-        except PermissionError as error:  # it has dropped its user since
-            self._can_not_look(one, error)
-            return
-        one.entries = found
-        self._tell(one, 0.0)
-
-    def _can_not_look(self, one: _Watched, error: PermissionError) -> None:
-        log.debug("pid %d: %s", one.pid, error)
-        one.examined &= self._loop.time() - one.since < _CHECK_EVERY
-
-    def _read(self, one: _Watched, pid: int, epfd: int) -> list[epoll.Registration]:
         sockets = self._observer.descriptors(one.names)
-        if (pid, epfd) in one.large:
-            known = [entry for entry in one.entries if (entry.pid, entry.epfd) == (pid, epfd)]
-            if known and all(epoll.present(entry, sockets[entry.inode]) for entry in known):
-                return known
-            one.large.discard((pid, epfd))
-        entries = epoll.entries(pid, epfd)
-        if len(entries) > _LARGE:
-            one.large.add((pid, epfd))
-        return [entry for entry in entries if entry.inode in sockets]
+        try:
+            look = await self._observer.worker.do(_all if whole else _known, one, sockets)
+            if self._watched.get(one.pid) is one:
+                self._take(one, look, now, whole=whole)
+        except Exception:
+            log.exception("%s: can't look at pid %d", one.process, one.pid)
+            return 0.0
+        return look.cost
+
+    def _take(self, one: _Watched, look: _Look, now: float, *, whole: bool) -> None:
+        if look.refused is not None:
+            log.debug("pid %d: %s", one.pid, look.refused)
+            one.examined &= self._loop.time() - one.since < _CHECK_EVERY
+            if not whole:
+                return  # it has dropped its user since
+        unnoticed = 0.0
+        if whole:
+            unnoticed, one.looked = now - one.looked, now
+        one.entries = [entry for entry in look.entries if not whole or not self._is_gate(entry)]
+        self._tell(one, unnoticed)
 
     def _tell(self, one: _Watched, unnoticed: float) -> None:
         for name in list(one.names):
@@ -227,3 +244,47 @@ class Watching:
             one.names[name] = True
             armed = any(entry.armed for entry in mine)
             self._seen(Seen(name, one.pid, one.start, one.process, one.program, armed, unnoticed))
+
+
+# In the worker's thread. Of what is watched, `large` and `workers` are theirs.
+
+
+def _all(one: _Watched, sockets: Mapping[int, int]) -> _Look:
+    began = time.thread_time()
+    found: list[epoll.Registration] = []
+    refused = None
+    for pid in processes.tree(one.pid):
+        try:
+            for epfd in epoll.epolls(pid):
+                found += _read(one, pid, epfd, sockets)
+        except ProcessLookupError as error:
+            log.debug("pid %d: %s", pid, error)
+        except PermissionError as error:
+            refused = error
+    if found:  # of one that has just died nothing is found, and its workers live on
+        one.workers = frozenset((entry.pid, entry.inode) for entry in found)
+    return _Look(found, refused, time.thread_time() - began)
+
+
+def _known(one: _Watched, sockets: Mapping[int, int]) -> _Look:
+    began = time.thread_time()
+    found: list[epoll.Registration] = []
+    refused = None
+    try:
+        for pid, epfd in dict.fromkeys((entry.pid, entry.epfd) for entry in one.entries):
+            found += _read(one, pid, epfd, sockets)
+    except PermissionError as error:
+        refused = error
+    return _Look(found, refused, time.thread_time() - began)
+
+
+def _read(one: _Watched, pid: int, epfd: int, sockets: Mapping[int, int]) -> list[epoll.Registration]:
+    if (pid, epfd) in one.large:
+        known = [entry for entry in one.entries if (entry.pid, entry.epfd) == (pid, epfd)]
+        if known and all(epoll.present(entry, sockets[entry.inode]) for entry in known):
+            return known
+        one.large.discard((pid, epfd))
+    entries, count = epoll.entries_of(pid, epfd, sockets)
+    if count > _LARGE:
+        one.large.add((pid, epfd))
+    return entries

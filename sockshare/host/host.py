@@ -274,6 +274,7 @@ class Host:
                 pass
         finally:
             self._draining = False
+            self._save()
         self._drop()
 
     def ended(self) -> str | None:
@@ -342,7 +343,8 @@ class Host:
                     close_all(rest)
                 self._give_up(link, "most of what it says can't be done")
                 return False
-        self._save()
+        if not self._draining:  # then once, at its end
+            self._save()
         return bool(messages) or link.more
 
     def _keep(self, key: str, message: Message, fds: list[int]) -> None:

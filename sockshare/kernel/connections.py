@@ -224,7 +224,8 @@ def _attribute(body: bytes, start: int, wanted: int) -> bytes:
 def _ask(request: bytes, flags: int) -> Iterator[bytes]:
     """The answers to one question to the kernel (netlink(7)): many and an end with NLM_F_DUMP, else one."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
-        kernel.settimeout(5.0)
+        # It has answered when a call returns (a dump goes on in each recv), so there is nothing to wait for.
+        kernel.setblocking(False)
         header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | flags, 1, 0)
         kernel.sendto(header + request, (0, 0))
         while True:

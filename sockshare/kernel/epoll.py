@@ -149,6 +149,16 @@ def entries(pid: int, epfd: int) -> list[Registration]:
     return [Registration(pid, epfd, *numbers) for numbers in _numbers(_fdinfo(pid, epfd))]
 
 
+def entries_of(pid: int, epfd: int, inodes: Collection[int]) -> tuple[list[Registration], int]:
+    """The entries of the sockets *inodes* among those that `entries` lists, and how many it lists.
+
+    Raises:
+        PermissionError: *pid* may not be looked into.
+    """
+    text = _fdinfo(pid, epfd)
+    return list(_mentioned(pid, epfd, text, _mentions(inodes))), text.count(b"tfd:")
+
+
 def registrations(pid: int, inodes: Collection[int], *, tree: bool = True) -> list[Registration]:
     """Every registration of the sockets *inodes* in *pid* and, with *tree*, in all its descendants.
 
@@ -159,7 +169,7 @@ def registrations(pid: int, inodes: Collection[int], *, tree: bool = True) -> li
     Raises:
         NotPermitted: A process among them may not be looked into.
     """
-    wanted = {inode: b" ino:%x " % inode for inode in inodes}
+    wanted = _mentions(inodes)
     found: list[Registration] = []
     for member in processes.tree(pid) if tree else [pid]:
         try:
@@ -221,7 +231,7 @@ def present(registration: Registration, sock_fd: int) -> bool:
         else:
             return False
     try:
-        return any(entry.tfd == tfd for entry in _entries(pid, epfd, {inode: b" ino:%x " % inode}))
+        return any(entry.tfd == tfd for entry in _entries(pid, epfd, _mentions([inode])))
     except ProcessLookupError:
         return False
 
@@ -323,7 +333,7 @@ def _as_sentence(verb: str, entry: Registration, work: Callable[[], bool]) -> bo
 
 def _replace(entry: Registration, sock_fd: int, events: int) -> bool:
     """Delete *entry* and add it again with *events*; at each moment the kernel has a record of it."""
-    taken = {one.tfd for one in _entries(entry.pid, entry.epfd, {entry.inode: b" ino:%x " % entry.inode})}
+    taken = {one.tfd for one in _entries(entry.pid, entry.epfd, _mentions([entry.inode]))}
     if entry.tfd not in taken:
         return False
     distance = next(one for one in _DISTANCES if entry.tfd + one >= 0 and entry.tfd + one not in taken)
@@ -380,13 +390,24 @@ def _is_gone(error: ControlError) -> bool:
     return error.step == "change" and error.errno in (errno.ENOENT, errno.EINVAL, errno.EEXIST)
 
 
+def _mentions(inodes: Collection[int]) -> dict[int, bytes]:
+    return {inode: b" ino:%x " % inode for inode in inodes}
+
+
 def _entries(pid: int, epfd: int, wanted: Mapping[int, bytes]) -> Iterator[Registration]:
-    text = _fdinfo(pid, epfd)
-    if not any(mention in text for mention in wanted.values()):
-        return
-    for numbers in _numbers(text):
-        if numbers[-1] in wanted:
-            yield Registration(pid, epfd, *numbers)
+    return _mentioned(pid, epfd, _fdinfo(pid, epfd), wanted)
+
+
+def _mentioned(pid: int, epfd: int, text: bytes, wanted: Mapping[int, bytes]) -> Iterator[Registration]:
+    for inode, mention in wanted.items():
+        # Only the lines that mention it are taken apart: of 10,000 that takes 5 ms, in which no other thread runs.
+        at = text.find(mention)
+        while at >= 0:
+            end = text.find(b"\n", at)
+            for numbers in _numbers(text[text.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(text)]):
+                if numbers[-1] == inode:
+                    yield Registration(pid, epfd, *numbers)
+            at = text.find(mention, end) if end >= 0 else -1
 
 
 def _fdinfo(pid: int, epfd: int) -> bytes:

@@ -142,13 +142,17 @@ class Gate:
         return epoll.entries(os.getpid(), self._epoll.fileno())
 
     def same(self, pid: int, epfd: int) -> bool:
-        """Whether descriptor *epfd* of process *pid* is this gate (kcmp(2)); False too if that process is gone.
+        """Whether descriptor *epfd* of process *pid* is this gate (kcmp(2)); False too if one of the two is gone.
 
         Raises:
             NotPermitted: That process may not be looked into.
             OSError: This kernel can't compare.
         """
-        result = syscalls.kcmp_file(os.getpid(), self._epoll.fileno(), pid, epfd)
+        try:
+            own = self._epoll.fileno()
+        except ValueError:  # another thread has closed it
+            return False
+        result = syscalls.kcmp_file(os.getpid(), own, pid, epfd)
         if result >= 0:
             return result == 0
         if result in (-errno.ESRCH, -errno.EBADF):

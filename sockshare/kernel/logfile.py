@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import stat
-import sys
 from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 
@@ -72,6 +72,35 @@ class LogFile(WatchedFileHandler):
         """Lose *record*."""
 
 
+class Stream(logging.Handler):
+    """Writes to a descriptor that may be a pipe which its reader, a manager that is stopped, does not empty.
+
+    What it has no room for is lost: a write that waits would hold up whoever logs. The next record says how many were.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lost = 0
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write *record*."""
+        try:
+            lost = f"\n({self._lost} records before this one were lost: nobody read them)\n" if self._lost else ""
+            data = f"{lost}{self.format(record)}\n".encode(errors="replace")
+            # A pipe is writable if it takes so much without waiting (pipe(7)); O_NONBLOCK would be all its writers'.
+            for start in range(0, len(data), select.PIPE_BUF):
+                if not any(events & select.POLLOUT for _, events in self._poll.poll(0)):
+                    self._lost += 1
+                    return
+                os.write(self._fd, data[start : start + select.PIPE_BUF])
+            self._lost = 0
+        except (OSError, ValueError, TypeError):
+            self._lost += 1
+
+
 def sparingly() -> None:
     """Have the records of this process made without what `FORMAT` does not show (logging HOWTO, Optimization): that is
     half of what one costs."""
@@ -88,4 +117,4 @@ def of_stderr() -> logging.Handler:
             return LogFile(path)
     except OSError:
         pass
-    return logging.StreamHandler(sys.stderr)
+    return Stream(2)

@@ -21,8 +21,11 @@ class Told:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def of(self, what: str) -> Callable[[str], None]:
-        return lambda name: self.counts.update([what])
+    def of(self, what: str) -> Callable[[str], Awaitable[None]]:
+        async def told(name: str) -> None:
+            self.counts.update([what])
+
+        return told
 
     async def until(self, what: str, count: int = 1) -> None:
         loop = asyncio.get_running_loop()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,44 +133,57 @@ def test_descriptor_is_sent_when_there_is_room_although_its_owner_closed_it() ->
     run(body)
 
 
-def test_line_of_the_journal_is_the_host_s_once_it_was_said() -> None:
-    """Also where the link had no room just then: whatever is done after it may be done by a broker that dies of it."""
+def test_what_must_be_recorded_first_waits_for_a_host_that_does_not_read() -> None:
+    """It goes on once the host has read all that was said before, or after a second; at once where there is room."""
 
     async def body() -> None:
         ours, theirs = socket.socketpair()
         linked = Linked(theirs)
         host = Channel(ours)
-        while not linked.link._channel.wants_write:
-            linked.link.forget("x" * 4096)
-        channel = linked.link._channel
-        before = channel.unsent
-        heard: list[dict[str, Any]] = []
-        ended = threading.Event()
-
-        def read() -> None:
-            while channel.unsent <= before and not ended.is_set():
-                time.sleep(0.001)  # not before the line has found no room
-            while not ended.is_set():
-                select.select([host], [], [], 0.01)
-                with suppress(EOFError):
-                    heard.extend(message for message, _ in host.receive())
-
-        reading = threading.Thread(target=read)
-        reading.start()
+        loop = asyncio.get_running_loop()
         try:
-            linked.link.journal("key", {"x": 1})
-            linked.close()  # killed
-            await asyncio.to_thread(_until, lambda: {"type": "journal", "key": "key", "record": {"x": 1}} in heard)
+            linked.link.journal("a", {})
+            assert linked.link.recorded() is None
+            while linked.link._channel.unsent < 1 << 20:  # several times what the link has room for
+                linked.link.forget("x" * 4096)
+            linked.link.journal("b", {"n": 1})
+            began = loop.time()
+            recorded = linked.link.recorded()
+            assert recorded is not None
+            await asyncio.wait_for(recorded, 10)
+            assert loop.time() - began >= 0.99
+            recorded = linked.link.recorded()
+            assert recorded is not None
+            began, heard = loop.time(), []
+            while not recorded.done():
+                heard += [message["key"] for message, _ in host.receive()]
+                await asyncio.sleep(0)
+            heard += [message["key"] for message, _ in host.receive()]
+            assert loop.time() - began < 0.9  # it was not its second that passed
+            while host.more:
+                heard += [message["key"] for message, _ in host.receive()]
+            assert (heard[0], heard[-1]) == ("a", "b")
+            assert linked.ended == []
         finally:
-            ended.set()
-            reading.join()
+            linked.close()
             host.close()
 
     run(body)
 
 
-def _until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
+def test_broker_ends_when_its_host_never_reads() -> None:
+    """Memory is not without end: the next broker has the journal as far as the host has read it."""
+
+    async def body() -> None:
+        ours, theirs = socket.socketpair()
+        linked = Linked(theirs)
+        try:
+            for _ in range(70):
+                assert linked.ended == [] or "does not read" in linked.ended[0]
+                linked.link.journal("a", {"text": "x" * (1 << 20)})
+            assert linked.ended
+        finally:
+            linked.close()
+            ours.close()
+
+    run(body)

@@ -128,7 +128,7 @@ def test_key_is_good_for_its_own_process_alone() -> None:
         with pytest.raises(NotPermitted):
             world.claim(A, child=other)
         with pytest.raises(NotPermitted):
-            world.broker.claims.release(identity(other.pid), "web", A, 0)
+            await world.broker.claims.release(identity(other.pid), "web", A, 0)
         with pytest.raises(NotPermitted):
             world.broker.claims.may_present(A, identity(other.pid))
         assert world.said(A) == before

@@ -37,6 +37,7 @@ class Host:
     def __init__(self) -> None:
         self.records: dict[str, Any] = {}
         self.kept: dict[str, int] = {}
+        self.full: asyncio.Future[None] | None = None  # done once what was said is recorded; None: it is
         self.at_each_line: Callable[[], object] = lambda: None
         self.settled: list[dict[str, Any]] = []
         self.programs: dict[str, Any] = {}
@@ -54,6 +55,9 @@ class Host:
 
     def forget(self, key: str) -> None:
         close_all([self.kept.pop(key)] if key in self.kept else [])
+
+    def recorded(self) -> asyncio.Future[None] | None:
+        return self.full
 
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
         if verb == "settle":
@@ -232,6 +236,34 @@ def test_a_grant_is_recorded_before_it_is_given() -> None:
     play("exclusive", body)
 
 
+def test_a_grant_is_not_given_before_it_is_recorded_by_a_host_that_does_not_read() -> None:
+    """Others of the loop go on; and what happens to the claims meanwhile is worked off after it."""
+
+    async def body(world: World) -> None:
+        world.claim(A)
+        full = world.host.full = asyncio.get_running_loop().create_future()
+        second = world.claim(B)
+        line = world.broker.line("web")
+        assert line is not None
+        world.children[0].kill()
+        await world.until(lambda: A not in line.claimants, "the first is gone")
+        third = world.claim(C)
+        assert line.is_busy
+        assert world.armed() == []
+        released = asyncio.ensure_future(world.broker.claims.release(second.identity, "web", B, 0))
+        await asyncio.sleep(0)
+        assert not released.done()
+        world.host.full = None
+        full.set_result(None)
+        await asyncio.wait_for(line.settled(), DEADLINE)
+        await asyncio.wait_for(released, DEADLINE)
+        assert world.armed() == [B]  # it held by then, under another epoch than its release said
+        world.broker.hold_back(third.managed)
+        assert world.said(C)[0]["registration"] == "waiting"
+
+    play("exclusive", body)
+
+
 def test_a_broker_killed_at_any_line_of_the_journal_is_followed_by_one_that_agrees_with_the_gates() -> None:
     """At each line: the state as it is then is taken up by another broker, which has at most one gate armed, one that
     its line says."""
@@ -244,7 +276,7 @@ def test_a_broker_killed_at_any_line_of_the_journal_is_followed_by_one_that_agre
         line = world.broker.line("web")
         assert line is not None
         second = line.claimants[B]
-        world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
+        await world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
         world.host.at_each_line = lambda: None
         assert world.armed() == [B]
         assert len(moments) >= 4
@@ -307,9 +339,9 @@ def test_a_stale_epoch_releases_nothing() -> None:
         assert line is not None
         entry = line.rules.find(A)
         assert entry is not None
-        assert not world.broker.claims.release(one.identity, "web", A, entry.epoch - 1)
+        assert not await world.broker.claims.release(one.identity, "web", A, entry.epoch - 1)
         assert world.armed() == [A]
-        assert world.broker.claims.release(one.identity, "web", A, entry.epoch)
+        assert await world.broker.claims.release(one.identity, "web", A, entry.epoch)
         assert world.armed() == []
         assert world.host.kept == {}
 
@@ -367,7 +399,7 @@ def test_a_cooperating_holder_that_does_not_let_go_is_stopped_by_its_manager() -
         world.host.programs = {
             "web": {"numprocesses": 2, "processes": [{"pid": first.managed}, {"pid": second.managed}]}
         }
-        reason = world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
+        reason = await world.broker.move("web", Managed(second.managed, "web", "web:2", second.identity.start))
         assert reason == "it has the registration as soon as web:1 lets go"
         await world.until(lambda: world.host.settled, "the manager is asked")
         assert world.host.settled[0]["retire"] == [first.managed]
@@ -453,14 +485,14 @@ def test_a_claim_is_refused_that_is_another_process_s_or_none() -> None:
         with pytest.raises(ProtocolError, match="32 hexadecimal digits"):
             world.claim("x")
         with pytest.raises(NotPermitted, match="another process's"):
-            world.broker.claims.release(identity(os.getpid()), "web", A, 0)
+            await world.broker.claims.release(identity(os.getpid()), "web", A, 0)
         with pytest.raises(NotPermitted, match="no such claim"):
             world.broker.claims.may_present(A, identity(os.getpid()))
         with pytest.raises(UnknownSocket):
-            world.broker.move("wbe", Managed(1, "web", "web:1", 1))
+            await world.broker.move("wbe", Managed(1, "web", "web:1", 1))
         with pytest.raises(NotPermitted, match="has not registered"):
-            world.broker.move("web", Managed(1, "web", "web:1", 1))
-        assert world.broker.claims.release(one.identity, "web", B, 0) is False
+            await world.broker.move("web", Managed(1, "web", "web:1", 1))
+        assert await world.broker.claims.release(one.identity, "web", B, 0) is False
         assert world.armed() == [A]
 
     play("exclusive", body)

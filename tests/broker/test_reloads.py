@@ -77,24 +77,27 @@ class World:
 
     def stay(self, pid: int) -> None: ...
 
+    def recorded(self) -> None: ...
+
     # The registrations.
 
-    def evidence(self, managed: Managed, sockets: Iterable[str]) -> Evidence:
+    async def evidence(self, managed: Managed, sockets: Iterable[str], *, patient: bool = False) -> Evidence:
         return Evidence(frozenset(), frozenset())
 
-    def suspend(self, pid: int, sockets: Iterable[str], successor: int | None = None) -> str:
+    def suspend(self, pid: int, sockets: Iterable[str], successor: int | None = None) -> asyncio.Future[str]:
         self.done.append(("suspend", pid))
-        return "suspended"
+        suspended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        suspended.set_result("suspended")
+        return suspended
 
-    def resume(self, pid: int, sockets: Iterable[str]) -> int:
+    def resume(self, pid: int, sockets: Iterable[str]) -> None:
         self.done.append(("resume", pid))
-        return 1
 
     def hold_back(self, pid: int) -> None: ...
 
     def let_in(self, pid: int) -> None: ...
 
-    def is_held_back(self, pid: int, sockets: Iterable[str]) -> bool:
+    async def is_held_back(self, pid: int, sockets: Iterable[str]) -> bool:
         return True
 
     @property

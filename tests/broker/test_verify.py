@@ -38,10 +38,12 @@ async def verified(server: Server, pid: int) -> str:
     own = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     host, port = own.sockets[0].getsockname()
     taken: list[bool] = []
+
+    async def take() -> None:
+        taken.append(True)
+
     try:
-        how = await asyncio.wait_for(
-            verify(pid, Address(int(socket.AF_INET), port, host), "/health", lambda: taken.append(True)), TIMEOUT
-        )
+        how = await asyncio.wait_for(verify(pid, Address(int(socket.AF_INET), port, host), "/health", take), TIMEOUT)
         assert taken
         return how
     finally:

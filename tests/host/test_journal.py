@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,31 @@ def test_file_is_replaced_whole(tmp_path: Path) -> None:
     journal.save()
     assert kept.read_bytes() == before
     assert Journal(str(path), "1-1").records["a"] == {"x": 2}
+
+
+class Counted(dict[str, int]):
+    """A record that counts how often it is encoded."""
+
+    times = 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return super().items()
+
+
+def test_what_has_not_changed_is_not_encoded_again(tmp_path: Path) -> None:
+    """A save in supervisord's loop costs what has changed, however much the journal has; and the file is whole."""
+    path = tmp_path / "journal.json"
+    journal = Journal(str(path), "1-1")
+    kept, changed = Counted(x=1), Counted(x=2)
+    journal.put("kept", kept)
+    for number in range(5):
+        journal.put("changed", Counted(y=number))
+        journal.put("changed", changed)  # twice in a turn: the last one counts
+        journal.put("gone", {} if number % 2 else None)
+        journal.save()
+        assert json.loads(path.read_bytes())["records"] == journal.records
+    assert (kept.times, changed.times) == (1, 5)
+    journal.put("kept", {"x": 3})
+    journal.save(anew=True)
+    assert Journal(str(path), "1-1").records == {"kept": {"x": 3}, "changed": {"x": 2}}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
 from sockshare.broker.sparing import Sparing
-from sockshare.kernel.logfile import LogFile
+from sockshare.kernel.logfile import LogFile, Stream
 
 
 def record(text: str, *arguments: object, level: int = logging.WARNING, line: int = 1) -> logging.LogRecord:
@@ -29,6 +30,33 @@ def test_lines_go_to_the_new_file_after_rotation_and_nowhere_without_directory(t
     log.emit(record("four"))
     assert path.read_text() == "four\n"
     log.close()
+
+
+def test_who_logs_into_a_pipe_that_nobody_reads_is_not_held_up() -> None:
+    """What it has no room for is lost, and counted; what is longer than a pipe takes at once is whole."""
+    reading, writing = os.pipe()
+    try:
+        log = Stream(writing)
+        for number in range(200):  # 200 KB into 64
+            log.emit(record("%d" + "x" * 1000, number))
+        os.set_blocking(reading, False)
+        before = os.read(reading, 1 << 20).decode()
+        kept = [int(line.partition("x")[0]) for line in before.splitlines()]
+        assert kept == list(range(len(kept)))
+        assert 32 <= len(kept) < 200
+        log.emit(record("y" * 10_000))
+        log.emit(record("last"))
+        said = os.read(reading, 1 << 20).decode().splitlines()
+        assert said == [
+            "",
+            f"({200 - len(kept)} records before this one were lost: nobody read them)",
+            "y" * 10_000,
+            "last",
+        ]
+    finally:
+        os.close(reading)
+        os.close(writing)
+    log.emit(record("to nobody"))
 
 
 def test_strangers_write_so_much_and_no_more() -> None:

@@ -23,7 +23,18 @@ if "sockshare.broker" in sys.orig_argv and mode.exists():
     impostor.behave(mode.read_text(), sys.orig_argv[-1])
 """
 
+#: A line's record of 100 claims, as it is written for each move of the registration.
+_CLAIM = '{"claim":["%s",4242,[4242,123456,7890],"web:1","web","gate",4242],"standing":"waiting","epoch":0}' % (
+    "0" * 32
+)
+_CLAIMS = (
+    '{"type":"journal","key":"registration:web%d","record":{"last_epoch":%d,"claims":['
+    + ",".join([_CLAIM] * 100)
+    + "]}}\n"
+)
+
 ENDLESS = {
+    "endless claims": "".join(_CLAIMS % (number % 4, number) for number in range(20)).encode(),
     "endless line": b"x" * 65536,
     "endless questions": b'{"type": "ask", "id": 1, "verb": "whois", "pid": 1}\n' * 1000,
     "endless nonsense": b'{"type": "ask", "id": 1, "verb": "settle"}\n{"type": "journal"}\n{"x": 1}\n' * 1000,
