@@ -184,6 +184,13 @@ def test_no_zmq_is_imported_by_what_runs_in_a_manager() -> None:
     assert not {name for name in names if name == "zmq" or name.startswith("zmq.")}
 
 
+def test_no_zmq_is_imported_by_supervisorctl() -> None:
+    """It goes by XML-RPC: where it is run pyzmq need not be installed."""
+    commands = ", ".join(f"sockshare.cli.{name}" for name in ("commands", "doctor", "registration", "reload", "status"))
+    names = imported(["-c", f"import supervisor_sockshare.ctlplugin, {commands}"])
+    assert not {name for name in names if name == "zmq" or name.startswith("zmq.")}
+
+
 def test_every_directory_of_ours_is_in_the_wheel() -> None:
     """setuptools finds packages by their __init__.py; without one a directory works in a checkout only."""
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
