@@ -59,11 +59,17 @@ class Processes:
 class Stage:
     """A host in a thread, and the broker that it starts again whenever one ends."""
 
-    def __init__(self, sockets: int = 1, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, sockets: int = 1, command: Sequence[str] = COMMAND, room: str | None = None) -> None:
         # Not a directory of pytest's: other users may come to this one.
         self.directory = directory = Path(tempfile.mkdtemp(prefix="sockshare-test-"))
         directory.chmod(0o711)
-        self.log = directory / "sockshare.log"
+        # A file system of its own, of that size: only root can.
+        self._mounted = room is not None
+        if self._mounted:
+            options = f"size={room},mode=711"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], check=True)
+        self._aside = tempfile.TemporaryDirectory(prefix="sockshare-test-")
+        self.log = Path(self._aside.name) / "sockshare.log"
         (directory / meeting.NOTIFY).mkdir(0o711)
         self.verbs = Processes()
         self.sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(sockets)]
@@ -115,7 +121,10 @@ class Stage:
         self._loop.close()
         for sock in self.sockets:
             sock.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._mounted:
+            subprocess.run(["umount", str(self.directory)], check=True)
+        shutil.rmtree(self.directory)
+        self._aside.cleanup()
 
     @property
     def broker(self) -> int:

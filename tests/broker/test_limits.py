@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import select
+import socket
 import subprocess
 import sys
 import time
@@ -89,6 +90,22 @@ def test_broker_is_replaced_when_libzmq_gets_no_memory() -> None:
         with hostile(one, "endless"):
             until(lambda: one.broker not in (0, first), "the next broker")
         assert ask(one) < SOON
+
+
+def test_broker_is_replaced_when_connections_take_all_its_descriptors() -> None:
+    """libzmq ends a process that has none for a connection (libzmq issue 1306): it is followed as any death."""
+    with stage() as one:
+        ask(one)
+        first = one.broker
+        _, hard = resource.prlimit(first, resource.RLIMIT_NOFILE)
+        resource.prlimit(first, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{first}/fd")) + 4, hard))
+        with ExitStack() as stack:
+            for _ in range(20):
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.connect(str(one.directory / "broker"))
+            until(lambda: one.broker not in (0, first), "the next broker")
+            assert ask(one) < SOON
+        assert "Too many open files" in one.said()
 
 
 NO_MEMORY = """
