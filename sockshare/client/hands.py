@@ -41,7 +41,8 @@ class Hands:
             ValueError: The state is too long, or a file made of the connection is open.
             SockshareError: It is not connected.
 
-            After any of them it is this process's as before, and nobody else's.
+            After any of them it is this process's as before, and nobody else's. After another exception, as from a
+            signal handler, it is too, unless it is closed: then the receiver has it.
         """
         (left,) = self.hand_over_many([(connection, state)], to, timeout, key=key, route=route) or (None,)
         if left is not None:
