@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from .exchange import Exchange, NotHandedOver, Retiring, Successor, not_handed_over
+if TYPE_CHECKING:
+    from .exchange import Exchange, NotHandedOver, Retiring, Successor
 
 
 class Hands:
@@ -41,7 +43,8 @@ class Hands:
             ValueError: The state is too long, or a file made of the connection is open.
             SockshareError: It is not connected.
 
-            After any of them it is this process's as before, and nobody else's.
+            After any of them it is this process's as before, and nobody else's. After another exception, as from a
+            signal handler, it is too, unless it is closed: then the receiver has it.
         """
         (left,) = self.hand_over_many([(connection, state)], to, timeout, key=key, route=route) or (None,)
         if left is not None:
@@ -65,6 +68,8 @@ class Hands:
             NotPermitted, UnknownProgram, TypeError, ValueError, SockshareError: As `hand_over`, when that is so of any
                 of them; then all are still this process's.
         """
+        from .exchange import not_handed_over
+
         key = key.encode() if isinstance(key, str) else key
         transfers = self._exchanging().hand_over(connections, to, timeout, route, key)
         return not_handed_over(transfers, to, timeout)

@@ -9,15 +9,18 @@ import threading
 import time
 import weakref
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from sockshare.core.errors import SockshareError, TicketRefused
 from sockshare.kernel.descriptors import close_all
 
 from . import door, finding
 from .dialogue import Answer, Dialogue
-from .exchange import Exchange
 from .hands import Hands
 from .registration import Claiming, Registrar, Registration
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
 
 # A broker that is killed takes its tickets with it: one that we asked for ourselves is asked for again this often.
 _TICKETS = 3
@@ -224,6 +227,8 @@ class Share(Hands):
                 left.abandon()
 
     def _exchanging(self, *, in_loop: bool = False) -> Exchange:
+        from .exchange import Exchange  # not for who hands nothing over: it takes as long to import as the rest
+
         with self._turn:
             self._open()
             if self._exchange is None:

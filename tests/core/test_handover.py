@@ -341,8 +341,7 @@ class Lane(RuleBasedStateMachine):
                 self.copies -= set(effect.ids)
             elif isinstance(effect, GiveUp):
                 assert not self.giving.undecided
-                assert self.disturbed, "there was room again"
-                self.given_up = True
+                self.given_up = self.disturbed = True
                 self.to_giver.clear()
             else:
                 assert isinstance(effect, Keep)

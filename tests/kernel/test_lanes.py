@@ -159,6 +159,8 @@ def test_everything_that_was_said_is_read_before_the_end(ends: tuple[Lane, Lane]
         receiver.receive()
     with pytest.raises(EOFError):
         receiver.send(lanes.TAKE, [1])
+    with socket.socket() as sock, pytest.raises(EOFError):
+        receiver.send_offer([cargo(1, sock)])
 
 
 def test_receiver_at_its_limit_of_descriptors_has_the_ids_and_no_descriptor(ends: tuple[Lane, Lane]) -> None:
