@@ -41,6 +41,8 @@ _READ_AFTER = 0.002
 _CONNECTIONS, _OF_USER, _OF_STRANGERS, _OF_PROCESS = 4096, 1024, 256, 32
 #: Connections, and packets of one of them, that are taken before other work of the loop gets its turn.
 _BATCH, _PACKETS = 64, 16
+#: Seconds for which one is not heard that has said so many at once, times those that do so meanwhile.
+_REST = 0.005
 #: Seconds until connections are accepted again when there was no descriptor for one; the listener stays readable.
 _ACCEPT_AGAIN = 0.2
 _LONGEST_PACKET = 16384
@@ -74,7 +76,7 @@ class Tickets(Protocol):
 
 
 class _Visitor:
-    __slots__ = ("deadline", "ended", "handed_out", "over", "peer", "presents", "sock", "user")
+    __slots__ = ("deadline", "ended", "handed_out", "over", "peer", "presents", "rests", "sock", "user")
 
     def __init__(self, sock: socket.socket, peer: Peer, user: int, deadline: float) -> None:
         self.sock = sock
@@ -84,6 +86,7 @@ class _Visitor:
         self.handed_out: list[bytes] = []
         self.ended = False  # nothing more will come from it
         self.over = False  # it has all that it came for
+        self.rests = False  # it has said much at once, and is not heard for a while
         self.presents = False  # a gate: its socket is a thread's then, to the end
 
 
@@ -113,6 +116,7 @@ class Door:
         self._of_user: Counter[int] = Counter()
         self._queue: deque[_Visitor] = deque()  # by deadline
         self._unread: list[_Visitor] = []
+        self._resting = 0
         self._sweep: asyncio.TimerHandle | None = None
         self._listener = socket.socket(fileno=listener)
         self._listener.setblocking(False)
@@ -161,7 +165,7 @@ class Door:
             if self._sweep is None:
                 self._sweep = self._loop.call_at(visitor.deadline, self._expire)
             if not visitor.handed_out:
-                self._loop.add_reader(fd, self._hear, visitor)
+                self._watch(visitor)
                 continue
             # Its acknowledgement is on its way, and nobody waits for us to read it: all of them together, a little
             # later, cost less than a wake-up for each.
@@ -173,7 +177,23 @@ class Door:
         unread, self._unread = self._unread, []
         for visitor in unread:
             if visitor.sock.fileno() >= 0 and not visitor.presents and self._hear(visitor):
-                self._loop.add_reader(visitor.sock.fileno(), self._hear, visitor)
+                self._watch(visitor)
+
+    def _watch(self, visitor: _Visitor) -> None:
+        if not visitor.rests and visitor.sock.fileno() >= 0:
+            self._loop.add_reader(visitor.sock.fileno(), self._hear, visitor)
+
+    def _let_rest(self, visitor: _Visitor) -> None:
+        """Hear *visitor* no more for a while: the longer, the more of them there are."""
+        self._resting += 1
+        visitor.rests = True
+        self._loop.remove_reader(visitor.sock.fileno())
+        self._loop.call_later(_REST * self._resting, self._wake, visitor)
+
+    def _wake(self, visitor: _Visitor) -> None:
+        self._resting -= 1
+        visitor.rests = False
+        self._watch(visitor)
 
     def _hear(self, visitor: _Visitor) -> bool:
         """Take what *visitor* has sent; whether it is still here."""
@@ -193,7 +213,8 @@ class Door:
                 if visitor.handed_out:  # whose acknowledgement is read later
                     return True
             else:
-                return True  # it stays readable
+                self._let_rest(visitor)
+                return True
         except BlockingIOError:
             return True
         except (ConnectionError, Truncated):

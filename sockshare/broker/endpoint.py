@@ -57,6 +57,8 @@ class Request(msgspec.Struct, frozen=True):
     have: list[int] | None = None
 
 
+#: Refusals after which nothing more is read for so many seconds: who asks for what it does not get delays itself.
+_REFUSALS, _AFTER_REFUSALS = 16, 0.005
 #: The route of what the host asks; a peer of ZeroMQ has none that is empty.
 HOST = b""
 
@@ -94,6 +96,7 @@ class Endpoint:
         self._socket.setsockopt(zmq.USE_FD, listener)
         self._socket.bind(f"ipc://{path}")
         self._draining = False  # whether `_readable` runs, or is about to
+        self._refusals = 0
         self._events = int(self._socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._events, self._readable)
         self._readable()
@@ -117,11 +120,16 @@ class Endpoint:
 
     def fail(self, caller: Caller, error: SockshareError) -> None:
         """Tell *caller* what went wrong."""
+        self._refusals += 1
         self.reply(caller, {"ok": False, **described(error)})
 
     def _readable(self) -> None:
         self._draining = True
         for _ in range(_BATCH):
+            if self._refusals >= _REFUSALS:
+                self._refusals = 0
+                self._loop.call_later(_AFTER_REFUSALS, self._readable)
+                return
             try:
                 # Frame by frame: recv_multipart would make an object of the route, and ask for options in between.
                 route: bytes = self._socket.recv(_NOW)
@@ -136,6 +144,7 @@ class Endpoint:
             while frame.more:
                 frame = self._socket.recv(_NOW, copy=False)
                 count += 1
+            self._refusals += 1
             log.warning("endpoint: a message of %d frames was dropped", count)
         self._loop.call_soon(self._readable)
 
