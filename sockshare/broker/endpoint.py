@@ -63,6 +63,10 @@ _REFUSALS, _AFTER_REFUSALS = 16, 0.005
 HOST = b""
 
 
+#: A request, of the bytes as which it came; what is no request raises `msgspec.MsgspecError` or UnicodeDecodeError.
+read = msgspec.json.Decoder(Request).decode
+
+
 class Caller(NamedTuple):
     """Where an answer goes, and who asked."""
 
@@ -76,13 +80,12 @@ class Endpoint:
     """The ROUTER socket, in the running loop."""
 
     def __init__(
-        self, listener: int, path: str, uids: Iterable[int], answer: Callable[[Caller, Request, int], None]
+        self, listener: int, path: str, uids: Iterable[int], answer: Callable[[Caller, Request, bytes], None]
     ) -> None:
-        """Serve *listener*, bound at *path*, to the *uids* (none: to all); each request is given to *answer*, with its
-        length in bytes."""
+        """Serve *listener*, bound at *path*, to the *uids* (none: to all); each request is given to *answer*, read
+        and as it came."""
         self._loop = asyncio.get_running_loop()
         self._answer = answer
-        self._decode = msgspec.json.Decoder(Request).decode
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -157,7 +160,7 @@ class Endpoint:
             log.warning("endpoint: a message of an unknown peer was dropped")
             return
         try:
-            request = self._decode(frame.buffer)
+            request = read(frame.buffer)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("endpoint: pid %d sent what is no request: %s", caller.pid, error)
             self.fail(caller, ProtocolError(f"can't read the request: {error}"))
@@ -170,7 +173,7 @@ class Endpoint:
             )
             return
         try:
-            self._answer(caller, request, len(frame.buffer))
+            self._answer(caller, request, bytes(frame.buffer))
         except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end
             log.exception("endpoint: %s of pid %d failed", request.op, caller.pid)
             self.fail(caller, SockshareError(f"can't {request.op}: the broker has a bug ({error!r}; see its log)"))

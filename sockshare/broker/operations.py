@@ -32,7 +32,7 @@ from sockshare.kernel.meeting import user
 from . import plans
 from .authority import Authority
 from .doctor import examine
-from .endpoint import HOST, Caller, Request, described
+from .endpoint import HOST, Caller, Request, described, read
 from .handout import HandOut
 from .hostlink import HostLink
 from .reloading import Reloading
@@ -80,7 +80,7 @@ class Operations:
         self._authority = authority
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns: Turns[tuple[Caller, Request]] = Turns()
+        self._turns: Turns[tuple[Caller, bytes]] = Turns()
         self._documents = Shared(lambda: status_document(state, reloading, retirements, link))
         self._findings = Shared(lambda: examine(state, reloading, retirements, link))
         introductions = handout.introductions
@@ -104,8 +104,8 @@ class Operations:
             "wake": self._wake,
         }
 
-    def answer(self, caller: Caller, request: Request, size: int) -> None:
-        """Answer *request* of *caller*, of *size* bytes, now or in its turn."""
+    def answer(self, caller: Caller, request: Request, data: bytes) -> None:
+        """Answer *request* of *caller*, which came as *data*, now or in its turn."""
         if request.op == "ticket" and request.pid is None and not self._state.mistakes:
             known = self._state.roster.known(caller.pid)
             if known is not None:  # the common case needs nobody else
@@ -115,7 +115,8 @@ class Operations:
                     self._state.refused(caller.pid, str(error))
                     self._state.fail(caller, error)
                 return
-        if self._turns.add(caller.uid, caller.pid, (caller, request), size):
+        # As it came: read, it may need ten times as much memory, in pieces that are not given back.
+        if self._turns.add(caller.uid, caller.pid, (caller, data), len(data)):
             self._begin(caller.uid)
             return
         log.warning("endpoint: pid %d (uid %d) asks for more than it may at once", caller.pid, caller.uid)
@@ -125,7 +126,8 @@ class Operations:
     def _begin(self, uid: int) -> None:
         """Begin what the processes of *uid* may have begun."""
         while (taken := self._turns.take(uid)) is not None:
-            self._run(self._work_in_turn(*taken[1]))
+            caller, data = taken[1]
+            self._run(self._work_in_turn(caller, read(data)))
 
     async def _work_in_turn(self, caller: Caller, request: Request) -> None:
         try:
