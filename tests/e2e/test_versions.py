@@ -55,8 +55,8 @@ LATER = (
     ),
     (
         "sockshare/host/host.py",
-        '            "directory": self._directory,\n',
-        '            "directory": self._directory,\n            "shape": {"keeper": True},\n',
+        '            "directory": self.directory.path,\n',
+        '            "directory": self.directory.path,\n            "shape": {"keeper": True},\n',
     ),
     (
         "sockshare/host/host.py",
