@@ -146,6 +146,7 @@ RUNNING: dict[str, Any] = {
         ("retirement:11", RUNNING),
         ("displaced:11:web", {"start": 1}),
         ("quiesced:11", {"start": 1}),
+        ("admitted", {"uids": [1000]}),
     ],
 )
 def test_record_is_read_with_more_and_left_out_with_less(key: str, record: dict[str, Any]) -> None:
