@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import functools
 import os
 import shutil
 import socket
@@ -24,6 +25,7 @@ from tests.support.circusd import wait_until
 from tests.support.strangers import NOBODY, READY, SOMEBODY, Stranger, strangers
 
 TIMEOUT = 10.0
+pytestmark = pytest.mark.timeout(30)  # what lingers does so for an hour
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")
 
 
@@ -255,13 +257,17 @@ def test_loop_goes_on_when_lingering_connections_come(directory: Path, start: St
 
 
 @as_root
-def test_end_of_socket_waits_for_nothing_in_its_queue(directory: Path, start: Starter) -> None:
+@pytest.mark.parametrize("last", ["host", "broker"])
+def test_end_of_socket_waits_for_nothing_in_its_queue(directory: Path, start: Starter, last: str) -> None:
     """Who closes a socket last closes what waits in it: by a thread, where that can't be refused."""
 
     async def body(scene: Scene) -> None:
+        ends: list[Callable[[], None]] = [scene.listen().close, functools.partial(closing.close, scene.sock)]
         stranger = lingers(scene, start, 3)
-        closing.close(scene.sock)
-        assert closing.unfinished() == 1
+        for end in ends if last == "host" else reversed(ends):
+            end()
+        scene.listener = None
+        await scene.until(lambda: closing.unfinished() == 1)
         stranger.close()
 
     play(directory, start(os.geteuid(), "lead", session=True), body)

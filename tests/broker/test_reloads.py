@@ -43,6 +43,7 @@ class World:
         self.done: list[tuple[Any, ...]] = []
         self.addresses: list[Address] = []
         self.new = NEW  # what the manager starts
+        self.full: asyncio.Future[None] | None = None  # until the host has read what it was told
         self.answers = asyncio.Event()  # whether the manager does
         self.answers.set()
         self._managed: dict[int, Managed] = {}
@@ -77,7 +78,8 @@ class World:
 
     def stay(self, pid: int) -> None: ...
 
-    def recorded(self) -> None: ...
+    def recorded(self) -> asyncio.Future[None] | None:
+        return self.full
 
     # The registrations.
 
@@ -204,6 +206,22 @@ def test_outcome_is_kept_before_the_command_is_told() -> None:
         )
         told = next(at for at, one in enumerate(world.done) if one[0] == "told" and one[2].get("ok"))
         assert world.done.index(("ended",)) < told
+
+    play(body)
+
+
+def test_command_is_told_only_what_the_host_has_read() -> None:
+    """A host that does not read knows nothing of the outcome yet: what its next broker would find is as before."""
+
+    async def body(world: World) -> None:
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        world.full = asyncio.get_running_loop().create_future()
+        case.dies(OLD)
+        await world.until(lambda: case.answers, "it is over")
+        assert not any(one[0] == "told" and one[2].get("ok") for one in world.done)
+        world.full.set_result(None)
+        await world.until(lambda: any(one[0] == "told" and one[2].get("ok") for one in world.done), "it is told")
 
     play(body)
 

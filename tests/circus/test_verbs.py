@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -135,6 +136,27 @@ def test_circusd_does_nothing_that_it_was_asked_too_long_ago() -> None:
     assert time.monotonic() < asked < time.monotonic() + 5.1
     with pytest.raises(MessageError, match="too long ago"):
         Sockshare().execute(None, {"op": "start", "name": "web", "before": time.monotonic() - 0.001})
+
+
+def test_question_is_asked_again_when_its_answer_could_not_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the limit of descriptors: whoever waits is told, and the next one has an answer of its own."""
+    stage = Stage()
+    told = {"wid": 1, "pid": os.getpid(), "started": 0.0, "stopping": False, "held": False, "newcomer": None}
+    heard: list[str] = []
+
+    def ask() -> None:
+        stage.verbs.refresh(lambda: heard.append("done"), lambda refusal: heard.append(refusal.reason))
+        stage.say(status="ok", watchers={"web": {"processes": [told]}}, sockets=[])
+
+    def no_more(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sockshare.kernel.peers.start_time", no_more)
+        ask()
+    ask()
+    assert heard == ["can't take circusd's answer: [Errno 24] Too many open files", "done"]
+    assert stage.ops == ["processes", "processes"]
 
 
 def test_later_process_of_a_pid_is_not_taken_for_the_managed_one() -> None:

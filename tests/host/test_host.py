@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sockshare.host import host
 from tests.host.embedded import Embedded, embedded
 
 SLEEPER = (sys.executable, "-c", "import signal; signal.pause()")
@@ -91,6 +93,52 @@ def test_journal_lines_count_when_broker_dies_right_after_them(tmp_path: Path, s
             assert report["hello"]["journal"] == dict(lines[1:])
 
     run(later)
+
+
+def test_journal_is_in_its_file_before_anything_else_is_done(tmp_path: Path, shared: socket.socket) -> None:
+    """The host may be killed as well; what its broker said before it asked for something is there for the next host."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            await do(one, journal=[["key", {"a": 1}]], ask={"verb": "settle", **SETTLE})
+            assert json.loads((tmp_path / "journal.json").read_text())["records"] == {"key": {"a": 1}}
+
+    run(body)
+
+
+def test_trouble_is_told_until_it_is_over(
+    tmp_path: Path, shared: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the journal, whose file can't be written, and of the notify sockets: to the broker that runs, and the next."""
+    monkeypatch.setattr(host, "_LOOK_AGAIN", 0.05)
+    aside, notify = tmp_path / "journal.json~", tmp_path / "notify"
+
+    def warnings(report: dict[str, Any]) -> list[str]:
+        return [message["warnings"] for message in report["told"]][-1]  # type: ignore[no-any-return]
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            aside.mkdir()
+            notify.rmdir()
+            question = {"verb": "notify", "pid": os.getpid()}
+            report = await do(one, journal=[["key", {"a": 1}]], ask=question)
+            assert not report["answer"]["ok"]
+            said = warnings(await do(one, ask={"verb": "settle", **SETTLE}))
+            assert any(f"can't write {tmp_path}/journal.json: " in one for one in said)
+            assert any("can't make notify sockets: " in one for one in said)
+            one.kill()
+            one.verbs.reports.get_nowait()
+            report, answer = await one.verbs.report()
+            assert report["hello"]["warnings"] == said
+            aside.rmdir()
+            notify.mkdir()
+            await until(lambda: not one.host._troubles.sentences, "it has looked again")
+            assert json.loads((tmp_path / "journal.json").read_text())["records"] == {"key": {"a": 1}}
+            answer.give(ask={"verb": "settle", **SETTLE})
+            report, _ = await one.verbs.report()
+            assert warnings(report) == []
+
+    run(body)
 
 
 @pytest.mark.parametrize("deed", ["garble", "hang up"])

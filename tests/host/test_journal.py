@@ -66,7 +66,7 @@ def test_memory_still_serves_when_file_cannot_be_written(tmp_path: Path, caplog:
 
 
 def test_file_is_replaced_whole(tmp_path: Path) -> None:
-    """Who is killed while he writes leaves the file before: what a reader has open is never written to."""
+    """Who ends while he writes leaves the file before; and what a reader has open is never written to."""
     path, kept = tmp_path / "journal.json", tmp_path / "kept"
     journal = saved(path)
     os.link(path, kept)
@@ -75,6 +75,11 @@ def test_file_is_replaced_whole(tmp_path: Path) -> None:
     journal.save()
     assert kept.read_bytes() == before
     assert Journal(str(path), "1-1").records["a"] == {"x": 2}
+    before = path.read_bytes()
+    journal.put("b", {"y": object()})  # ends it in the middle
+    with pytest.raises(TypeError):
+        journal.save()
+    assert path.read_bytes() == before
 
 
 class Counted(dict[str, int]):

@@ -19,7 +19,10 @@ from tests.host.test_host import SLEEPER, until
 from tests.support.circusd import wait_until
 from tests.support.strangers import NOBODY, READY, SOMEBODY, Stranger, strangers
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may"),
+    pytest.mark.timeout(30),  # what lingers does so for an hour
+]
 Starter = Callable[..., Stranger]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from sockshare.host.verbs import Answer
 from sockshare.kernel import binding
 from sockshare.kernel.binding import Binding
 from sockshare.kernel.directory import Directory
+from supervisor_sockshare import life
 from supervisor_sockshare.life import Life
 from supervisor_sockshare.polling import PollLoop
 from supervisor_sockshare.program import LINK
@@ -56,9 +59,9 @@ def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -
         broker = SimpleNamespace(pid=other.pid, state=20)
         group = SimpleNamespace(processes={BROKER: broker})
         supervisord = SimpleNamespace(process_groups={BROKER: group})
-        life = Life(loop, lambda: supervisord, cast(Host, host), Directory(str(tmp_path)))
+        one = Life(loop, lambda: supervisord, cast(Host, host), Directory(str(tmp_path)))
         try:
-            life.open()
+            one.open()
             for ours, expected in ((False, 0), (True, 1)):
                 broker.pid = os.getpid() if ours else other.pid
                 with socket.socket(socket.AF_UNIX) as sock:
@@ -71,9 +74,47 @@ def test_link_takes_nobody_but_our_own_brokers(tmp_path: Path, loop: PollLoop) -
                         assert sock.recv(1) == b""
         finally:
             other.kill()
-            life.close()
+            one.close()
             for sock in served:
                 sock.close()
+
+
+def test_link_that_can_not_accept_waits(tmp_path: Path, loop: PollLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit of descriptors it stays readable, and supervisord would do nothing else; later it is let in."""
+    monkeypatch.setattr(life, "_LET_IN_AGAIN", 0.05)
+    served: list[socket.socket] = []
+    host = SimpleNamespace(serve=served.append, drain=lambda: None)
+    group = SimpleNamespace(processes={BROKER: SimpleNamespace(pid=os.getpid(), state=20)})
+    supervisord = SimpleNamespace(process_groups={BROKER: group})
+    one = Life(loop, lambda: supervisord, cast(Host, host), Directory(str(tmp_path)))
+    poller = Poller()
+    loop.attach(poller)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        one.open()
+        (watched,) = asyncore.socket_map
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(tmp_path / LINK))
+            lowest = os.dup(sock.fileno())
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                asyncore.socket_map[watched].handle_read_event()
+                assert watched not in asyncore.socket_map
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert not served
+            deadline = time.monotonic() + 10
+            while watched not in asyncore.socket_map:
+                assert time.monotonic() < deadline
+                poller.poll(0)
+                time.sleep(0.005)
+            asyncore.socket_map[watched].handle_read_event()
+            assert len(served) == 1
+    finally:
+        one.close()
+        for sock in served:
+            sock.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts processes of other users")

@@ -130,4 +130,37 @@ CIRCUS = (
         felt="circusctl reload to a bad version stops the good one",
         kind=Kind.STOPPED,
     ),
+    # At the limit of descriptors, and on an old kernel.
+    mutant(
+        "circus: answer that can't be taken is lost",
+        f"{_CIRCUS}/circusd.py",
+        "                question.refused(Refusal(f\"can't take circusd's answer: {error}\", 0, passing=True))\n",
+        "",
+        f"{_OF_VERBS}::test_question_is_asked_again_when_its_answer_could_not_be_taken",
+        felt="a plugin that was at its limit of descriptors once answers nothing any more",
+    ),
+    mutant(
+        "circus: flag of a question stays set",
+        _VERBS,
+        "            finish(_partial(one, refusal) for _, one in waiting)\n",
+        "            for _, one in waiting:\n                one(refusal)\n",
+        f"{_OF_VERBS}::test_question_is_asked_again_when_its_answer_could_not_be_taken",
+        felt="a plugin that was refused an answer once answers nothing any more",
+    ),
+    mutant(
+        "circus: kernel that can't do it is not said",
+        f"{_CIRCUS}/plugin.py",
+        "            self._mistakes.append(self._unsupported)\n",
+        "            pass\n",
+        f"{_TESTS}/test_faults.py::test_kernel_without_pidfd_is_one_sentence",
+        felt="on an old kernel nothing says why nothing works",
+    ),
+    mutant(
+        "circus: broker is started on a kernel that can't do it",
+        f"{_CIRCUS}/plugin.py",
+        '            self._say(REFUSED, "\\n".join(self._mistakes))\n            return\n',
+        '            self._say(REFUSED, "\\n".join(self._mistakes))\n',
+        f"{_TESTS}/test_faults.py::test_kernel_without_pidfd_is_one_sentence",
+        felt="on an old kernel the log fills up, four lines a second",
+    ),
 )

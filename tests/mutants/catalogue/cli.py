@@ -42,7 +42,7 @@ CLI = (
     mutant(
         "cli: reload is not asked for again",
         f"{_CLI}/reload.py",
-        "                for question in self._questions:\n                    self._dialogue.repeat(question)\n",
+        "                for question in self._questions:\n                    self._broker.repeat(question)\n",
         "",
         f"{_TESTS}/test_commands.py::test_reload_is_followed_on_when_the_broker_is_restarted",
         felt="the command hangs when the broker is killed",

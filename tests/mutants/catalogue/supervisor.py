@@ -128,4 +128,40 @@ SUPERVISOR = (
         f"{_IN_PROCESS}::test_nothing_changes_when_one_of_the_new_sockets_can_not_be_bound",
         felt="an update that can't bind one new socket closes all the old ones",
     ),
+    # Who may what.
+    mutant(
+        "supervisord: group that anybody may join",
+        f"{_SUPERVISOR}/verbs.py",
+        "return [leader] if processes.uids(pid) & processes.uids(leader) else []",
+        "return [leader]",
+        f"{_IN_PROCESS}::test_group_of_a_process_counts_for_its_own_user",
+        felt="a program of another user joins the group of `web`, and has its sockets",
+        kind=Kind.AUTHORIZATION,
+    ),
+    mutant(
+        "supervisord: supervisorctl goes another way",
+        f"{_SUPERVISOR}/ctlplugin.py",
+        'if "sockshare.ask" in methods or "sockshare.getEndpoint" not in methods:',
+        'if "sockshare.getEndpoint" not in methods:',
+        f"{_TESTS}/test_reach.py::test_who_may_restart_may_reload_and_look",
+        felt="who may `supervisorctl restart` may not `supervisorctl sockshare reload`",
+        kind=Kind.AUTHORIZATION,
+    ),
+    # Brokers that can't serve.
+    mutant(
+        "supervisord: broken broker is started in a busy loop",
+        f"{_SUPERVISOR}/life.py",
+        "        pause = growing(_FIRST_PAUSE, self._quick_ends - _QUICK_ENDS_FREE)",
+        "        pause = 0.05",
+        "tests/e2e/test_versions.py::test_mended_package_is_taken_up_by_itself[supervisor]",
+        felt="a broken package takes a processor",
+    ),
+    mutant(
+        "supervisord: link is tried in a busy loop",
+        f"{_SUPERVISOR}/life.py",
+        "            self._loop.remove_reader(self._listener.fileno())\n            self._loop.call_later(_LET_IN_AGAIN, self._let_in)\n            return\n",
+        "            return\n",
+        f"{_IN_PROCESS}::test_link_that_can_not_accept_waits",
+        felt="supervisord at its limit of descriptors takes a processor",
+    ),
 )
