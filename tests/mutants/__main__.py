@@ -83,14 +83,15 @@ def failures(output: str) -> list[str]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """How many were found of each package."""
-    lines = []
-    for package in PACKAGES:
-        own = [one for one in outcomes if one.mutant.package == package]
-        if own:
-            lines.append(f"{package:<20} {sum(one.found for one in own):>3} / {len(own)}")
-    lines.append(f"{'all':<20} {sum(one.found for one in outcomes):>3} / {len(outcomes)}")
-    return "\n".join(lines)
+    """How many were found of each package and of each kind, and in how many seconds."""
+    groups = {package: [one for one in outcomes if one.mutant.package == package] for package in PACKAGES}
+    groups |= {kind.value: [one for one in outcomes if one.mutant.kind is kind] for kind in Kind}
+    groups["all"] = list(outcomes)
+    return "\n".join(
+        f"{name:<26} {sum(one.found for one in own):>3} / {len(own):<3} {sum(one.seconds for one in own):>6.0f} s"
+        for name, own in groups.items()
+        if own
+    )
 
 
 def is_enough(outcomes: Sequence[Outcome]) -> bool:
