@@ -274,7 +274,7 @@ def test_connection_that_presents_nothing_is_closed_in_time(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")
-@pytest.mark.timeout(30)  # what lingers does so for an hour
+@pytest.mark.timeout(20)  # what lingers does so for an hour
 @pytest.mark.parametrize("count", [1, 40], ids=["read", "one too many"])
 def test_door_serves_on_when_strangers_send_what_lingers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Where the kernel can't refuse descriptors (before Linux 6.16) they are not received, and threads close them."""

@@ -21,7 +21,7 @@ from tests.support.strangers import NOBODY, READY, SOMEBODY, Stranger, strangers
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may"),
-    pytest.mark.timeout(30),  # what lingers does so for an hour
+    pytest.mark.timeout(20),  # what lingers does so for an hour
 ]
 Starter = Callable[..., Stranger]
 

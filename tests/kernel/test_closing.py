@@ -18,7 +18,7 @@ from tests.support.circusd import wait_until
 from tests.support.strangers import SOMEBODY, Stranger, strangers
 
 TIMEOUT = 10.0
-pytestmark = pytest.mark.timeout(30)  # what lingers does so for an hour
+pytestmark = pytest.mark.timeout(20)  # what lingers does so for an hour
 Starter = Callable[..., Stranger]
 
 
