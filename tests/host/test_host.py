@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from sockshare.host import host
-from tests.host.embedded import Embedded, embedded
+from sockshare.host.verbs import Manager
+from sockshare.kernel.channel import Channel
+from sockshare.kernel.descriptors import close_all
+from tests.host.embedded import Embedded, Orders, embedded
 
 SLEEPER = (sys.executable, "-c", "import signal; signal.pause()")
 
@@ -102,6 +105,27 @@ def test_journal_is_in_its_file_before_anything_else_is_done(tmp_path: Path, sha
         async with embedded(tmp_path, shared) as one:
             await do(one, journal=[["key", {"a": 1}]], ask={"verb": "settle", **SETTLE})
             assert json.loads((tmp_path / "journal.json").read_text())["records"] == {"key": {"a": 1}}
+
+    run(body)
+
+
+def test_last_words_of_a_broker_are_in_the_file_once_it_has_ended(tmp_path: Path) -> None:
+    """Not only when the next one says something: there may be none for a while, and the host be killed meanwhile."""
+
+    async def body() -> None:
+        (tmp_path / "notify").mkdir()
+        one = host.Host(asyncio.get_running_loop(), Orders(), Manager("circus", os.getpid(), 0, "1-1"), str(tmp_path))
+        one.open()
+        ours, theirs = socket.socketpair()
+        one.serve(ours)
+        broker = Channel(theirs)
+        for _, fds in broker.receive():
+            close_all(fds)
+        broker.send({"type": "journal", "key": "key", "record": {"a": 1}})
+        broker.close()
+        one.ended()
+        assert json.loads((tmp_path / "journal.json").read_text())["records"] == {"key": {"a": 1}}
+        one.close()
 
     run(body)
 

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from sockshare.broker.sparing import Sparing
 from sockshare.kernel.logfile import LogFile, Stream
 
@@ -32,6 +34,7 @@ def test_lines_go_to_the_new_file_after_rotation_and_nowhere_without_directory(t
     log.close()
 
 
+@pytest.mark.timeout(20)
 def test_who_logs_into_a_pipe_that_nobody_reads_is_not_held_up() -> None:
     """What it has no room for is lost, and counted; what is longer than a pipe takes at once is whole."""
     reading, writing = os.pipe()

@@ -606,4 +606,22 @@ BROKER = (
         f"{_TESTS}/test_limits.py::test_peer_that_asks_for_too_much_is_told",
         felt="after some requests a process has no answer any more",
     ),
+    # What would hold the loop up.
+    mutant(
+        "broker: processes are looked into in the loop",
+        f"{_BROKER}/worker.py",
+        "        done = asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **kwargs))\n",
+        "        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()\n"
+        "        done.set_result(work(*args, **kwargs))\n",
+        f"{_TESTS}/test_worker.py::test_what_was_given_is_done_in_order_also_if_nobody_waits_for_it_any_more",
+        felt="commands and programs wait while a process with very many descriptors is looked at",
+    ),
+    mutant(
+        "broker: work of a task that is cancelled is not done",
+        f"{_BROKER}/worker.py",
+        "return asyncio.shield(done)",
+        "return done",
+        f"{_TESTS}/test_worker.py::test_what_was_given_is_done_in_order_also_if_nobody_waits_for_it_any_more",
+        felt="after a reload that was cancelled nobody accepts",
+    ),
 )

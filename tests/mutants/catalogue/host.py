@@ -118,7 +118,7 @@ HOST = (
         _FILE,
         "            self._draining = False\n            self._save()\n",
         "            self._draining = False\n",
-        f"{_TESTS}/test_host.py::test_journal_lines_count_when_broker_dies_right_after_them",
+        f"{_TESTS}/test_host.py::test_last_words_of_a_broker_are_in_the_file_once_it_has_ended",
         felt="a reload is forgotten when broker and host are killed together",
         kind=Kind.JOURNAL,
     ),
