@@ -616,11 +616,11 @@ BROKER = (
         felt="a command hangs",
     ),
     mutant(
-        "broker: failed request keeps its turn",
+        "broker: request that is over keeps its turn",
         f"{_BROKER}/operations.py",
         "        finally:\n            self._turns.done(caller.uid, caller.pid)\n            self._begin(caller.uid)\n",
         "        finally:\n            self._begin(caller.uid)\n",
-        f"{_TESTS}/test_limits.py::test_peer_that_asks_for_too_much_is_told",
+        f"{_TESTS}/test_limits.py::test_request_that_is_over_counts_no_more",
         felt="after some requests a process has no answer any more",
     ),
     # What would hold the loop up.
