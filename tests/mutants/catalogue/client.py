@@ -160,7 +160,7 @@ CLIENT = (
         _GIVING,
         "            if one.outlet is outlet and not one.over:  # whoever was about to release it was interrupted\n                self._release(outlet, one)\n",
         "            pass\n",
-        f"{_TESTS}/test_owners.py::test_one_owner_when_its_giver_is_interrupted_as_it_speaks",
+        f"{_TESTS}/test_owners.py::test_receiver_has_it_when_its_giver_is_interrupted_as_it_closes_its_own",
         felt="a connection that was given stays open in its giver too",
         kind=Kind.OWNERSHIP,
     ),
