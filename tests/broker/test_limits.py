@@ -180,6 +180,19 @@ def test_peer_that_asks_for_too_much_is_told(serving: Stage) -> None:
     assert f"pid {os.getpid()} (uid 0) asks for more" in serving.said()
 
 
+def test_request_that_is_over_counts_no_more(serving: Stage) -> None:
+    """One process may ask as often as it likes, one thing after the other, also for what is refused."""
+    dialogue = door.Dialogue(str(serving.directory))
+    try:
+        for number in range(50):
+            asked = dialogue.send("status" if number % 2 else "conjure")
+            assert dialogue.socket.poll(int(SOON * 1000)), number
+            answer = json.loads(dialogue.socket.recv())
+            assert (answer["id"], answer["ok"]) == (asked, bool(number % 2))
+    finally:
+        dialogue.close()
+
+
 def test_commands_are_answered_while_many_peers_ask_without_end(serving: Stage) -> None:
     """One peer for each operation, every second of them managed, of another user where we may be one; none of them
     reads an answer. Each question that is asked once meanwhile has its answer, and the broker grows by little."""

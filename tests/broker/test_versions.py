@@ -255,7 +255,7 @@ def _reload(hello: Message) -> dict[str, Any]:
     return dict(hello["journal"].get("reload:web", {}))
 
 
-@pytest.mark.parametrize("change", ["renamed", "failed twice"])
+@pytest.mark.parametrize("change", ["cut", "renamed", "failed twice"])
 @pytest.mark.parametrize("manager", MANAGERS)
 def test_reload_that_cannot_be_taken_up_is_over_and_its_command_is_told(
     tmp_path: Path, manager: str, change: str
@@ -263,7 +263,9 @@ def test_reload_that_cannot_be_taken_up_is_over_and_its_command_is_told(
     """Its record can't be read, or two brokers have ended by a bug in it: the command must not begin another."""
     said, hello, key = journal_of_reload(manager)
     record = hello["journal"]["reload:web"]
-    if change == "renamed":
+    if change == "cut":
+        del record["mode"]
+    elif change == "renamed":
         record["rollout"]["newcomer_is_gone"] = record["rollout"].pop("newcomer_gone")
     else:
         record["failures"] = 2
@@ -361,15 +363,22 @@ def test_bug_in_a_reload_ends_the_broker_and_then_the_reload(tmp_path: Path) -> 
             hello["journal"] = {name: record for name, record in hello["journal"].items() if record is not None}
 
 
-def test_bug_met_by_one_client_is_its_answer_and_nobody_else_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            '        if request.op == "ticket" and request.pid is None',
+            '        if request.op == "wake" and self.no_such:\n            pass\n'
+            '        if request.op == "ticket" and request.pid is None',
+        ),
+        ('        self._authority.check(caller, "wake a process")\n', "        self.no_such(caller)\n"),
+    ],
+    ids=["at once", "in its turn"],
+)
+def test_bug_met_by_one_client_is_its_answer_and_nobody_else_s(tmp_path: Path, old: str, new: str) -> None:
     """What one peer asks must not be able to end the broker, again and again, for all."""
     copy = Copy(tmp_path / "copy")
-    copy.change(
-        "sockshare/broker/operations.py",
-        '        if request.op == "ticket" and request.pid is None',
-        '        if request.op == "wake" and self.no_such:\n            pass\n'
-        '        if request.op == "ticket" and request.pid is None',
-    )
+    copy.change("sockshare/broker/operations.py", old, new)
     with played(tmp_path, HELLO, NOTHING_RUNS, copy.directory) as one:
         for _ in range(3):
             with pytest.raises(SockshareError, match="can't wake: the broker has a bug"):

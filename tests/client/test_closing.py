@@ -137,6 +137,19 @@ def test_every_thread_is_told_and_nothing_begins_anew_when_a_share_is_closed_und
         assert ours() == []
 
 
+@pytest.mark.parametrize("use", USES)
+def test_nothing_begins_anew_with_a_share_that_was_closed(broker: Host, use: str) -> None:
+    """Whatever was used before, and whatever is used now."""
+    for before in (None, *USES):
+        share = sockshare.attach(str(broker.directory))
+        if before is not None:
+            USES[before](share)
+        share.close()
+        with pytest.raises(sockshare.SockshareError, match="closed"):
+            USES[use](share)
+        assert ours() == []
+
+
 def test_blocked_calls_are_told_when_a_share_is_closed(broker: Host) -> None:
     """Without a time-out of their own."""
     share = sockshare.attach(str(broker.directory))

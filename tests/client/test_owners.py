@@ -330,6 +330,33 @@ def test_one_owner_when_its_giver_is_interrupted_as_it_speaks(scene: Scene, befo
     assert scene.owners() == (["receiver"] * 2 if word == "commit" else ["giver"] * 2)
 
 
+class InterruptedSocket(socket.socket):
+    """A connection whose owner is interrupted the first time that it gives it up."""
+
+    armed = True
+
+    def detach(self) -> int:
+        armed, self.armed = self.armed, False
+        if armed:
+            raise Interrupted
+        return super().detach()
+
+
+def test_receiver_has_it_when_its_giver_is_interrupted_as_it_closes_its_own(scene: Scene) -> None:
+    """COMMIT is in the lane, and the rules have done with them: all of the packet are closed later."""
+    scene.ends[:] = [InterruptedSocket(fileno=end.detach()) for end in scene.connections(2)]
+    transfers = check_all((end, b"") for end in scene.ends)
+    assert scene.giver.offer(transfers, [PID], time.monotonic() + 60, "least_loaded", None) == []
+    scene.receiver.pump()
+    with pytest.raises(Interrupted):
+        scene.giver.pump()
+    for end in scene.ends:
+        end.armed = False  # type: ignore[attr-defined]
+    scene.giver.decide(transfers)
+    assert [(one.over, one.kept) for one in transfers] == [(True, None)] * 2
+    assert scene.owners() == ["receiver"] * 2
+
+
 def introduce(one: Exchange) -> None:
     """It knows the receiver as ``chat``; no broker is there, nor needed."""
     known = Introduction("chat")

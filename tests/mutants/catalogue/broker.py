@@ -476,8 +476,17 @@ BROKER = (
         f"{_BROKER}/reloading.py",
         '                self._give_up(name[7:], reload_key(unread.record), f"its record can\'t be read ({unread.why})")\n',
         "                self._link.journal(name, None)\n",
-        f"{_TESTS}/test_versions.py::test_reload_that_cannot_be_taken_up_is_over_and_its_command_is_told[circus-renamed]",
+        f"{_TESTS}/test_versions.py::test_reload_that_cannot_be_taken_up_is_over_and_its_command_is_told[circus-cut]",
         felt="a command that re-attaches begins the reload once more",
+        kind=Kind.JOURNAL,
+    ),
+    mutant(
+        "broker: reload that can't be taken up ends the broker",
+        f"{_BROKER}/reloading.py",
+        "                except Exception as error:  # whatever it is, the next broker would meet it too",
+        "                except OSError as error:  # whatever it is, the next broker would meet it too",
+        f"{_TESTS}/test_versions.py::test_reload_that_cannot_be_taken_up_is_over_and_its_command_is_told[circus-renamed]",
+        felt="after an upgrade one broker after the other dies of a reload",
         kind=Kind.JOURNAL,
     ),
     mutant(
@@ -501,6 +510,14 @@ BROKER = (
     mutant(
         "broker: bug that a client meets ends the broker",
         f"{_BROKER}/operations.py",
+        "        except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end",
+        "        except OSError as error:  # a bug of ours is the caller's answer, and not the broker's end",
+        f"{_TESTS}/test_versions.py::test_bug_met_by_one_client_is_its_answer_and_nobody_else_s",
+        felt="who asks the right question ends the broker, again and again",
+    ),
+    mutant(
+        "broker: request that is a bug ends the broker at once",
+        f"{_BROKER}/endpoint.py",
         "        except Exception as error:  # a bug of ours is the caller's answer, and not the broker's end",
         "        except OSError as error:  # a bug of ours is the caller's answer, and not the broker's end",
         f"{_TESTS}/test_versions.py::test_bug_met_by_one_client_is_its_answer_and_nobody_else_s",
@@ -599,11 +616,11 @@ BROKER = (
         felt="a command hangs",
     ),
     mutant(
-        "broker: failed request keeps its turn",
+        "broker: request that is over keeps its turn",
         f"{_BROKER}/operations.py",
         "        finally:\n            self._turns.done(caller.uid, caller.pid)\n            self._begin(caller.uid)\n",
         "        finally:\n            self._begin(caller.uid)\n",
-        f"{_TESTS}/test_limits.py::test_peer_that_asks_for_too_much_is_told",
+        f"{_TESTS}/test_limits.py::test_request_that_is_over_counts_no_more",
         felt="after some requests a process has no answer any more",
     ),
     # What would hold the loop up.
