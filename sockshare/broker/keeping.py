@@ -50,7 +50,7 @@ class Keeping:
         self._ready_timeout = ready_timeout
         self._lines = lines
         self._observer = observer
-        self._watching = Watching(observer, self._is_gate, self._seen, self._examine)
+        self._watching = Watching(observer, self._is_gate, self._dropped, self._seen, self._examine)
         self._degraded: dict[int, str] = {}  # why the registrations of a process can't be kept
 
     def close(self) -> None:
@@ -119,6 +119,9 @@ class Keeping:
             return any(one.gate is not None and one.gate.same(entry.pid, entry.epfd) for one in gated)
         except (NotPermitted, OSError):
             return False
+
+    def _dropped(self) -> int:
+        return sum(line.dropped for line in self._lines.values())
 
     def _seen(self, seen: Seen) -> None:
         """A process has registered a socket by itself, with an epoll of its own."""

@@ -88,6 +88,7 @@ class Line:
         self.rules = Registration(self.policy)
         self.claimants: dict[str, Claimant] = {}
         self.moves = self.violations = self.stalls = 0
+        self.dropped = 0  # gates
         self.overlaps: deque[float] = deque(maxlen=1000)  # seconds that registrations may have gone unnoticed
         self.last_move: dict[str, Any] | None = None
         self._cause = ""  # what has made room last
@@ -195,6 +196,7 @@ class Line:
         if one.gate is not None:
             self._services.gates.drop(one.key, one.gate)
             one.gate = None
+            self.dropped += 1
         self._services.left(one.identity)
 
     def close(self) -> None:

@@ -29,6 +29,8 @@ _STARTS_FOR = 120.0
 #: Seconds between two looks at a process that has registered, and of the processor's time in which some of them are
 #: looked through whole: one in 0.1 to 0.2 ms, by turns.
 _CHECK_EVERY, _WHOLE_WITHIN = 1.0, 0.001
+#: Looks at one process in a row, where gates are dropped all the time; then it waits for its next turn.
+_TRIES = 3
 #: Entries of an epoll above which it is not read periodically.
 _LARGE = 500
 
@@ -86,6 +88,7 @@ class Watching:
 
     Args:
         is_gate: Whether an entry is in a gate: those are not theirs.
+        dropped: How many gates have been dropped so far.
         seen: Called for each registration that is there, at each look.
         examine: Called with the pid and name of a process, and its sockets, once it has had a second to start, and
             after each look at it that is refused.
@@ -95,12 +98,14 @@ class Watching:
         self,
         observer: Observer,
         is_gate: Callable[[epoll.Registration], bool],
+        dropped: Callable[[], int],
         seen: Callable[[Seen], None],
         examine: Callable[[int, str, list[str]], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._observer = observer
         self._is_gate = is_gate
+        self._dropped = dropped
         self._seen = seen
         self._examine = examine
         self._watched: dict[int, _Watched] = {}
@@ -214,14 +219,22 @@ class Watching:
         """Look at every epoll of its process tree, or at those known; the seconds of a processor that it took."""
         now = self._loop.time()
         sockets = self._observer.descriptors(one.names)
+        cost = 0.0
         try:
-            look = await self._observer.worker.do(_all if whole else _known, one, sockets)
-            if self._watched.get(one.pid) is one:
-                self._take(one, look, now, whole=whole)
+            for _ in range(_TRIES):
+                dropped = self._dropped()
+                look = await self._observer.worker.do(_all if whole else _known, one, sockets)
+                cost += look.cost
+                if self._watched.get(one.pid) is not one:
+                    break
+                # What was in a gate that has been dropped meanwhile would be taken for the process's own: look again.
+                if dropped == self._dropped():
+                    self._take(one, look, now, whole=whole)
+                    break
         except Exception:
             log.exception("%s: can't look at pid %d", one.process, one.pid)
             return 0.0
-        return look.cost
+        return cost
 
     def _take(self, one: _Watched, look: _Look, now: float, *, whole: bool) -> None:
         if look.refused is not None:
