@@ -21,10 +21,13 @@ from sockshare.client.channel import Channel, Standing
 
 from .host import TIMEOUT, Host, descriptors
 
+_others: set[threading.Thread] = set()  # that tests before have left
+
 
 def ours() -> list[str]:
-    """The threads of the library."""
-    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("sockshare-"))
+    """The threads of the library that are this test's."""
+    threads = set(threading.enumerate()) - _others
+    return sorted(thread.name for thread in threads if thread.name.startswith("sockshare-"))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -42,6 +45,8 @@ DEAF = ["claim", "receive", "introduce", "retiring"]
 @pytest.fixture
 def broker(host: Host) -> Iterator[Host]:
     """A broker; the library's threads and descriptors end with the test."""
+    _others.clear()
+    _others.update(threading.enumerate())
     host.start()
     sockshare.attach(str(host.directory)).close()
     host.kill()
