@@ -174,10 +174,7 @@ class Life:
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:
-            # It stays readable, which must not keep supervisord busy.
-            log.error("link: can't let a broker in: %s", error)
-            self._loop.remove_reader(self._listener.fileno())
-            self._loop.call_later(_LET_IN_AGAIN, self._let_in)
+            self._can_not_let_in(error)
             return
         pid = credentials(sock).pid
         process = self._process(pid)
@@ -185,7 +182,12 @@ class Life:
             log.warning("link: refused pid %d, which is no broker of ours", pid)
             closing.close(sock)
             return
-        self._deaths.watch(pid)
+        try:
+            self._deaths.watch(pid)
+        except OSError as error:
+            closing.close(sock)  # it ends by that, and the next one comes
+            self._can_not_let_in(error)
+            return
         # Whoever may connect to the listener can send it none; a broker has us keep its gates.
         listeners.accept_descriptors(sock)
         if self._process(self._serving) is None:  # not `_serving`: that its death was noticed is not all of our hope
@@ -193,6 +195,13 @@ class Life:
         else:
             self._waiting[pid] = sock
             self._spare_ends = 0
+
+    def _can_not_let_in(self, error: OSError) -> None:
+        assert self._listener is not None
+        log.error("link: can't let a broker in: %s", error)
+        # It stays readable, which must not keep supervisord busy.
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(_LET_IN_AGAIN, self._let_in)
 
     def _serve(self, process: Any, sock: socket.socket) -> None:
         if process is not self._named(BROKER):

@@ -24,7 +24,7 @@ from sockshare.broker.shared import Shared
 from sockshare.kernel import listeners
 from tests.broker.stage import Stage, hostile, stage, until
 from tests.support import door
-from tests.support.circusd import resident
+from tests.support.circusd import resident, wait_until
 
 #: Seconds within which a command is answered, whatever a peer does: the patience of a command.
 SOON = 10.0
@@ -182,6 +182,10 @@ def test_peer_that_asks_for_too_much_is_told(serving: Stage) -> None:
 
 def test_request_that_is_over_counts_no_more(serving: Stage) -> None:
     """One process may ask as often as it likes, one thing after the other, also for what is refused."""
+    before = door.Dialogue(str(serving.directory))
+    # What this process has asked for in other tests may wait still.
+    wait_until(lambda: before.ask("status")["ok"], 20, "its requests are over")
+    before.close()
     dialogue = door.Dialogue(str(serving.directory))
     try:
         for number in range(50):

@@ -121,6 +121,7 @@ def test_supervisord_is_well_again_when_its_descriptors_are_back() -> None:
     it; and all is as before when it is over."""
     with supervisord("plain") as stage:
         wait_until(lambda: stage.sockshare("status").returncode == 0, 15, "all is ready", 0.1)
+        wait_until(stage.spare_stands_by, 15, "what supervisord has open stays as it is", 0.05)
         host, broker, pids = stage.host(), stage.broker(), stage.pids()
         _, hard = before = resource.prlimit(host, resource.RLIMIT_NOFILE)
         taken = {int(fd) for fd in os.listdir(f"/proc/{host}/fd")}

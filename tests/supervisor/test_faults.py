@@ -175,6 +175,7 @@ def test_garbage_on_the_link_ends_the_broker_only(stage: Supervisord, text: str)
 
 def test_stopped_broker_delays_nobody(stage: Supervisord) -> None:
     """SIGSTOP of the broker: supervisord answers, the program serves, a tool is told; after SIGCONT all goes on."""
+    wait_until(lambda: stage.ctl("status").returncode == 0, 15, "all that it runs is running", 0.1)
     broker = stage.broker()
     with loaded(stage, "fresh:50") as load:
         assert stage.kill(broker, signal.SIGSTOP)

@@ -159,8 +159,8 @@ SUPERVISOR = (
     mutant(
         "supervisord: link is tried in a busy loop",
         f"{_SUPERVISOR}/life.py",
-        "            self._loop.remove_reader(self._listener.fileno())\n            self._loop.call_later(_LET_IN_AGAIN, self._let_in)\n            return\n",
-        "            return\n",
+        "        self._loop.remove_reader(self._listener.fileno())\n        self._loop.call_later(_LET_IN_AGAIN, self._let_in)\n",
+        "",
         f"{_IN_PROCESS}::test_link_that_can_not_accept_waits",
         felt="supervisord at its limit of descriptors takes a processor",
     ),
