@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="starts peers of other
 
 EVERY = 60.0  # s between reloads
 ANSWERS_WITHIN = 0.1  # s, of supervisord's XML-RPC
+SLACK = 12 * 1024  # KiB
 SOAK = (pytest.mark.soak, pytest.mark.timeout(1200))
 
 
@@ -125,12 +126,15 @@ def test_nothing_fails_beside_hostile_peers(manager: str, minutes: int) -> None:
             assert worst <= ANSWERS_WITHIN, f"{worst * 1000:.0f} ms"
         after: dict[str, Any] = {}
 
+        # Some seconds are too short for all that is returned a minute later: the short form bounds what stays.
+        factor, slack, patience = (1.1, 0, 60) if minutes else (1.0, SLACK, 20)
+
         def is_back() -> bool:
             after.update(memory(stage))
-            return all(after[name] <= before[name] * 1.1 for name in before)
+            return all(after[name] <= before[name] * factor + slack for name in before)
 
         try:
-            wait_until(is_back, 60, "memory is back", 1.0)
+            wait_until(is_back, patience, "memory is back", 1.0)
         except TimeoutError:
-            raise AssertionError(f"KiB: {before} became {after} a minute later") from None
+            raise AssertionError(f"KiB: {before} became {after} within {patience} s") from None
         print(f"KiB before {before}, afterwards {after}")
