@@ -21,7 +21,7 @@ class Bounds(NamedTuple):
 
 
 #: A program may have some hundred sockets, and asks for all of them at once.
-OF_PROCESS = Bounds(32, 512, 1 << 20)
+OF_PROCESS = Bounds(32, 1024, 1 << 20)
 #: A thousand processes may start at once under one user.
 OF_USER = Bounds(256, 16384, 16 << 20)
 
