@@ -123,7 +123,8 @@ def test_nothing_fails_beside_hostile_peers(manager: str, minutes: int) -> None:
             assert_answered_by_version(result.between(start, end), version)
         print(f"\n{manager}: {describe(result)}; the manager's longest answer {worst * 1000:.0f} ms")
         if isinstance(stage, Supervisord):
-            assert worst <= ANSWERS_WITHIN, f"{worst * 1000:.0f} ms"
+            # The short form runs beside other tests: there it is only not to be held up.
+            assert worst <= (ANSWERS_WITHIN if minutes else 1.0), f"{worst * 1000:.0f} ms"
         after: dict[str, Any] = {}
 
         # Some seconds are too short for all that is returned a minute later: the short form bounds what stays.
