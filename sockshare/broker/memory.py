@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import resource
@@ -92,6 +91,5 @@ class _Watch:
         self._loop.call_later(_LOOK_EVERY if resident < _CLOSER else _LOOK_CLOSER, self.look)
 
     def _give_back(self) -> None:
-        gc.collect()  # a broker that has nothing to do makes no new objects, and so collects nothing by itself
         memory.give_back()
         self._low = memory.resident()
