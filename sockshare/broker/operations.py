@@ -80,7 +80,7 @@ class Operations:
         self._authority = authority
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns: Turns[tuple[Caller, bytes]] = Turns()
+        self._turns = Turns()
         self._documents = Shared(lambda: status_document(state, reloading, retirements, link))
         self._findings = Shared(lambda: examine(state, reloading, retirements, link))
         introductions = handout.introductions
@@ -115,8 +115,8 @@ class Operations:
                     self._state.refused(caller.pid, str(error))
                     self._state.fail(caller, error)
                 return
-        # As it came: read, it may need ten times as much memory, in pieces that are not given back.
-        if self._turns.add(caller.uid, caller.pid, (caller, data), len(data)):
+        # As it came, and in one piece: read, it may need ten times as much memory, in pieces that are not given back.
+        if self._turns.add(caller.uid, caller.pid, bytes([len(caller.route)]) + caller.route + data):
             self._begin(caller.uid)
             return
         log.warning("endpoint: pid %d (uid %d) asks for more than it may at once", caller.pid, caller.uid)
@@ -126,8 +126,10 @@ class Operations:
     def _begin(self, uid: int) -> None:
         """Begin what the processes of *uid* may have begun."""
         while (taken := self._turns.take(uid)) is not None:
-            caller, data = taken[1]
-            self._run(self._work_in_turn(caller, read(data)))
+            pid, item = taken
+            start = 1 + item[0]  # a route has at most 255 bytes (zmq_setsockopt(3), ZMQ_ROUTING_ID)
+            request = read(memoryview(item)[start:])
+            self._run(self._work_in_turn(Caller(item[1:start], pid, uid, request.id), request))
 
     async def _work_in_turn(self, caller: Caller, request: Request) -> None:
         try:

@@ -282,8 +282,8 @@ CORE = (
     mutant(
         "core: bytes of one process don't count",
         f"{_CORE}/turns.py",
-        "and process.size + size <= self._of_process.size",
-        "and size <= self._of_process.size",
+        "and process.size + len(item) <= self._of_process.size",
+        "and len(item) <= self._of_process.size",
         f"{_TESTS}/test_turns.py::test_request_beyond_a_bound_is_refused_and_nothing_has_changed",
         felt="one process has the broker keep megabytes",
     ),
