@@ -98,11 +98,19 @@ class Endpoint:
             self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
         self._socket.setsockopt(zmq.USE_FD, listener)
         self._socket.bind(f"ipc://{path}")
-        self._draining = False  # whether `_readable` runs, or is about to
+        self._draining = False  # whether `_drain` runs, or will by itself
         self._refusals = 0
         self._events = int(self._socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._events, self._readable)
         self._readable()
+
+    def _readable(self) -> None:
+        if self._draining:
+            # Later, and only once at a time. The descriptor is readable until the socket is asked (zmq_getsockopt(3)).
+            self._socket.getsockopt(zmq.EVENTS)
+            return
+        self._draining = True
+        self._drain()
 
     def reply(self, caller: Caller, fields: dict[str, Any]) -> bool:
         """Send *fields* to *caller*; whether it is still there, and reads what it is told."""
@@ -118,7 +126,7 @@ class Endpoint:
             # what has arrived meanwhile (zmq_getsockopt(3), ZMQ_FD): look again.
             if not self._draining and int(self._socket.getsockopt(zmq.EVENTS)) & _INPUT:
                 self._draining = True
-                self._loop.call_soon(self._readable)
+                self._loop.call_soon(self._drain)
         return True
 
     def fail(self, caller: Caller, error: SockshareError) -> None:
@@ -126,12 +134,11 @@ class Endpoint:
         self._refusals += 1
         self.reply(caller, {"ok": False, **described(error)})
 
-    def _readable(self) -> None:
-        self._draining = True
+    def _drain(self) -> None:
         for _ in range(_BATCH):
             if self._refusals >= _REFUSALS:
                 self._refusals = 0
-                self._loop.call_later(_AFTER_REFUSALS, self._readable)
+                self._loop.call_later(_AFTER_REFUSALS, self._drain)
                 return
             try:
                 # Frame by frame: recv_multipart would make an object of the route, and ask for options in between.
@@ -149,7 +156,7 @@ class Endpoint:
                 count += 1
             self._refusals += 1
             log.warning("endpoint: a message of %d frames was dropped", count)
-        self._loop.call_soon(self._readable)
+        self._loop.call_soon(self._drain)
 
     def _take(self, route: bytes, frame: zmq.Frame) -> None:
         try:
@@ -157,6 +164,7 @@ class Endpoint:
             _, uid, _, pid = str(frame.get("Peer-Address")).split(":")
             caller = Caller(route, int(pid), int(uid), 0)
         except (zmq.ZMQError, ValueError):
+            self._refusals += 1  # random bytes may be a greeting of ZMTP 1.0, which proves nobody
             log.warning("endpoint: a message of an unknown peer was dropped")
             return
         try:

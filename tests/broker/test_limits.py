@@ -10,17 +10,20 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
-from sockshare.broker.endpoint import Caller, Endpoint
+from sockshare.broker.endpoint import _AFTER_REFUSALS, _REFUSALS, Caller, Endpoint
 from sockshare.broker.shared import Shared
+from sockshare.core.errors import SockshareError
 from sockshare.kernel import listeners
 from tests.broker.stage import Stage, hostile, stage, until
 from tests.support import door
@@ -258,6 +261,64 @@ def test_message_is_not_forgotten_when_an_answer_can_not_be_sent(tmp_path: Path)
         endpoint._context.term()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("who", ["refused", "nobody"])
+def test_reading_pauses_after_so_many_refusals(tmp_path: Path, who: str, caplog: pytest.LogCaptureFixture) -> None:
+    """However many edges come meanwhile: others have the loop. Who greets by ZMTP 1.0 is nobody for us."""
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        path = str(tmp_path / "broker")
+        refused: list[int] = []
+
+        def refuse(caller: Caller, request: object, data: bytes) -> None:
+            refused.append(caller.pid)
+            endpoint.fail(caller, SockshareError("no"))
+
+        endpoint = Endpoint(listeners.make(path, socket.SOCK_STREAM).detach(), path, (), refuse)
+        over = threading.Event()
+        began = loop.time()
+        flooding = loop.run_in_executor(None, _flood if who == "refused" else _flood_as_nobody, path, over)
+        try:
+            while (count := len(refused) + len(caplog.records)) < 400:
+                assert count <= _REFUSALS * (1 + (loop.time() - began) / _AFTER_REFUSALS), count
+                await asyncio.sleep(0.001)
+        finally:
+            over.set()
+            await flooding
+        loop.remove_reader(endpoint._events)
+        endpoint._socket.close(0)
+        endpoint._context.term()
+
+    asyncio.run(body())
+
+
+def _flood(path: str, over: threading.Event) -> None:
+    """Requests whose answers nobody reads, of ever new connections: each of them is an edge."""
+    with zmq.Context() as context:
+        asking: deque[zmq.Socket[bytes]] = deque()
+        while not over.is_set() or asking:
+            if not over.is_set():
+                asking.append(context.socket(zmq.DEALER))
+                asking[-1].linger = 0
+                asking[-1].connect(f"ipc://{path}")
+                for _ in range(20):
+                    with suppress(zmq.Again):
+                        asking[-1].send(b'{"v":1,"id":1,"op":"status"}', zmq.NOBLOCK)
+            if over.is_set() or len(asking) > 100:
+                asking.popleft().close()
+
+
+def _flood_as_nobody(path: str, over: threading.Event) -> None:
+    """Messages of ZMTP 1.0, which has no handshake: an identity, which is empty, and then frames."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(0.1)
+        sock.connect(path)
+        sock.sendall(b"\x01\x00")
+        while not over.is_set():
+            with suppress(TimeoutError):
+                sock.send(b"\x02\x00x" * 1000)
 
 
 def test_all_who_ask_at_once_have_one_answer() -> None:

@@ -531,6 +531,22 @@ BROKER = (
         f"{_TESTS}/test_versions.py::test_client_of_a_neighbour_is_answered",
         felt="a client of another version is answered what it does not mean",
     ),
+    mutant(
+        "broker: each edge begins to read once more",
+        f"{_BROKER}/endpoint.py",
+        "        if self._draining:\n",
+        "        if not self._loop:\n",
+        f"{_TESTS}/test_limits.py::test_reading_pauses_after_so_many_refusals",
+        felt="peers that come and go take the loop: the door answers after seconds",
+    ),
+    mutant(
+        "broker: what nobody sent is no refusal",
+        f"{_BROKER}/endpoint.py",
+        "            self._refusals += 1  # random bytes may be a greeting of ZMTP 1.0, which proves nobody\n",
+        "",
+        f"{_TESTS}/test_limits.py::test_reading_pauses_after_so_many_refusals",
+        felt="random bytes take the loop",
+    ),
     # What must be recorded first.
     mutant(
         "broker: grant does not wait for its record",
