@@ -381,8 +381,10 @@ class Reload:
         except ManagerError as error:
             self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent)))
             return
-        for pid in effect.retire:
-            self._services.observer.let_go(pid)
+        # One that dies of its signal accepts nothing more before it comes: its thread is let go when it waits for it.
+        if not self._rollout.plan.drain:
+            for pid in effect.retire:
+                self._services.observer.let_go(pid)
         self._feed(steps.Settled(stopped))
 
     async def _have_settled(self, effect: steps.Settle) -> bool:
