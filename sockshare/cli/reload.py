@@ -72,6 +72,8 @@ class _Following:
         heard = time.monotonic()
         while True:
             try:
+                if self._cancelled and len(self._questions) == 1:
+                    self._cancel()
                 answer = self._broker.answer(self._questions[0], _RESEND)
                 now = time.monotonic()
                 if answer is not None:
@@ -93,10 +95,9 @@ class _Following:
                 if self._cancelled:
                     self.printer.say("left; the reload goes on without this command")
                     return _LEFT_AT_ONCE
-                self._cancel()
+                self._cancelled = True
 
     def _cancel(self) -> None:
-        self._cancelled = True
         self.printer.say("cancelling; Ctrl-C once more leaves at once")
         self._questions.append(self._broker.begin("cancel", program=self._program, key=self._key))
 

@@ -224,6 +224,7 @@ def test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time(host: 
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 130
+        assert "left; the reload goes on" in said
         assert "Traceback" not in said
 
 
