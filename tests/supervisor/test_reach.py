@@ -5,9 +5,14 @@ from __future__ import annotations
 import grp
 import json
 import os
+import shutil
 import signal
 import stat
+import sys
+import tempfile
+import venv
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +139,41 @@ def test_refused_runtime_dir_reaches_everybody_who_asks(supervisord: Callable[..
     assert secret.read_text() == "root's"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert os.listdir(stage.runtime) == ["stopped"]
+
+
+@pytest.fixture
+def squat() -> Iterator[None]:
+    """The default directory of the user DEPLOY, and one that looks like the further ones, are another user's."""
+    for name in (f"/tmp/sockshare-{DEPLOY}", f"/tmp/sockshare-{DEPLOY}.0"):
+        os.mkdir(name, 0o777)
+        os.chown(name, OTHER, OTHER)
+    yield
+    for path in Path("/tmp").glob(f"sockshare-{DEPLOY}*"):
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def everybodys_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An interpreter that all users may execute, with what is installed for ours."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        venv.create(directory, symlinks=False)
+        [packages] = Path(directory).glob("lib/python*/site-packages")
+        (packages / "ours.pth").write_text(
+            "".join(f"import site; site.addsitedir({path!r})\n" for path in sys.path if path)
+        )
+        monkeypatch.setattr(sys, "executable", f"{directory}/bin/python")
+        yield
+
+
+def test_squatted_default_directory_does_not_matter(
+    squat: None, everybodys_interpreter: None, supervisord: Callable[..., Supervisord]
+) -> None:
+    """Of a supervisord that is not root's: its program and its user's commands find the broker."""
+    stage = supervisord("uvicorn", leave=True, plugin={"runtime_dir": ""})
+    stage.start_as(DEPLOY)
+    stage.wait_for_answer(stage.port)
+    done = run_as(DEPLOY, "sockshare", "status", environment=stage.environment)
+    assert done.returncode == 0, done.stderr
+    stage.stop()
+    assert not list(Path("/tmp").glob(f"sockshare-{DEPLOY}.*/*"))
