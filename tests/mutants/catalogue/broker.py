@@ -602,7 +602,7 @@ BROKER = (
     mutant(
         "broker: free memory is kept",
         f"{_BROKER}/memory.py",
-        "            self._loop.run_in_executor(None, self._give_back)  # with much to give, it takes its time\n",
+        "            self._loop.run_in_executor(None, memory.give_back)  # with much to give, it takes its time\n",
         "",
         f"{_TESTS}/test_limits.py::test_memory_is_given_back_when_its_peer_has_gone",
         felt="a peer that has gone leaves the broker large for ever",
