@@ -56,7 +56,7 @@ class Plugin:
         self._declared = Declaration({}, {}, None)  # what is in force
         self._reread: Declaration | None = None  # what was read since
         self._specs: Mapping[str, ProgramSpec] = {}
-        self._twins = Twins(self.loop, self.supervisord)
+        self._twins = Twins(self.loop, self.supervisord, self._applied)
         self._verbs = SupervisorVerbs(self.supervisord, self._twins)
         self._directory: str | None = None
         self._runtime_dir: str | None = None
@@ -302,6 +302,14 @@ class Plugin:
             self.loop.call_later(0.0, lambda: self._watch(process))
         elif isinstance(event, events.ProcessStateExitedEvent):
             self.loop.hurry()
+
+    def _applied(self, program: str) -> int | None:
+        """The number of the configuration that a reload of *program* applies just now."""
+        record = None if self.host is None else self.host.records.get(f"reload:{program}")
+        if record is None or record["rollout"]["state"] == "undo":
+            return None
+        number = record["rollout"]["plan"].get("configuration")
+        return number if isinstance(number, int) else None
 
     def _is_served(self, name: str) -> bool:
         spec = self._specs.get(name)

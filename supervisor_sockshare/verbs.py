@@ -59,7 +59,7 @@ class SupervisorVerbs:
         answer.give(programs=programs)
 
     def _describe(self, program: str, places: Sequence[Any]) -> dict[str, Any]:
-        live = self._twins.live(program)
+        live, reading = self._twins.live(program), self._twins.reading()
         config = (live[0] if live else places[0].process).config
         spec = self.specs.get(program)
         return {
@@ -69,14 +69,38 @@ class SupervisorVerbs:
             "stop_signal": (spec and spec.stop_signal) or int(config.stopsignal),
             "stop_timeout": config.stopwaitsecs,
             "processes": [
-                {"pid": process.pid, "process": name_of(process), "started": process.laststart} for process in live
+                {
+                    "pid": process.pid,
+                    "process": name_of(process),
+                    "started": process.laststart,
+                    "surplus": self._twins.is_surplus(process, reading),
+                }
+                for process in live
             ],
+            "missing": len(self._twins.missing(program, reading)),
+            "configuration": reading,
+            "stopped": self._twins.stopped(program),
         }
 
     def start(self, program: str, answer: Answer) -> None:
         """See `Verbs`."""
+        self._start(program, answer, None, None)
+
+    def start_beside(self, program: str, beside: int | None, configuration: int, answer: Answer) -> None:
+        """See `Placing`."""
+        self._start(program, answer, beside, configuration)
+
+    def replace(
+        self, program: str, retire: Sequence[int], known: Sequence[int], configuration: int, answer: Answer
+    ) -> None:
+        """See `Placing`."""
+        spec = self.specs.get(program)
+        self._twins.replace(program, retire, known, configuration, spec.stop_signal if spec else None)
+        answer.give()
+
+    def _start(self, program: str, answer: Answer, beside: int | None, reading: int | None) -> None:
         try:
-            process = self._twins.start(program)
+            process = self._twins.start(program, beside=beside, reading=reading)
         except CannotStart as error:
             answer.refuse(f"can't start a process of {program}: {error}")
             return

@@ -36,7 +36,6 @@ from .endpoint import HOST, Caller, Request, described, read
 from .handout import HandOut
 from .hostlink import HostLink
 from .reloading import Reloading
-from .reloads import Reload
 from .retirements import Retirements
 from .roster import Managed
 from .shared import Shared
@@ -250,15 +249,19 @@ class Operations:
                 f"can't reload {request.program!r}: its section does not name any sockets ({self._state.sockets_key})"
             )
         facts = programs[request.program]
+        before = self._reloading.running.get(spec.name)
+        left = {process.pid for process in before.draining} if before is not None and before.only_drains else set()
         if not facts["active"]:
             raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
-        standing = [one for one in facts["processes"] if not one.get("stopping")]
+        standing = [one for one in facts["processes"] if not one.get("stopping") and one["pid"] not in left]
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = await plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
+        if before is not None and left and plan.configuration is None:
+            plan = plan._replace(size=before.plan.size)  # circus counts those that drain from outside, too
         if self._is_known(request):  # it was asked twice
             return self._follow(caller, request)
         running = self._retirements.under_way(request.program)
-        if running is not None:
+        if running is not None and not running.only_drains:
             raise ManagerError(
                 f"can't reload {request.program}: a reload of it is running already (step {running.step})"
             )
@@ -269,12 +272,8 @@ class Operations:
             for event in events:
                 self._state.reply(caller, {"event": event})
             return answer
-        reload = self._reloading.running[spec.name] = Reload(
-            self._reloading.services(), plan, expectation, self._reloading.ended, facts.get("stderr")
-        )
-        if caller.route != HOST:
-            reload.follow(caller)
-        reload.begin()
+        follower = None if caller.route == HOST else caller
+        self._reloading.begin(plan, expectation, facts.get("stderr"), follower)
         return None
 
     def _is_known(self, request: Request) -> bool:
@@ -378,7 +377,13 @@ class Operations:
                 else f"is stopped, not suspended first ({refusal})"
             )
             reason = f"would start one beside it, wait for {expectation.awaited}; then it {means}"
+            if process.pid in plan.surplus:
+                reason = f"the configuration has no place for it: nothing would come in its place, and it {means}"
             event = {"step": "start", "program": plan.program, "process": process.name, "pid": process.pid}
+            events.append({**event, "seconds": 0.0, "reason": reason})
+        if plan.added:
+            event = {"step": "start", "program": plan.program, "process": None, "pid": None}
+            reason = f"would start {plan.added} more, for which the configuration has places"
             events.append({**event, "seconds": 0.0, "reason": reason})
         return events, {
             "result": "ok",

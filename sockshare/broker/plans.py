@@ -31,6 +31,8 @@ async def make(
     """
     members = state.roster.enter_all(spec.name, replaced)
     old = [Process(managed.pid, managed.name) for managed in members]
+    surplus = tuple(one["pid"] for one in facts["processes"] if one.get("surplus"))
+    added = int(facts.get("missing", 0))
     look = state.registrations.evidence
     looks = await asyncio.gather(*(look(managed, spec.sockets, patient=True) for managed in members))
     said = frozenset().union(*(evidence.said for evidence in looks))
@@ -40,7 +42,7 @@ async def make(
         program=spec.name,
         key=key,
         old=tuple(old),
-        size=int(facts["numprocesses"]),
+        size=int(facts["numprocesses"]) + added - len(surplus),
         ready_timeout=spec.ready_timeout,
         ready_hold=spec.ready_hold,
         quiesce=max(spec.quiesce, spec.settle),  # a crash of the new one rolls back for as long
@@ -52,6 +54,10 @@ async def make(
         stop_signal=spec.stop_signal or int(facts["stop_signal"]),
         hand_over=spec.drain == "hand_over",
         expires=expires,
+        max_draining=spec.max_draining,
+        surplus=surplus,
+        added=added,
+        configuration=facts.get("configuration"),
     )
     return plan, expectation
 

@@ -8,8 +8,11 @@ from typing import Any
 import msgspec
 
 from sockshare.core.errors import ExitStatus
+from sockshare.core.readiness import Expectation
 from sockshare.core.records import Answer, Records, reload_key
+from sockshare.core.steps import Plan
 
+from .endpoint import Caller
 from .hostlink import HostLink
 from .introductions import Introductions
 from .reloads import Reload, Services
@@ -76,6 +79,19 @@ class Reloading:
                     log.exception("%s: its reload can't be taken up", program)
                     self._give_up(program, key, f"it can't be taken up ({error!r})")
 
+    def begin(self, plan: Plan, expectation: Expectation, stderr: str | None, follower: Caller | None) -> None:
+        """Begin a reload; one that is running, and only drains, ends, and what it drains is the new one's."""
+        before = self.running.get(plan.program)
+        turns, effects = ([], []) if before is None else before.supersede()
+        reload = Reload(self.services(), plan, expectation, self.ended, stderr, turns)
+        self.running[plan.program] = reload
+        if follower is not None:
+            reload.follow(follower)
+        # In this order: who drains is in the journal all the time.
+        reload.begin()
+        if before is not None:
+            before.end(effects)
+
     def _give_up(self, program: str, key: str | None, why: str) -> None:
         """Let the reload of *program* be over as it stands, and its command know."""
         log.error("%s: its reload is given up: %s", program, why)
@@ -110,10 +126,12 @@ class Reloading:
 
     def ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is over; *answer* is what its command is told."""
-        self._ended[reload.program] = self.running.pop(reload.program)
+        self._ended[reload.program] = reload
         # In this order: killed between the two, the next broker would take the reload up again, and find nothing to do.
         self.keep_last(reload, answer)
-        self._link.journal(f"reload:{reload.program}", None)
+        if self.running.get(reload.program) is reload:  # else another has superseded it
+            del self.running[reload.program]
+            self._link.journal(f"reload:{reload.program}", None)
 
     def keep_last(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is the last of its program."""

@@ -17,7 +17,7 @@ from sockshare.core import steps
 from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Answer, Before, Running
-from sockshare.core.rollout import Rollout, State
+from sockshare.core.rollout import Rollout, State, Turn
 from sockshare.core.steps import Plan, Process
 
 from .drain import Address, Drainer, Left
@@ -38,6 +38,9 @@ _LOOK_EVERY = 0.004
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
 
+
+#: Seconds that are waited for the manager's word on whether a process that died was stopped by somebody else.
+_STOPPED_WITHIN = 0.25
 
 #: So many of what a reload told are remembered.
 _EVENTS = 1000
@@ -71,12 +74,19 @@ class Reload:
     Args:
         ended: Called once, when it is over, with the answer.
         stderr: The file to which the manager writes the program's standard error, if it does.
+        leaving: What the reload before left to be drained.
     """
 
     kind = "reload"
 
     def __init__(
-        self, services: Services, plan: Plan, expectation: Expectation, ended: Ended, stderr: str | None = None
+        self,
+        services: Services,
+        plan: Plan,
+        expectation: Expectation,
+        ended: Ended,
+        stderr: str | None = None,
+        leaving: Iterable[Turn] = (),
     ) -> None:
         self.program = plan.program
         self.key = plan.key
@@ -84,7 +94,7 @@ class Reload:
         self._expectation = expectation
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._rollout = Rollout(plan)
+        self._rollout = Rollout(plan, leaving)
         self._followers: list[Caller] = []
         self.answer: dict[str, Any] | None = None
         self.events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
@@ -93,12 +103,13 @@ class Reload:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
-        self._drainer: Drainer | None = None
+        self._drainers: dict[int, Drainer] = {}
         self._kept_from_few: int | None = None
+        self._left: set[int] = set()  # the pids of those that are another reload's to drain
         self._verifying: asyncio.Task[None] | None = None
         self._noticed: set[object] = set()  # how the new process was seen to wait for connections
         self._failures = 0  # how many brokers have ended by a bug in it
-        self._patience: float | None = None  # what the one that is given up needs of it, once that is known
+        self._patience: dict[int, float] = {}  # what those that are given up need of it, once that is known
 
     @property
     def slot(self) -> str:
@@ -116,14 +127,24 @@ class Reload:
         return self._rollout.state.value
 
     @property
-    def suspends(self) -> int | None:
-        """The pid whose registrations are this reload's to keep suspended."""
+    def suspends(self) -> frozenset[int]:
+        """The pids whose registrations are this reload's to keep suspended."""
         return self._rollout.suspends
 
     @property
     def holds_back(self) -> int | None:
         """The pid of the new process that is not to have anything yet that only some may have."""
         return self._rollout.holds_back
+
+    @property
+    def draining(self) -> list[Process]:
+        """The old processes that take nothing new, and have not ended."""
+        return self._rollout.draining
+
+    @property
+    def only_drains(self) -> bool:
+        """Whether another reload may `supersede` this one."""
+        return self._rollout.only_drains
 
     def follow(self, caller: Caller) -> None:
         """Send *caller* every later event, and the final answer."""
@@ -151,11 +172,20 @@ class Reload:
         log.info("%s: reload taken up again at %s", reload.program, reload.step)
         running[reload.slot] = reload
         reload._perform(effects)
-        for process in (found.newcomer, *found.plan.old):
-            if process is not None and found.state is not State.ENDED:
+        for process in found.processes:
+            if found.state is not State.ENDED:
                 reload._watch(process)
-        if found.awaited is not None:
-            reload._run(reload._observe(found.awaited))
+        for process in found.awaited:
+            reload._run(reload._observe(process))
+
+    def supersede(self) -> tuple[list[Turn], list[steps.Effect]]:
+        """Be over: the turns for the next reload, whose old processes drain still, and what `end` needs."""
+        self._left = {process.pid for process in self.draining}
+        return self._rollout.supersede(_now())
+
+    def end(self, effects: list[steps.Effect]) -> None:
+        """Say what there is to say after `supersede`."""
+        self._perform(effects)
 
     def cancel(self, reason: str) -> None:
         """Undo it, if the switch has not happened."""
@@ -168,7 +198,24 @@ class Reload:
         self._services.observer.let_go(pid)
         if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
             self._stderr.read()
+        if self._rollout.concerns(pid):
+            self._run(self._died(pid, reason))
+        else:
+            self._feed(steps.Gone(pid, reason))
+
+    async def _died(self, pid: int, reason: str) -> None:
+        await self._learn_stopped()
         self._feed(steps.Gone(pid, reason))
+
+    async def _learn_stopped(self) -> None:
+        """Ask the manager which processes it was told to stop by others: they have not failed."""
+        try:
+            asked = self._services.host.ask("processes")
+            programs = (await asyncio.wait_for(asked, _STOPPED_WITHIN)).get("programs", {})
+        except (ManagerError, TimeoutError, asyncio.TimeoutError):
+            return
+        for pid in programs.get(self.program, {}).get("stopped", ()):
+            self._feed(steps.Stopped(pid))
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -200,13 +247,13 @@ class Reload:
         self._keep_from_few()
         for effect in effects:
             if isinstance(effect, steps.Start):
-                self._run(self._start())
+                self._run(self._start(effect))
             elif isinstance(effect, steps.Find):
                 self._run(self._find(effect))
             elif isinstance(effect, steps.HoldBack):
                 self._services.registrations.suspend(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Suspend):
-                newcomer = self._rollout.newcomer
+                newcomer = self._rollout.successor_of(effect.pid)
                 successor = None if newcomer is None else newcomer.pid
                 suspended = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
                 if self._rollout.plan.drain and not self._rollout.plan.hand_over:
@@ -217,13 +264,16 @@ class Reload:
             elif isinstance(effect, steps.HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, steps.Drain):
-                if self._drainer is not None:
-                    self._drainer.end_idle()
+                if effect.pid not in self._drainers:
+                    self._watch_connections(effect.pid)
+                self._drainers[effect.pid].end_idle()
             elif isinstance(effect, steps.Resume):
-                if self._drainer is not None and self._drainer.pid == effect.pid:
-                    self._drainer.stop()  # it keeps its connections
+                if effect.pid in self._drainers:
+                    self._drainers.pop(effect.pid).stop()  # it keeps its connections
                 self._services.introductions.stay(effect.pid)
                 self._services.registrations.resume(effect.pid, self._expectation.sockets)
+            elif isinstance(effect, steps.TakePlace):
+                self._run(self._take_place(effect))
             elif isinstance(effect, steps.Settle):
                 self._settling.add(self._run(self._settle(effect)))
             elif isinstance(effect, steps.Report):
@@ -232,7 +282,7 @@ class Reload:
                 self._finish(effect)
         if self._rollout.state is State.ENDED:
             self._end()
-        elif self._rollout.state is State.UNDO and self._verifying not in (None, asyncio.current_task()):
+        elif self._rollout.state is not State.VERIFY and self._verifying not in (None, asyncio.current_task()):
             # Its page is not waited for any more, and must not look like a client's request.
             self._verifying.cancel()
         self._schedule()
@@ -290,28 +340,34 @@ class Reload:
     async def _switch(self, pid: int, suspended: Awaitable[str]) -> None:
         how = await suspended
         # What came meanwhile may have ended the switch: then what undoes the suspension is done after it already.
-        if self._rollout.state is State.SWITCH and self._rollout.suspends == pid:
+        if self._rollout.state is State.SWITCH and self._rollout.old is not None and self._rollout.old.pid == pid:
             self._feed(steps.Switched(how))
 
-    async def _start(self) -> None:
+    async def _start(self, effect: steps.Start) -> None:
         self._services.roster.begin_generation(self.program)
         self._stderr = StderrTail(self._stderr.path)
         self._journal()
+        configuration = self._rollout.plan.configuration
+        # A host of the version before passes them over, and has one reading and one turn.
+        fields: dict[str, Any] = {}
+        if configuration is not None:
+            fields = {"beside": effect.beside, "configuration": configuration}
         try:
-            answer = await self._services.host.ask("start", program=self.program)
+            answer = await self._services.host.ask("start", program=self.program, **fields)
         except ManagerError as error:
-            self._feed(steps.StartRefused(str(error), isinstance(error, ManagerSilent)))
+            await self._learn_stopped()  # it may be refused for that
+            self._feed(steps.StartRefused(str(error), isinstance(error, ManagerSilent), effect.turn))
             return
-        await self._started(Process(int(answer["pid"]), str(answer["process"])))
+        await self._started(Process(int(answer["pid"]), str(answer["process"])), effect.turn)
 
-    async def _started(self, process: Process) -> None:
-        self._feed(steps.Started(process))
-        if self._rollout.newcomer == process:
+    async def _started(self, process: Process, turn: int) -> None:
+        self._feed(steps.Started(process, turn))
+        if process in self._rollout.processes:
             self._watch(process)
             await self._observe(process)
 
     async def _find(self, effect: steps.Find) -> None:
-        while self._rollout.state is State.RESPAWN:
+        while self._rollout.state_of(effect.turn) is State.RESPAWN:
             try:
                 facts = (await self._services.host.ask("processes"))["programs"].get(self.program)
             except ManagerSilent:
@@ -320,11 +376,11 @@ class Reload:
                 log.warning("%s: %s", self.program, error)
             else:
                 if facts is None or not facts["active"]:
-                    self._feed(steps.StartRefused(f"{self.program} was stopped meanwhile"))
+                    self._feed(steps.StartRefused(f"{self.program} was stopped meanwhile", turn=effect.turn))
                     return
                 for one in facts["processes"]:
                     if one["pid"] not in effect.known:
-                        await self._started(Process(one["pid"], one["process"]))
+                        await self._started(Process(one["pid"], one["process"]), effect.turn)
                         return
             await asyncio.sleep(_FIND_EVERY)
 
@@ -337,7 +393,7 @@ class Reload:
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
-        while self._rollout.awaited == process:
+        while process in self._rollout.awaited:
             managed = self._services.roster.managed(process.pid)
             if managed is None:
                 return
@@ -359,7 +415,7 @@ class Reload:
         self._feed(steps.Ready(managed.pid, how))
 
     def _awaits(self, pid: int) -> bool:
-        return self._rollout.awaited is not None and self._rollout.awaited.pid == pid
+        return any(process.pid == pid for process in self._rollout.awaited)
 
     async def _hold_back(self, pid: int) -> None:
         """Have *pid* held back, which waits for connections and is not ready: each time that there is more of it."""
@@ -379,13 +435,24 @@ class Reload:
         try:
             stopped = await self._have_settled(effect)
         except ManagerError as error:
-            self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent)))
+            self._feed(steps.SettleRefused(str(error), isinstance(error, ManagerSilent), effect.turn))
             return
         # One that dies of its signal accepts nothing more before it comes: its thread is let go when it waits for it.
         if not self._rollout.plan.drain:
             for pid in effect.retire:
                 self._services.observer.let_go(pid)
-        self._feed(steps.Settled(stopped))
+        self._feed(steps.Settled(stopped, effect.turn))
+
+    async def _take_place(self, effect: steps.TakePlace) -> None:
+        configuration = self._rollout.plan.configuration
+        if configuration is None:
+            return  # this manager has no places
+        retire, known = ([] if pid is None else [pid] for pid in (effect.pid, effect.newcomer))
+        ask = self._services.host.ask
+        try:
+            await ask("replace", program=self.program, retire=retire, known=known, configuration=configuration)
+        except ManagerError as error:  # a host of the version before; `settle` does it too
+            log.debug("%s: %s", self.program, error)
 
     async def _have_settled(self, effect: steps.Settle) -> bool:
         """Have the manager do it; whether all of the program was stopped meanwhile."""
@@ -403,10 +470,11 @@ class Reload:
     async def _spared(self, effect: steps.Settle) -> steps.Settle:
         """*effect* with as much patience as what is given up, and is held back by now, has use for."""
         sockets = self._expectation.sockets
+        patience = None
         for pid in effect.retire:  # one, the new process; what else may go is not known
-            if self._patience is None:
+            if pid not in self._patience:
                 addresses = self._services.addresses(sockets)
-                self._patience = await spare(
+                self._patience[pid] = await spare(
                     pid,
                     self._rollout.plan,
                     addresses,
@@ -415,29 +483,31 @@ class Reload:
                     patience=effect.patience,
                     outside=self._rollout.may_keep_waiting(_now()),
                 )
-        return effect if self._patience is None else replace(effect, patience=self._patience)
+            patience = self._patience[pid]
+        return effect if patience is None else replace(effect, patience=patience)
 
     def _watch_connections(self, pid: int) -> None:
-        if self._drainer is not None:
-            self._drainer.stop()
-        self._drainer = Drainer(pid, self._services.addresses(self._expectation.sockets))
-        self._run(self._drain(self._drainer))
+        if pid in self._drainers:
+            self._drainers[pid].stop()
+        self._drainers[pid] = Drainer(pid, self._services.addresses(self._expectation.sockets))
+        self._run(self._drain(self._drainers[pid]))
 
     def _hand_over(self, effect: steps.HandOver) -> None:
         def done(how: str) -> None:
-            if self._rollout.old is not None and self._rollout.old.pid == effect.pid:
-                self._feed(steps.Drained(how))
+            self._feed(steps.Drained(how, effect.pid))
 
         self._services.introductions.retire(effect.pid, effect.successor, done)
 
     async def _drain(self, drainer: Drainer) -> None:
-        how = await drainer.run(self._tell_left)
-        if drainer is self._drainer:  # not that of an earlier turn
-            self._feed(steps.Drained(how))
+        how = await drainer.run(partial(self._tell_left, drainer.pid))
+        if self._drainers.get(drainer.pid) is drainer:
+            del self._drainers[drainer.pid]
+            self._feed(steps.Drained(how, drainer.pid))
 
-    def _tell_left(self, left: Left) -> None:
-        if self._rollout.state is State.DRAIN:
-            self._report(steps.Report("drain", self._rollout.old, self._seconds(), str(left)))
+    def _tell_left(self, pid: int, left: Left) -> None:
+        for old in self._rollout.draining:
+            if old.pid == pid:
+                self._report(steps.Report("drain", old, self._seconds(), str(left)))
 
     async def _verify(self, pid: int) -> None:
         # Time is the rollout's: it is cancelled when that has gone on without it.
@@ -486,6 +556,9 @@ class Reload:
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
             event["stderr"] = self._stderr.read()
+            if self.answer is not None and self.answer["exit"] == ExitStatus.OK:
+                # It was said to be done, and what was left of the old version has not ended well: `status` says it.
+                self.answer = {**self.answer, "result": "failed", "reason": report.reason}
         self.events.append(event)
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
@@ -517,10 +590,10 @@ class Reload:
         if self._over:
             return
         self._over = True
-        if self._drainer is not None:
-            self._drainer.stop()
-        for process in (*self._rollout.plan.old, self._rollout.newcomer):
-            if process is not None:
+        for drainer in self._drainers.values():
+            drainer.stop()
+        for process in {*self._rollout.plan.old, *self._rollout.processes}:
+            if process.pid not in self._left:
                 self._services.observer.let_go(process.pid)
         for task in self._tasks:
             # What the manager was told to have, it is told in any case.

@@ -41,14 +41,14 @@ class Retirement(Reload):
         """See `Reload`."""
         return str(self._rollout.plan.old[0].pid)
 
-    async def _start(self) -> None:
+    async def _start(self, effect: steps.Start) -> None:
         newcomer = self._rollout.plan.newcomer
         assert newcomer is not None
-        await self._started(newcomer)
+        await self._started(newcomer, effect.turn)
 
     async def _find(self, effect: steps.Find) -> None:
         # Which of the processes there are then came in whose place, nobody can tell.
-        self._feed(steps.StartRefused("the manager starts the next one"))
+        self._feed(steps.StartRefused("the manager starts the next one", turn=effect.turn))
 
     async def _have_settled(self, effect: steps.Settle) -> bool:
         plan = self._rollout.plan

@@ -227,7 +227,7 @@ class Broker:
                     continue  # it has died meanwhile
                 self._state.registrations.handed_out(managed, spec.sockets)
                 running = [*self._reloading.running.values(), *self._retirements.running]
-                if managed.pid not in {one.suspends for one in running}:
+                if not any(managed.pid in one.suspends for one in running):
                     held_back = managed.pid in {one.holds_back for one in running}
                     count = await self._state.registrations.resume_unclaimed(
                         managed.pid, spec.sockets, held_back=held_back

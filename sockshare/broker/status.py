@@ -91,7 +91,9 @@ def _program(
     state: State, reloading: Reloading, retirements: Retirements, name: str, facts: dict[str, Any] | None
 ) -> dict[str, Any]:
     running = retirements.under_way(name)
-    reload: dict[str, Any] = {"state": running.step if running else "idle"}
+    reload: dict[str, Any] = {"state": running.step if running else "idle", "draining": []}
+    if running is not None:
+        reload["draining"] = [{"process": old.name, "pid": old.pid} for old in running.draining]
     last = reloading.last.get(name)
     if last is not None:
         answer = last["answer"]

@@ -101,7 +101,7 @@ def tables(document: _Document) -> list[Table]:
     for program in document.get("programs", ()):
         reload = program.get("reload") or {}
         last = reload.get("last") or {}
-        cells = [program["name"], reload.get("state"), last.get("result"), last.get("seconds"), last.get("reason", "")]
+        cells = [program["name"], _step(reload), last.get("result"), last.get("seconds"), last.get("reason", "")]
         programs.append(tuple(_text(cell) for cell in cells))
     return [
         Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
@@ -124,6 +124,12 @@ def remarks(document: _Document) -> list[str]:
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks
+
+
+def _step(reload: _Document) -> str:
+    """Where it is, and who drains."""
+    draining = [f"{one['process']} (pid {one['pid']})" for one in reload.get("draining", ())]
+    return ", ".join([_text(reload.get("state")), *(f"{one} drains" for one in draining)])
 
 
 def _registration(entry: _Document) -> str:

@@ -20,6 +20,7 @@ from .suggest import did_you_mean
 
 _LONGEST_TIME = 86400.0  # seconds: a longer one is in other units
 _MOST_HOLDERS = 4096
+_MOST_DRAINING = 4096
 # sun_path has 108 bytes with its NUL (unix(7)), and the longest name in the directory is notify/PID, PID up to 2**22.
 _LONGEST_DIRECTORY = 107 - len("/notify/4194304")
 
@@ -50,6 +51,7 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     settle: float = 0.0  # how long the new one must live after the switch before the old one is drained
     drain: Literal["auto", "signal", "observe", "hand_over"] = "auto"
     drain_timeout: float = 30.0
+    max_draining: int = 2  # how many old processes may drain at once
     receive_from: tuple[str, ...] = ()  # the programs, beside itself, that may hand it connections
     stop_signal: int | None = None  # None: the manager's own setting
     verify: str | None = None  # http:/path
@@ -109,6 +111,17 @@ def _seconds(*, positive: bool = False) -> _Reader:
             least = "more than 0" if positive else "0 or more"
             raise _Bad(f"{value!r} is out of range: it must be {least} and at most {_LONGEST_TIME:.0f} seconds")
         return number
+
+    return read
+
+
+def _number(least: int, most: int) -> _Reader:
+    def read(value: str) -> int:
+        if not re.fullmatch("[0-9]+", value):
+            raise _Bad(f"{value!r} is not a number")
+        if len(value) > 9 or not least <= int(value) <= most:
+            raise _Bad(f"{value} is out of range: it must be at least {least} and at most {most}")
+        return int(value)
 
     return read
 
@@ -198,6 +211,7 @@ _PROGRAM: Mapping[str, _Reader] = {
     "settle": _seconds(),
     "drain": _choice("auto", "signal", "observe", "hand_over"),
     "drain_timeout": _seconds(),
+    "max_draining": _number(1, _MOST_DRAINING),
     "receive_from": _words("no program is named; leave the key out where only the program itself may hand over"),
     "stop_signal": _signal,
     "verify": _page,

@@ -39,6 +39,10 @@ class Plan(NamedTuple):
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
     alone: bool = False  # the one old process goes, and nothing comes in its place
+    max_draining: int = 1  # how many old processes may drain at once
+    surplus: tuple[int, ...] = ()  # the pids of those of *old* that the configuration has no place for any more
+    added: int = 0  # how many processes it has a place for beyond those
+    configuration: int | None = None  # which of the manager's readings is applied; None: the newest, at each start
 
 
 # Events.
@@ -47,6 +51,7 @@ class Started:
     """The manager started *process* beside the old one."""
 
     process: Process
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class StartRefused:
 
     reason: str
     silent: bool = False
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,13 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """The manager was told by somebody else to stop *pid*; `Gone` may follow."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Switched:
     """The old one's registration is suspended, or cannot be; *how* says which."""
 
@@ -103,9 +116,13 @@ class VerifyFailed:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The old process has no connection left, or none that can be ended from outside; *how* says which."""
+    """The old process *pid* has no connection left, or none that can be ended from outside; *how* says which.
+
+    0: that of any turn.
+    """
 
     how: str
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +130,7 @@ class Settled:
     """The manager has the processes that it was told to have, or is stopping the others; *stopped*: all of them."""
 
     stopped: bool = False
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +139,7 @@ class SettleRefused:
 
     reason: str
     silent: bool = False
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +160,7 @@ Event = (
     | Registered
     | Ready
     | Gone
+    | Stopped
     | Switched
     | Verified
     | VerifyFailed
@@ -155,7 +175,13 @@ Event = (
 # Effects.
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Have the manager start one more process; answer with `Started` or `StartRefused`."""
+    """Have the manager start one more process; answer with `Started` or `StartRefused`, of the same *turn*.
+
+    It is to be *beside* that pid; None: for a place that the configuration has and nobody yet.
+    """
+
+    turn: int = 0
+    beside: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +189,7 @@ class Find:
     """Find the process that the manager has started for one that died, none of *known*; answer as to `Start`."""
 
     known: tuple[int, ...]
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +236,17 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class TakePlace:
+    """Have the manager count *newcomer* (None: nobody) in the place of *pid*, which is not stopped yet.
+
+    Without *pid* in a place that nobody had. No answer is waited for: where both are, `Settle` does it too.
+    """
+
+    pid: int | None
+    newcomer: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
 
@@ -223,6 +261,7 @@ class Settle:
     size: int
     kill: bool
     patience: float = 0.0
+    turn: int = 0  # of which the answer is
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +276,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Whoever asked for the reload is answered. It has ended, unless a silent manager has yet to do its part."""
+    """Whoever asked for the reload is answered. It has ended, unless an old process drains, or a silent manager has yet
+    to do its part."""
 
     result: str  # ok, rolled_back, failed
     exit: ExitStatus
     reason: str
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Report | Finish
+Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | TakePlace | Settle | Report | Finish

@@ -27,7 +27,7 @@ from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
 from .store import DescriptorStore
-from .verbs import Answer, Configuration, Holding, Manager, Verbs
+from .verbs import Answer, Configuration, Holding, Manager, Placing, Verbs
 
 log = logging.getLogger(__name__)
 
@@ -394,8 +394,14 @@ class Host:
             self._verbs.whois(message["pid"], answer)
         elif verb == "processes":
             self._verbs.processes(answer)
+        elif verb == "start" and message.get("configuration") is not None and isinstance(self._verbs, Placing):
+            self._verbs.start_beside(message["program"], message["beside"], message["configuration"], answer)
         elif verb == "start":
             self._verbs.start(message["program"], answer)
+        elif verb == "replace" and isinstance(self._verbs, Placing):
+            self._verbs.replace(
+                message["program"], message["retire"], message["known"], message["configuration"], answer
+            )
         elif verb == "settle":
             self._verbs.settle(
                 message["program"],

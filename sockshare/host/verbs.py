@@ -94,3 +94,23 @@ class Holding(Protocol):
 
     def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
         """Have the manager go on: stop *pid*, or keep it; the processes *kill* are killed before, as by `settle`."""
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """What a manager can do besides that has a place for each process of a program, and readings of its configuration.
+
+    Its `processes` says of a program how many places are `missing` that the configuration has, the number of that
+    reading (`configuration`), which pids somebody else had it stop (`stopped`), and which processes are `surplus`.
+    """
+
+    def start_beside(self, program: str, beside: int | None, configuration: int, answer: Answer) -> None:
+        """As `start`, for the place of the process *beside*; None: for one that is missing."""
+
+    def replace(
+        self, program: str, retire: Sequence[int], known: Sequence[int], configuration: int, answer: Answer
+    ) -> None:
+        """Have those of *known* that were started for them in the places of *retire*, which are not stopped yet.
+
+        One of *retire* that is surplus has no place any more; with none to retire, *known* have what was missing.
+        """

@@ -35,7 +35,7 @@ def test_old_one_goes_alone_when_none_is_to_come() -> None:
     """No start, no verifying: it is suspended, reads what it has accepted, drains, and is stopped."""
     rollout = Rollout(ALONE._replace(drain="it would die of signal 15", drain_timeout=20.0))
     assert rollout.begin(0.0) == [Suspend(11)]
-    assert rollout.suspends == 11
+    assert rollout.suspends == {11}
     effects = rollout.feed(Switched("suspended"), 0.0)
     assert not any(isinstance(effect, Verify | Start) for effect in effects)
     assert rollout.feed(Tick(), 0.3)[-1] == Drain(11)
@@ -83,6 +83,6 @@ def test_new_one_stays_held_back_until_it_is_killed() -> None:
     found, effects = Rollout.recover(json.loads(json.dumps(rollout.record())), 1.1)
     assert found.state is State.UNDO
     assert Resume(21) not in effects
-    assert found.suspends == 21
+    assert found.suspends == {21}
     found.feed(Gone(21), 1.2)
-    assert found.suspends is None
+    assert not found.suspends

@@ -53,6 +53,7 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
         settle=0.0,
         drain="auto",
         drain_timeout=30.0,
+        max_draining=2,
         stop_signal=None,
         verify=None,
     )
@@ -84,6 +85,7 @@ def test_program_has_what_was_said_when_every_key_is_there() -> None:
         "settle": " 2.5",
         "drain": " signal ",
         "drain_timeout": "86400",
+        "max_draining": " 3",
         "stop_signal": "INT",
     }
     assert good(options) == ProgramSpec(
@@ -96,6 +98,7 @@ def test_program_has_what_was_said_when_every_key_is_there() -> None:
         settle=2.5,
         drain="signal",
         drain_timeout=86400.0,
+        max_draining=3,
         stop_signal=2,
     )
 
@@ -165,6 +168,17 @@ def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
             " it must be 0 or more and at most 86400 seconds",
         ),
         ("stop_signal", "TREM", "[watcher:web] sockshare.stop_signal: 'TREM' is not a signal; did you mean 'TERM'?"),
+        ("max_draining", "two", "[watcher:web] sockshare.max_draining: 'two' is not a number"),
+        (
+            "max_draining",
+            "0",
+            "[watcher:web] sockshare.max_draining: 0 is out of range: it must be at least 1 and at most 4096",
+        ),
+        (
+            "max_draining",
+            "9" * 20,
+            f"[watcher:web] sockshare.max_draining: {'9' * 20} is out of range: it must be at least 1 and at most 4096",
+        ),
         ("stop_signal", "0", "[watcher:web] sockshare.stop_signal: there is no signal 0"),
         ("stop_signal", "99", "[watcher:web] sockshare.stop_signal: there is no signal 99"),
         (

@@ -55,7 +55,8 @@ class Groups:
         self.loop = PollLoop()
         self._poller = _Poller()
         self.loop.attach(self._poller)
-        self.twins = Twins(self.loop, lambda: self.supervisord)
+        self.applied: int | None = None  # the number of the reading that a reload applies
+        self.twins = Twins(self.loop, lambda: self.supervisord, lambda program: self.applied)
         self._changed = lambda event: self.twins.changed(event.process)
         events.subscribe(events.ProcessStateEvent, self._changed)
 
@@ -79,6 +80,9 @@ class Groups:
     def reread(self, configuration: str) -> None:
         """Have read another configuration, as `supervisorctl reread` has."""
         self.options.process_group_configs = self.read(configuration).process_group_configs
+        for group in self.options.process_group_configs:
+            for config in [group, *group.process_configs]:
+                config.options = self.options  # which has the books of who runs
 
     def process(self, key: str, group: str = "web") -> Any:
         """The process that has the place *key*."""

@@ -158,7 +158,7 @@ BROKER = (
     mutant(
         "broker: drain goes on after the rollback",
         _RELOADS,
-        "                    self._drainer.stop()  # it keeps its connections\n",
+        "                    self._drainers.pop(effect.pid).stop()  # it keeps its connections\n",
         "                    pass\n",
         f"{_OF_RELOADS}::test_old_one_keeps_its_connections_when_the_reload_is_undone",
         felt="the old process serves on after a failed reload, and its connections are ended",
@@ -199,8 +199,9 @@ BROKER = (
     mutant(
         "broker: reload is forgotten before its outcome is kept",
         f"{_BROKER}/reloading.py",
-        '        self.keep_last(reload, answer)\n        self._link.journal(f"reload:{reload.program}", None)\n',
-        '        self._link.journal(f"reload:{reload.program}", None)\n        self.keep_last(reload, answer)\n',
+        "        self.keep_last(reload, answer)\n        if self.running",
+        '        self._link.journal(f"reload:{reload.program}", None)\n        self.keep_last(reload, answer)\n'
+        "        if self.running",
         f"{_OF_RELOADS}::test_outcome_is_in_the_journal_before_the_reload_is_out_of_it",
         felt="a command that re-attaches begins the reload once more",
         kind=Kind.JOURNAL,

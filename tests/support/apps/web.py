@@ -69,7 +69,7 @@ async def asgi(
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
-    """``/`` answers at once, ``/slow`` after a second, ``/never`` not."""
+    """``/`` answers at once, ``/slow`` after a second (``/slow?N`` after N), ``/never`` not."""
     if scope["type"] == "lifespan":
         await receive()
         if FAULT == "never_register":
@@ -81,7 +81,7 @@ async def asgi(
         await send({"type": "lifespan.shutdown.complete"})
         return
     if scope["path"] in ("/slow", "/never"):
-        await asyncio.sleep(1 if scope["path"] == "/slow" else 3600)
+        await asyncio.sleep(float(scope["query_string"] or 1) if scope["path"] == "/slow" else 3600)
     answer = body()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
