@@ -31,11 +31,15 @@ async def make(
     """
     members = state.roster.enter_all(spec.name, replaced)
     old = [Process(managed.pid, managed.name) for managed in members]
+    sockets = frozenset(spec.sockets)
+    if not sockets:
+        listeners = [await state.observer.worker.do(state.observer.listeners, managed.pid) for managed in members]
+        sockets = frozenset().union(*listeners)
     look = state.registrations.evidence
-    looks = await asyncio.gather(*(look(managed, spec.sockets, patient=True) for managed in members))
+    looks = await asyncio.gather(*(look(managed, sockets, patient=True) for managed in members))
     said = frozenset().union(*(evidence.said for evidence in looks))
     registered = frozenset().union(*(evidence.registered for evidence in looks))
-    expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
+    expectation = Expectation(spec.ready, sockets, Evidence(said, registered))
     plan = Plan(
         program=spec.name,
         key=key,
@@ -52,6 +56,7 @@ async def make(
         stop_signal=spec.stop_signal or int(facts["stop_signal"]),
         hand_over=spec.drain == "hand_over",
         expires=expires,
+        ready_key=state.key("ready"),
     )
     return plan, expectation
 

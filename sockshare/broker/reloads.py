@@ -97,6 +97,7 @@ class Reload:
         self._kept_from_few: int | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._noticed: set[object] = set()  # how the new process was seen to wait for connections
+        self._lacking = ""  # what the new process was last seen to lack
         self._failures = 0  # how many brokers have ended by a bug in it
         self._patience: float | None = None  # what the one that is given up needs of it, once that is known
 
@@ -349,6 +350,11 @@ class Reload:
             return
         evidence = await self._services.registrations.evidence(managed, self._expectation.sockets)
         how = self._expectation.shown_by(evidence)
+        if how is None:
+            lacking = self._expectation.lacking(evidence, self._rollout.plan.ready_key)
+            if lacking != self._lacking:
+                self._lacking = lacking
+                self._feed(steps.Unready(managed.pid, lacking))
         if how is None and evidence.registered:
             await self._hold_back(managed.pid)
         if how is None or not self._awaits(managed.pid):

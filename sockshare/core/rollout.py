@@ -59,6 +59,7 @@ from .steps import (
     Suspend,
     Switched,
     Tick,
+    Unready,
     Verified,
     Verify,
     VerifyFailed,
@@ -133,6 +134,7 @@ class Rollout:
         self._lost = ""  # what became of the new one that this turn had before
         self._respawned_by: float | None = None  # until when another one is waited for
         self.answered = False
+        self._lacking = ""  # what the new one was last seen to lack; seen anew by the next broker
         self._silent = False
         self._settled = False
         self._verified = ""
@@ -324,6 +326,7 @@ class Rollout:
 
     def _started(self, event: Started, now: float) -> list[Effect]:
         self.state, self.newcomer, self.deadline = State.WARM, event.process, now + self.plan.ready_timeout
+        self._lacking = ""
         effects: list[Effect] = [self._report("start", self.newcomer, now)]
         return [*effects, self._settle((), kill=False)] if self._old_gone else effects
 
@@ -363,6 +366,11 @@ class Rollout:
             return []
         return [HoldBack(self.newcomer.pid)]
 
+    def _unready(self, event: Unready, now: float) -> list[Effect]:
+        if self.newcomer is not None and event.pid == self.newcomer.pid:
+            self._lacking = event.reason
+        return []
+
     def _ready(self, event: Ready, now: float) -> list[Effect]:
         if self.newcomer is None or event.pid != self.newcomer.pid:
             return []
@@ -392,7 +400,8 @@ class Rollout:
     def _tick_warm(self, event: Tick, now: float) -> list[Effect]:
         if self._due(now):
             assert self.newcomer is not None
-            reason = f"was not ready within {self.plan.ready_timeout:g} s: no sign of {self.plan.awaited}"
+            lacking = self._lacking or f"no sign of {self.plan.awaited}"
+            reason = f"was not ready within {self.plan.ready_timeout:g} s: {lacking}"
             return self._undo(ExitStatus.TIMED_OUT, f"{_named(self.newcomer)} {reason}", now)
         return self._undo_if_expired(now)
 
@@ -618,6 +627,7 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.START, Tick): Rollout._tick_start,
     (State.START, Cancelled): Rollout._cancelled,
     (State.WARM, Registered): Rollout._registered,
+    (State.WARM, Unready): Rollout._unready,
     (State.WARM, Ready): Rollout._ready,
     (State.WARM, Gone): Rollout._gone,
     (State.WARM, Tick): Rollout._tick_warm,

@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
+    ready_key: str = "ready"  # what its section calls what shows that a process is ready
     alone: bool = False  # the one old process goes, and nothing comes in its place
 
 
@@ -62,6 +63,14 @@ class Registered:
     """*pid* was seen to wait for connections, by an event registration that was not seen before or otherwise."""
 
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """*pid* is not ready yet; *reason* says what it lacks, and what to do."""
+
+    pid: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,7 @@ Event = (
     Started
     | StartRefused
     | Registered
+    | Unready
     | Ready
     | Gone
     | Switched
