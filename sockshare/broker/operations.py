@@ -35,6 +35,7 @@ from .doctor import examine
 from .endpoint import HOST, Caller, Request, described, read
 from .handout import HandOut
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .reloading import Reloading
 from .reloads import Reload
 from .retirements import Retirements
@@ -65,6 +66,7 @@ class Operations:
         handout: HandOut,
         reloading: Reloading,
         retirements: Retirements,
+        leftovers: Leftovers,
         link: HostLink,
         said: Callable[[Managed, str, str | None], None],
         taken_up: asyncio.Task[None],
@@ -81,8 +83,8 @@ class Operations:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: Turns[tuple[Caller, bytes]] = Turns()
-        self._documents = Shared(lambda: status_document(state, reloading, retirements, link))
-        self._findings = Shared(lambda: examine(state, reloading, retirements, link))
+        self._documents = Shared(lambda: status_document(state, reloading, retirements, leftovers, link))
+        self._findings = Shared(lambda: examine(state, reloading, retirements, leftovers, link))
         introductions = handout.introductions
         self._operations: dict[str, _Operation] = {
             "receive": introductions.receive,

@@ -12,6 +12,7 @@ from sockshare.core.records import Answer, Records, reload_key
 
 from .hostlink import HostLink
 from .introductions import Introductions
+from .leftovers import Leftovers
 from .reloads import Reload, Services
 from .roster import Known, Managed
 from .state import State
@@ -33,8 +34,11 @@ class Reloading:
         records: What the broker before had the host keep.
     """
 
-    def __init__(self, state: State, introductions: Introductions, link: HostLink, records: Records) -> None:
+    def __init__(
+        self, state: State, introductions: Introductions, link: HostLink, records: Records, leftovers: Leftovers
+    ) -> None:
         self._state = state
+        self._leftovers = leftovers
         self._introductions = introductions
         self._link = link
         self.running: dict[str, Reload] = {}
@@ -56,6 +60,7 @@ class Reloading:
             self._introductions,
             state.addresses,
             state.reply,
+            self._leftovers,
         )
 
     def take_up(self) -> None:

@@ -19,12 +19,14 @@ from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Answer, Before, Running
 from sockshare.core.rollout import Rollout, State
 from sockshare.core.steps import Plan, Process
+from sockshare.kernel import processes
 
 from .drain import Address, Drainer, Left
 from .endpoint import Caller
 from .giving_up import spare
 from .hostlink import HostLink
 from .introductions import Introductions
+from .leftovers import Leftovers
 from .observer import Observer
 from .registrations import Registrations
 from .roster import Known, Managed, Roster
@@ -55,6 +57,7 @@ class Services(NamedTuple):
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
+    leftovers: Leftovers
 
 
 Ended = Callable[["Reload", dict[str, Any]], None]
@@ -227,6 +230,8 @@ class Reload:
                 self._services.registrations.resume(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Settle):
                 self._settling.add(self._run(self._settle(effect)))
+            elif isinstance(effect, steps.Sweep):
+                self._run(self._sweep(effect))
             elif isinstance(effect, steps.Report):
                 self._report(effect)
             else:
@@ -381,6 +386,7 @@ class Reload:
             effect = await self._spared(effect)
         else:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
+                await self._remember_family(pid)
                 await self._services.registrations.suspend(pid, self._expectation.sockets)
         try:
             stopped = await self._have_settled(effect)
@@ -390,6 +396,20 @@ class Reload:
         for pid in effect.retire:
             self._services.observer.let_go(pid)
         self._feed(steps.Settled(stopped))
+
+    async def _sweep(self, effect: steps.Sweep) -> None:
+        outcome = await self._services.leftovers.end(
+            self.program, self._rollout.plan, self._expectation.sockets, effect.pid
+        )
+        left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program)}" for one in outcome.left)
+        self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left))
+
+    async def _remember_family(self, pid: int) -> None:
+        """Have the tree of *pid*, which is about to be stopped, known when it is not below it any more."""
+        managed = self._services.roster.managed(pid)
+        if managed is not None:
+            managed.family |= await self._services.observer.worker.do(processes.identified_tree, pid)
+            self._services.roster.note(managed)
 
     async def _have_settled(self, effect: steps.Settle) -> bool:
         """Have the manager do it; whether all of the program was stopped meanwhile."""

@@ -13,6 +13,7 @@ Theory of operation. A reload replaces a program's processes one by one; each re
            to the new one, where both can
     STOP   the old one has its stop signal, and finishes what it has
     RESPAWN the new one died when there was no old one to go back to: the manager's next one takes its place
+    SWEEP  what is left over of the old version is ended: servers of wrappers, workers of masters that have died
     UNDO   a failure before STOP: the old one is resumed; the new one is held back, finishes what it has accepted, if
            it does so soon, and is killed
 
@@ -57,6 +58,8 @@ from .steps import (
     Started,
     StartRefused,
     Suspend,
+    Sweep,
+    Swept,
     Switched,
     Tick,
     Unready,
@@ -79,6 +82,7 @@ class State(Enum):
     STOP = "stop"
     RESPAWN = "respawn"
     UNDO = "undo"
+    SWEEP = "sweep"
     ENDED = "ended"
 
 
@@ -266,6 +270,8 @@ class Rollout:
             return [self._find()]
         if self.state is State.UNDO:
             return self._enter_undo(now)
+        if self.state is State.SWEEP:
+            return self._enter_sweep()
         return []
 
     def _enter_start(self, now: float) -> list[Effect]:
@@ -321,6 +327,11 @@ class Rollout:
             # finish those, and is to accept no more.
             effects.append(HoldBack(self.newcomer.pid))
         return [*effects, self._settle_undo()]
+
+    def _enter_sweep(self) -> list[Effect]:
+        self.state, self.deadline = State.SWEEP, None  # who sweeps bounds his own time
+        # Where it is undone the old version serves, and only what the new one has left may be ended.
+        return [Sweep(self.newcomer.pid if self._pending and self.newcomer else None)]
 
     # Transitions.
 
@@ -483,11 +494,11 @@ class Rollout:
             return [*effects, *self._enter_respawn(now)]
         self._pending.pop(0)
         if self.newcomer is None:  # none was to come
-            return [*effects, *self._finish(ExitStatus.OK, "", now)]
+            return [*effects, *self._enter_sweep()]
         self._replaced.append(self.newcomer)
         self._old_gone, self._lost, self._respawned_by = False, "", None
         if not self._pending:
-            return [*effects, *self._finish(ExitStatus.OK, "", now)]
+            return [*effects, *self._enter_sweep()]
         if self.answered or self._expired(now):
             return [*effects, *self._finish(ExitStatus.TIMED_OUT, self._timed_out(), now)]
         return [*effects, *self._enter_start(now)]
@@ -511,7 +522,31 @@ class Rollout:
     def _end_if_undone(self, now: float) -> list[Effect]:
         if not self._settled or (self.newcomer is not None and not self._newcomer_gone):
             return []
+        return self._end_undone(Swept(), now) if self.newcomer is None else self._enter_sweep()
+
+    def _swept(self, event: Swept, now: float) -> list[Effect]:
+        if self._pending:
+            return self._end_undone(event, now)
+        ended = [self._report("stop", None, now, f"left over, and ended: {event.ended}")] if event.ended else []
+        if event.left:
+            return [
+                *ended,
+                *self._finish(ExitStatus.NOT_SERVING, f"the new version serves, and so does {event.left}", now),
+            ]
+        return [*ended, *self._finish(ExitStatus.OK, "", now)]
+
+    def _gone_in_sweep(self, event: Gone, now: float) -> list[Effect]:
+        if self.old is not None and event.pid == self.old.pid:
+            self._old_gone = True
+        return []
+
+    def _end_undone(self, swept: Swept, now: float) -> list[Effect]:
         status, reason = self._failure
+        if swept.left:
+            status, reason = (
+                ExitStatus.NOT_SERVING,
+                f"{reason}; and what it has left serves beside the old one: {swept.left}",
+            )
         if self._old_gone and self.old is not None:
             status, reason = ExitStatus.NOT_SERVING, f"{reason}; and {_named(self.old)} has died meanwhile"
         if status is ExitStatus.NOT_SERVING:
@@ -661,6 +696,8 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.UNDO, Gone): Rollout._gone_in_undo,
     (State.UNDO, SettleRefused): Rollout._undo_refused,
     (State.UNDO, Tick): Rollout._tick_undo,
+    (State.SWEEP, Gone): Rollout._gone_in_sweep,
+    (State.SWEEP, Swept): Rollout._swept,
 }
 
 

@@ -133,6 +133,14 @@ class SettleRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing."""
+
+    ended: str = ""
+    left: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -157,6 +165,7 @@ Event = (
     | Drained
     | Settled
     | SettleRefused
+    | Swept
     | Tick
     | Cancelled
 )
@@ -236,6 +245,14 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """End what is left of the program's processes that have ended, or of *pid* alone, and serves its sockets; answer
+    with `Swept`."""
+
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Tell whoever follows the reload."""
 
@@ -254,4 +271,4 @@ class Finish:
     reason: str
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Report | Finish
+Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Sweep | Report | Finish
