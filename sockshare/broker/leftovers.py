@@ -79,15 +79,15 @@ class Leftovers:
     async def _look_after_deaths(self) -> None:
         await asyncio.sleep(_LOOK_AFTER)
         self._looking = None
-        for program, found in (await self.find(await self._listed(), await self._state.holders.look())).items():
+        for program, found in (await self.find(None, await self._state.holders.look())).items():
             for one in found:
                 log.warning("%s: left over: %s serves %s: %s", program, one, one.socket, one.remedy(program))
 
-    async def find(self, listed: Mapping[str, Any], scan: Scan) -> dict[str, list[Leftover]]:
+    async def find(self, listed: Mapping[str, Any] | None, scan: Scan) -> dict[str, list[Leftover]]:
         """What is left over and serves a shared socket, by program.
 
         Args:
-            listed: What the manager says of its processes.
+            listed: What the manager says of its processes; None: nothing, so that it can't be told who is a stranger.
             scan: Who has the shared sockets open.
         """
         names = {inode: name for name, (inode, _) in self._state.shared.items()}
@@ -107,7 +107,7 @@ class Leftovers:
             mine = {one.pid: one for one in found if one.origin is not None and not one.unseen}
             if not mine:
                 return Outcome(list(ended.values()), found)
-            whose = await self._whose(await self._listed())
+            whose = self._whose(await self._listed())
             roots = await self._state.holders.worker.do(_roots, whose, mine)
             done = await asyncio.gather(*(self._end(program, plan, names, root, start, until) for root, start in roots))
             ended |= mine
@@ -124,17 +124,17 @@ class Leftovers:
         found = (await self._find(listed, scan, inodes, addresses, looks=_LOOKS)).get(program, [])
         return [one for one in found if of is None or one.origin == of]
 
-    async def _listed(self) -> dict[str, Any]:
+    async def _listed(self) -> dict[str, Any] | None:
         try:
             programs: dict[str, Any] = (await self._link.ask("processes"))["programs"]
         except ManagerError as error:
             log.warning("left over: %s", error)
-            return {}
+            return None
         return programs
 
-    async def _whose(self, listed: Mapping[str, Any]) -> _Whose:
+    def _whose(self, listed: Mapping[str, Any] | None) -> _Whose:
         live = self._state.roster.live
-        for facts in listed.values():
+        for facts in (listed or {}).values():
             for one in facts["processes"]:
                 with suppress(ProcessLookupError):
                     live.setdefault(one["pid"], peers.start_time(one["pid"]))
@@ -142,21 +142,21 @@ class Leftovers:
 
     async def _find(
         self,
-        listed: Mapping[str, Any],
+        listed: Mapping[str, Any] | None,
         scan: Scan,
         names: Mapping[int, str],
         addresses: Mapping[int, list[Address]],
         *,
         looks: int,
     ) -> dict[str, list[Leftover]]:
-        whose = await self._whose(listed)
+        whose = self._whose(listed)
         office = source(self._state.manager["pid"])
         found, known = await self._state.holders.worker.do(_find, scan, names, addresses, whose, office, looks)
         if looks == 1 and not scan.unfinished:
             self._state.roster.forget_ended(whose.ended.keys() - known)
         by_program: dict[str, list[Leftover]] = {}
         for one in found:
-            for program in self._programs(one, whose):
+            for program in () if listed is None and one.origin is None else self._programs(one, whose):
                 by_program.setdefault(program, []).append(one)
         return by_program
 

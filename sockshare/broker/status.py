@@ -32,10 +32,12 @@ async def status_document(
     state: State, reloading: Reloading, retirements: Retirements, leftovers: Leftovers, host: HostLink
 ) -> dict[str, Any]:
     """The document, as interface version 1 has it; every part that can't be learned is null."""
+    told: dict[str, Any] | None = None
     try:
-        programs = (await host.ask("processes"))["programs"]
+        told = (await host.ask("processes"))["programs"]
     except ManagerError:
-        programs = {}
+        pass
+    programs = told or {}
     specs = dict(state.programs)  # a new configuration is the next document's
     members = {
         name: state.roster.enter_all(name, facts["processes"]) for name, facts in programs.items() if name in specs
@@ -53,7 +55,7 @@ async def status_document(
         listed = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
         sockets.append(_socket(state, name, listed, scan, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
-    left = await leftovers.find(programs, scan)
+    left = await leftovers.find(told, scan)
     left_out = await _add_others(state, sockets, members, scan)
     return {
         "version": VERSION,

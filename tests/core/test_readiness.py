@@ -87,7 +87,13 @@ HOLD = "if it serves all the same, write sockshare.ready = hold in its section"
     [
         ("notify", WEB, NOTHING, NOTHING, "no sign of READY=1 on its NOTIFY_SOCKET"),
         ("auto", WEB, NOTHING, NOTHING, f"no sign of its event registration of web; {HOLD}"),
-        ("auto", WEB, seen(registered=WEB), NOTHING, "no sign of its event registration of web, as the old process has"),
+        (
+            "auto",
+            WEB,
+            seen(registered=WEB),
+            NOTHING,
+            "no sign of its event registration of web, as the old process has",
+        ),
         ("auto", WEB, NOTHING, seen(unseen="no right"), f"can't see whether it serves: no right; {HOLD}"),
         (
             "auto",

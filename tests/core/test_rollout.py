@@ -36,8 +36,11 @@ from sockshare.core.steps import (
     Started,
     StartRefused,
     Suspend,
+    Sweep,
+    Swept,
     Switched,
     Tick,
+    Unready,
     Verified,
     Verify,
     VerifyFailed,
@@ -58,9 +61,10 @@ def careful(old: tuple[Process, ...] = OLD[:1]) -> Plan:
 
 
 class Drive:
-    """Feeds a rollout, and keeps what came out."""
+    """Feeds a rollout, and keeps what came out; what is left over is *swept*, at once."""
 
-    def __init__(self, what: Plan) -> None:
+    def __init__(self, what: Plan, swept: Swept | None = Swept()) -> None:  # noqa: B008  it is frozen
+        self.swept = swept
         self.rollout = Rollout(what)
         self.now = 100.0
         self.effects: list[Effect] = list(self.rollout.begin(self.now))
@@ -68,7 +72,10 @@ class Drive:
     def feed(self, *events: Event) -> list[Effect]:
         new: list[Effect] = []
         for event in events:
-            new += self.rollout.feed(event, self.now)
+            came = self.rollout.feed(event, self.now)
+            if self.swept is not None and any(isinstance(effect, Sweep) for effect in came):
+                came += self.rollout.feed(self.swept, self.now)
+            new += came
         self.effects += new
         return new
 
@@ -714,6 +721,63 @@ def test_quiesce_lasts_as_long_as_it_is_to() -> None:
     assert drive.after(0.11) != []
 
 
+def to_sweep() -> Drive:
+    """The old one has ended; what is left over of it has yet to."""
+    drive = Drive(plan(), swept=None).to_drain()
+    drive.feed(Settled(), Gone(11))
+    assert drive.effects[-1] == Sweep()
+    return drive
+
+
+def test_reload_is_not_done_before_what_is_left_over_has_ended() -> None:
+    """Then it says what that was; and a broker that is killed meanwhile leaves it to the next."""
+    drive = to_sweep()
+    assert "done" not in drive.steps
+    assert drive.restart() == [Sweep()]
+    drive.feed(Swept("pid 12 (uvicorn)"))
+    stop, done = [effect for effect in drive.effects if isinstance(effect, Report)][-2:]
+    assert (stop.step, stop.process, stop.reason) == ("stop", None, "left over, and ended: pid 12 (uvicorn)")
+    assert done.step == "done"
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+
+
+def test_reload_fails_while_the_old_version_serves_besides() -> None:
+    """What may not be ended is named in its last line."""
+    drive = to_sweep()
+    drive.feed(Swept("", "pid 12 (uvicorn) on web: look at it"))
+    reason = "the new version serves, and so does pid 12 (uvicorn) on web: look at it"
+    assert drive.finish == Finish("failed", ExitStatus.NOT_SERVING, reason)
+    assert drive.steps[-1] == "failed"
+
+
+def test_only_what_the_new_process_has_left_is_ended_when_it_is_undone() -> None:
+    """What is left of older ones is of the version that goes on to serve."""
+    drive = Drive(plan(), swept=None).to_warm()
+    drive.feed(Gone(21, "was killed by signal 9"), Settled())
+    assert drive.effects[-1] == Sweep(21)
+    assert drive.restart() == [Sweep(21)]
+    drive.feed(Swept("pid 22 (uvicorn)"))
+    assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "web:3 (pid 21) was killed by signal 9")
+    drive = Drive(plan(), swept=Swept("", "pid 22 (uvicorn) on web: look at it")).to_warm()
+    drive.feed(Gone(21, "was killed by signal 9"), Settled())
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.endswith(
+        "what it has left serves beside the old one: pid 22 (uvicorn) on web: look at it"
+    )
+
+
+def test_time_out_says_what_was_last_seen_to_be_lacking() -> None:
+    """In the place of what is waited for; of another process nothing is taken."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Unready(21, "can't see whether it serves: not permitted"), Unready(99, "it is another"))
+    drive.after(30.0)
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+    assert drive.finish.reason == (
+        "web:3 (pid 21) was not ready within 30 s: can't see whether it serves: not permitted"
+    )
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order, with brokers killed anywhere, the promises hold.
 
@@ -746,7 +810,7 @@ class AnyOrder(RuleBasedStateMachine):
             elif isinstance(effect, Finish):
                 assert self.finish is None
                 self.finish = effect
-            if isinstance(effect, (Suspend, Start, Find, Settle, Verify, Drain)):
+            if isinstance(effect, (Suspend, Start, Find, Settle, Verify, Drain, Sweep)):
                 self.todo.append(effect)
 
     def feed(self, event: Event) -> None:
@@ -764,6 +828,9 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(VerifyFailed("no") if refuse else Verified("yes"))
         elif isinstance(effect, Drain):
             self.feed(Drained("no connection left"))
+        elif isinstance(effect, Sweep):
+            assert effect.pid is None or effect.pid not in self.alive
+            self.feed(Swept())
         elif isinstance(effect, Start):
             pid = self.spawn() if not refuse or (silent and done) else 0
             if refuse:
