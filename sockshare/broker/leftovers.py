@@ -107,9 +107,8 @@ class Leftovers:
             mine = {one.pid: one for one in found if one.origin is not None and not one.unseen}
             if not mine:
                 return Outcome(list(ended.values()), found)
-            whose = self._whose(await self._listed())
-            roots = await self._state.holders.worker.do(_roots, whose, mine)
-            done = await asyncio.gather(*(self._end(program, plan, names, root, start, until) for root, start in roots))
+            roots = {one.root for one in mine.values()}
+            done = await asyncio.gather(*(self._end(program, plan, names, *root, until) for root in roots))
             ended |= mine
             if not any(done):
                 break
@@ -245,12 +244,15 @@ def _find(
             open_in[pid] = suspect, origin, set(scan.holders[pid]) & names.keys()
             continue
         why = "the broker may not look into it" if pid in scan.refused else "the time did not suffice"
-        found.append(Leftover(pid, suspect.start, _command(pid), ", ".join(sorted(names.values())), origin, why))
+        sockets, root = ", ".join(sorted(names.values())), _root(suspect, origin, whose)
+        found.append(Leftover(pid, _command(pid), sockets, origin, root, why))
     for look in range(looks):
         for pid, (suspect, origin, inodes) in list(open_in.items()):
             serves = _served(pid, inodes, addresses)
             inodes -= serves
-            found += [Leftover(pid, suspect.start, _command(pid), names[inode], origin) for inode in sorted(serves)]
+            if serves:
+                command, root = _command(pid), _root(suspect, origin, whose)
+                found += [Leftover(pid, command, names[inode], origin, root) for inode in sorted(serves)]
             if not inodes:
                 del open_in[pid]
         if not open_in or look == looks - 1:
@@ -287,25 +289,19 @@ def _served(pid: int, inodes: Collection[int], addresses: Mapping[int, list[Addr
     return found
 
 
-def _roots(whose: _Whose, found: Mapping[int, Leftover]) -> list[tuple[int, int]]:
-    """The processes by whose end that of all *found* is begun: what descends from the same is ended by what it serves.
-
-    A master would start another worker for each that is ended.
-    """
-    roots: dict[int, int] = {}
-    for one in found.values():
-        root, start = one.pid, one.start
-        for pid in peers.ancestors(one.pid):
-            try:
-                suspect = _suspect(pid, whose)
-            except OSError:
-                break
-            where = rules.origin(suspect, whose.live, whose.ended)
-            if where is None or where.pid != one.origin:
-                break
-            root, start = pid, suspect.start
-        roots[root] = start
-    return list(roots.items())
+def _root(suspect: Suspect, origin: int | None, whose: _Whose) -> tuple[int, int]:
+    """The topmost process above *suspect* that is left of *origin* too, by pid and start; itself for a stranger."""
+    root = suspect.pid, suspect.start
+    for pid in suspect.ancestors[1:] if origin is not None else ():
+        try:
+            above = _suspect(pid, whose)
+        except OSError:
+            break
+        where = rules.origin(above, whose.live, whose.ended)
+        if where is None or where.lives or where.pid != origin:
+            break
+        root = above.pid, above.start
+    return root
 
 
 def _kill(family: Iterable[tuple[int, int]]) -> None:

@@ -68,7 +68,7 @@ async def status_document(
         "programs": [
             {
                 **_program(state, reloading, retirements, name, programs.get(name)),
-                "leftovers": [_leftover(name, one) for one in left.get(name, ())],
+                "leftovers": [_leftover(name, one, programs.get(name)) for one in left.get(name, ())],
             }
             for name in state.programs
         ],
@@ -116,13 +116,13 @@ def _program(
     }
 
 
-def _leftover(program: str, one: Leftover) -> dict[str, Any]:
+def _leftover(program: str, one: Leftover, facts: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "pid": one.pid,
         "command": one.command,
         "socket": one.socket,
         "unseen": one.unseen or None,
-        "remedy": one.remedy(program),
+        "remedy": one.remedy(program, runs=facts is not None and bool(facts["active"])),
     }
 
 

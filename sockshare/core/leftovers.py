@@ -62,19 +62,21 @@ class Leftover(NamedTuple):
     """One process that is left over, and one socket that it serves."""
 
     pid: int
-    start: int
     command: str
     socket: str
     origin: int | None  # the managed process that it is left of; None if nobody knows
+    root: tuple[int, int]  # the topmost process above it that is left of the same, by pid and start: its master
     unseen: str = ""  # why it can't be seen whether it serves; empty: it does
 
-    def remedy(self, program: str) -> str:
-        """What to do about it, as one that is left over of *program*."""
+    def remedy(self, program: str, *, runs: bool = True) -> str:
+        """What to do about it, as one that is left over of *program*, which *runs* so that it can be reloaded."""
+        # The master too, which would start another one in its place; and it, which a wrapper would leave behind.
+        kill = "`kill " + " ".join(str(pid) for pid in dict.fromkeys((self.root[0], self.pid))) + "`"
         if self.unseen:
-            return f"whether it serves can't be seen ({self.unseen}): look at it, and end it by `kill {self.pid}`"
+            return f"whether it serves can't be seen ({self.unseen}): look at it, and end it by {kill}"
         if self.origin is None:
-            return f"it may be no process of {program}'s: look at it, and end it by `kill {self.pid}`"
-        return f"`sockshare reload {program}` ends it, or `kill {self.pid}`"
+            return f"it may be no process of {program}'s: look at it, and end it by {kill}"
+        return f"`sockshare reload {program}` ends it, and so does {kill}" if runs else f"end it by {kill}"
 
     def __str__(self) -> str:
         return f"pid {self.pid} ({self.command})"

@@ -39,10 +39,13 @@ def test_process_belongs_to_the_managed_one_that_it_comes_from(suspect: Suspect,
 
 
 def test_remedy_fits_what_is_known() -> None:
-    """Only what is known to be left of a program is ended by its reload."""
-    known = Leftover(99, 700, "uvicorn app:app", "web", 30)
-    assert known.remedy("web") == "`sockshare reload web` ends it, or `kill 99`"
-    assert "`kill 99`" in known._replace(origin=None).remedy("web")
-    assert "reload" not in known._replace(origin=None).remedy("web")
+    """Only what is known to be left of a program that runs is ended by its reload; a master is ended with its worker."""
+    known = Leftover(99, "uvicorn app:app", "web", 30, (99, 700))
+    assert known.remedy("web") == "`sockshare reload web` ends it, and so does `kill 99`"
+    assert known.remedy("web", runs=False) == "end it by `kill 99`"
+    assert known._replace(root=(98, 690)).remedy("web").endswith("`kill 98 99`")
+    stranger = known._replace(origin=None).remedy("web")
+    assert "`kill 99`" in stranger
+    assert "reload" not in stranger
     assert "can't be seen (not permitted)" in known._replace(unseen="not permitted").remedy("web")
     assert str(known) == "pid 99 (uvicorn app:app)"
