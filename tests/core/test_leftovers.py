@@ -39,7 +39,7 @@ def test_process_belongs_to_the_managed_one_that_it_comes_from(suspect: Suspect,
 
 
 def test_remedy_fits_what_is_known() -> None:
-    """Only what is known to be left of a program that runs is ended by its reload; a master is ended with its worker."""
+    """Only what is known to be left of a program that runs is ended by its reload; a master goes with its worker."""
     known = Leftover(99, "uvicorn app:app", "web", 30, (99, 700))
     assert known.remedy("web") == "`sockshare reload web` ends it, and so does `kill 99`"
     assert known.remedy("web", runs=False) == "end it by `kill 99`"
