@@ -151,7 +151,7 @@ class Leftovers:
         whose = self._whose(listed)
         office = source(self._state.manager["pid"])
         found, known = await self._state.holders.worker.do(_find, scan, names, addresses, whose, office, looks)
-        if looks == 1 and not scan.unfinished:
+        if looks == 1:  # else only some of the sockets were looked for
             self._state.roster.forget_ended(whose.ended.keys() - known)
         by_program: dict[str, list[Leftover]] = {}
         for one in found:
@@ -227,10 +227,12 @@ def _find(
     looks: int,
 ) -> tuple[list[Leftover], set[int]]:
     """What is left over and serves, and the ended processes of which anything is left that has a socket open."""
-    found, known = [], set()
+    found, known = [], whose.ended.keys() & _leaders()
     open_in: dict[int, tuple[Suspect, int | None, set[int]]] = {}
     for pid in {*scan.holders, *scan.refused, *scan.unfinished} - {*office}:
         try:
+            if any(above in whose.live for above in peers.ancestors(pid)):
+                continue  # as nearly all: nothing more need be read of it
             suspect = _suspect(pid, whose)
             where = rules.origin(suspect, whose.live, whose.ended)
             if (where is not None and where.lives) or (where is None and pid not in scan.holders) or _is_broker(pid):
@@ -259,6 +261,16 @@ def _find(
             break
         time.sleep(_APART)
     return found, known
+
+
+def _leaders() -> set[int]:
+    """The numbers of all sessions and process groups that have a member."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError):
+                found |= {os.getsid(int(name)), os.getpgid(int(name))}
+    return found
 
 
 def _suspect(pid: int, whose: _Whose) -> Suspect:
