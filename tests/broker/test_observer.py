@@ -98,7 +98,7 @@ def test_listener_on_descriptor_0_is_observed_and_suspended(listener: socket.soc
 def test_other_sockets_on_descriptor_0_are_no_listeners() -> None:
     """One end of a pair is none that connections come to."""
     one, other = socket.socketpair()
-    with one, other, subprocess.Popen(["sleep", "60"], stdin=one) as process:
+    with one, other, subprocess.Popen(["sleep", "60"], stdin=one.fileno()) as process:
         try:
             assert Observer({}).listeners(process.pid) == ()
             assert Observer({}).listeners(os.getpid()) == ()
