@@ -39,7 +39,7 @@ def test_what_is_registered_is_seen(listener: socket.socket) -> None:
     """And that it may be looked into, also where there is nothing to see."""
     observer = Observer({"web": (inode(listener), listener.fileno())})
     with start(listener, "level") as server, start(listener, "none") as other:
-        assert observer.look(server.pid, ["web"]) == ({inode(listener)}, "")
+        assert observer.look(server.pid, ["web"]) == (frozenset({inode(listener)}), "")
         assert observer.look(other.pid, ["web"]) == (frozenset(), "")
     assert observer.look(server.pid, ["web"]) == (frozenset(), "")  # it has died
 
@@ -76,7 +76,7 @@ def test_listener_on_descriptor_0_is_observed_and_suspended(listener: socket.soc
         assert server.line() == "ready"
         names = observer.listeners(server.pid)
         assert names == (f"socket:[{inode(listener)}]",)
-        assert observer.look(server.pid, names) == ({inode(listener)}, "")
+        assert observer.look(server.pid, names) == (frozenset({inode(listener)}), "")
         before = processes.descriptors(os.getpid())
 
         async def play() -> str:
