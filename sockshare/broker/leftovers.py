@@ -162,7 +162,7 @@ class Leftovers:
     def _programs(self, one: Leftover, whose: _Whose) -> list[str]:
         if one.origin is not None:
             return [whose.ended[one.origin].program]
-        return [name for name, spec in self._state.programs.items() if one.socket in spec.sockets][:1]
+        return [name for name, spec in self._state.programs.items() if one.socket in spec.sockets]
 
     async def _end(self, program: str, plan: Plan, names: Collection[str], pid: int, start: int, until: float) -> bool:
         """End *pid*, which began at *start*, and then its tree if it won't; whether it has ended."""
@@ -186,7 +186,7 @@ class Leftovers:
             log.info("%s: ending pid %d, which is left over: %s", program, pid, how)
             family = await self._state.holders.worker.do(processes.identified_tree, pid)
             signal.pidfd_send_signal(pidfd, plan.stop_signal)
-            if await self._has_ended(pidfd, max(0.0, until - _DYING - self._loop.time())):
+            if await self._has_ended(pidfd, max(0.0, min(plan.stop_timeout, until - _DYING - self._loop.time()))):
                 return True
             log.warning("%s: pid %d has not ended %g s after its stop signal: killed", program, pid, plan.stop_timeout)
             await self._state.holders.worker.do(_kill, family)
@@ -198,6 +198,7 @@ class Leftovers:
             return False
         finally:
             os.close(pidfd)
+            await observer.let_go(pid)
 
     def _drains_itself(self, program: str, plan: Plan, pid: int) -> bool:
         spec = self._state.programs.get(program)

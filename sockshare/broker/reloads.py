@@ -401,7 +401,7 @@ class Reload:
         outcome = await self._services.leftovers.end(
             self.program, self._rollout.plan, self._expectation.sockets, effect.pid
         )
-        left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program)}" for one in outcome.left)
+        left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program, runs=False)}" for one in outcome.left)
         self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left))
 
     async def _remember_family(self, pid: int) -> None:
