@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,20 +16,23 @@ import pytest
 from sockshare.broker import leftovers
 from sockshare.core.leftovers import Ended, Leftover
 from sockshare.kernel import holders, peers
-from tests.support.registered import APP, inode, listen
+from tests.support.registered import inode, listen
 
-SHELL = """\
-{python} {app} level 77 {fd} &
-echo $!
-wait
+SERVER = """
+import select, sys, time
+poll = select.epoll()
+poll.register(int(sys.argv[1]), select.EPOLLIN)
+print("ready", flush=True)
+time.sleep(60)
 """
+SHELL = "{python} -c {server} {fd} & echo $!; wait"
 
 
 @contextmanager
 def orphans(listener: socket.socket, *, notifies: str = "") -> Iterator[tuple[int, int, int]]:
     """A managed process that has ended, the master that it has left, and that one's worker, which serves."""
     fd = listener.fileno()
-    script = SHELL.format(python=sys.executable, app=APP, fd=fd)
+    script = SHELL.format(python=sys.executable, server=shlex.quote(SERVER), fd=fd)
     words = ["sh", "-c", 'sh -c "$0" & echo $!; exec sleep 60', script]
     environment = {**os.environ, "NOTIFY_SOCKET": notifies}
     pids: list[int] = []
