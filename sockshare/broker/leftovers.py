@@ -134,9 +134,9 @@ class Leftovers:
     def _whose(self, listed: Mapping[str, Any] | None) -> _Whose:
         live = self._state.roster.live
         for facts in (listed or {}).values():
-            for one in facts["processes"]:
+            for pid in (one["pid"] for one in facts["processes"] if one["pid"] not in live):
                 with suppress(ProcessLookupError):
-                    live.setdefault(one["pid"], peers.start_time(one["pid"]))
+                    live[pid] = peers.start_time(pid)
         return _Whose(live, self._state.roster.ended, self._directory)
 
     async def _find(

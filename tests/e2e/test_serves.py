@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sockshare.cli.stage import free_port
-from sockshare.kernel import processes, strike
+from sockshare.kernel import epoll, processes, strike
 from tests.support.circusd import APPS, Circusd, circusd, is_running, wait_until
 from tests.support.load import Load, assert_none_failed
 from tests.support.supervisord import supervisord
@@ -70,6 +70,16 @@ def ready(stage: Circusd) -> None:
     wait_until(lambda: all(one["ready"] for one in stage.status()["sockets"][0]["holders"]), 15, "it serves", 0.05)
 
 
+def registered(stage: Circusd, workers: int) -> None:
+    """Return once so many workers of the one process serve: what is deployed from now on, none of them loads."""
+
+    def are() -> bool:
+        (pid,), (sock,) = stage.pids(), stage.status()["sockets"]
+        return len(epoll.registrations(pid, [sock["inode"]])) == workers
+
+    wait_until(are, 20, "all workers serve", 0.05)
+
+
 def test_version_that_never_serves_is_not_done(manager: Managers) -> None:
     """Nor is it where the old one never did: it dies of its import, which takes longer than it is held."""
     stage = manager(leave=True, import_seconds=1.2, watcher={"sockshare.ready_timeout": "3"})
@@ -123,11 +133,12 @@ def test_nothing_of_the_old_version_answers_below_a_wrapper(manager: Managers) -
 def test_nothing_of_a_killed_master_answers(manager: Managers) -> None:
     """Its workers serve on without it, until a reload; those of a new version that is given up don't."""
     stage = manager(f"{EXEC} {UVICORN} --workers 2 --fd {{fd:web}}", watcher={"sockshare.ready_hold": "1"})
+    registered(stage, 2)
     (master,) = stage.pids()
     workers = processes.tree(master)[1:]
     assert stage.kill(master)
     wait_until(lambda: stage.pids() not in ([], [master]), 10, "it runs anew")
-    ready(stage)
+    registered(stage, 2)
     left = {one["pid"] for one in left_over(stage)}
     assert left
     assert left <= set(workers)
