@@ -194,7 +194,7 @@ def test_fcgi_program_is_done_when_it_serves() -> None:
         assert {stage.ask(port) for _ in range(20)} == {"v2"}
         assert_none_failed(result, since=reload.began)
         print(f"the longest of {len(result)} requests took {result.worst * 1000:.0f} ms")
-        assert result.worst < 1.0, "requests waited for an import"
+        assert result.worst < 1.5, "requests waited for an import"
 
         (pid,) = stage.pids("sleeper")
         reload = stage.reload(program="sleeper")
