@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from sockshare.broker.observer import Observer
-from sockshare.kernel import processes
-from tests.support.registered import APP, ROOT, Server, inode, listen, start
+from sockshare.kernel import epoll, processes
+from tests.support.registered import ROOT, inode, listen, start
 
 NOBODY = 65534
 
@@ -60,39 +60,40 @@ def test_it_is_said_why_a_process_cannot_be_looked_into(listener: socket.socket)
         ]
 
 
-class OnDescriptor0(Server):
-    """As an ``[fcgi-program:]`` has its listener."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        shell = f"exec {sys.executable} {APP} level 77 {sock.fileno()} <&{sock.fileno()}"
-        super().__init__(sock, ["sh", "-c", shell])
+#: As an ``[fcgi-program:]`` has its listener.
+ON_DESCRIPTOR_0 = """
+import select, time
+poll = select.epoll()
+poll.register(0, select.EPOLLIN)
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 def test_listener_on_descriptor_0_is_observed_and_suspended(listener: socket.socket) -> None:
     """Though nobody has shared it with us; no duplicate of it is kept, which would keep it bound."""
-    observer = Observer({})
-    server = OnDescriptor0(listener)
-    try:
-        assert server.line() == "ready"
-        names = observer.listeners(server.pid)
-        assert names == (f"socket:[{inode(listener)}]",)
-        assert observer.look(server.pid, names) == (frozenset({inode(listener)}), "")
-        before = processes.descriptors(os.getpid())
+    observer, words = Observer({}), [sys.executable, "-c", ON_DESCRIPTOR_0]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=listener.fileno(), stdout=pipe, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            names = observer.listeners(server.pid)
+            assert names == (f"socket:[{inode(listener)}]",)
+            assert observer.look(server.pid, names) == (frozenset({inode(listener)}), "")
+            before = [target for _, target in processes.descriptors(os.getpid()) if target == names[0]]
 
-        async def play() -> str:
-            said = await observer.suspend(server.pid, names)
-            assert server.registration.suspended
-            assert await observer.resume(server.pid, names) == 1
-            return said
+            async def play() -> str:
+                said = await observer.suspend(server.pid, names)
+                assert epoll.registrations(server.pid, [inode(listener)])[0].suspended
+                assert await observer.resume(server.pid, names) == 1
+                return said
 
-        assert asyncio.run(play()) == f"1 registration of pid {server.pid} suspended"
-        assert server.registration.armed
-        mine = f"socket:[{inode(listener)}]"
-        now = processes.descriptors(os.getpid())
-        assert [fd for fd, target in now if target == mine] == [fd for fd, target in before if target == mine]
-    finally:
-        server.process.kill()
-        server.process.communicate()
+            assert asyncio.run(play()) == f"1 registration of pid {server.pid} suspended"
+            assert epoll.registrations(server.pid, [inode(listener)])[0].armed
+            assert [target for _, target in processes.descriptors(os.getpid()) if target == names[0]] == before
+        finally:
+            server.kill()
 
 
 def test_other_sockets_on_descriptor_0_are_no_listeners() -> None:
