@@ -268,7 +268,7 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
         mistakes += more
         if spec is not None:
             mistakes += check_givers(section, PREFIX, spec, every)
-            programs[name] = spec if kind == "program" else _of_fcgi(spec, get(section, "startsecs"))
+            programs[name] = spec
     return programs
 
 
@@ -291,11 +291,3 @@ def _check_commands(
             except ValueError:
                 continue  # supervisord's to say
             mistakes += check_command(section, "command", command, program.sockets, specs)
-
-
-def _of_fcgi(spec: ProgramSpec, startsecs: str) -> ProgramSpec:
-    """An fcgi-program's socket is supervisord's own: it is ready when supervisord says RUNNING."""
-    if spec.ready != "auto" or spec.sockets:
-        return spec
-    seconds = float(startsecs) if re.fullmatch("[0-9]{1,5}", startsecs) else 1.0
-    return msgspec.structs.replace(spec, ready="hold", ready_hold=max(spec.ready_hold, seconds))

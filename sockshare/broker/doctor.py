@@ -10,6 +10,7 @@ from sockshare.core.errors import ManagerError
 from sockshare.kernel.features import features
 
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .observer import Observer
 from .reloading import Reloading
 from .retirements import Retirements
@@ -18,7 +19,7 @@ from .status import status_document
 
 
 async def examine(
-    state: State, reloading: Reloading, retirements: Retirements, host: HostLink
+    state: State, reloading: Reloading, retirements: Retirements, leftovers: Leftovers, host: HostLink
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Every finding, the worst first, and the document of `status` that it is about."""
     silent = None
@@ -26,7 +27,7 @@ async def examine(
         await host.ask("processes")
     except ManagerError as error:
         silent = str(error)
-    facts = await status_document(state, reloading, retirements, host)
+    facts = await status_document(state, reloading, retirements, leftovers, host)
     return await state.holders.worker.do(_findings, facts, state.observer, silent), facts
 
 

@@ -35,6 +35,7 @@ from .doctor import examine
 from .endpoint import HOST, Caller, Request, described, read
 from .handout import HandOut
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .reloading import Reloading
 from .retirements import Retirements
 from .roster import Managed
@@ -64,6 +65,7 @@ class Operations:
         handout: HandOut,
         reloading: Reloading,
         retirements: Retirements,
+        leftovers: Leftovers,
         link: HostLink,
         said: Callable[[Managed, str, str | None], None],
         taken_up: asyncio.Task[None],
@@ -80,8 +82,8 @@ class Operations:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = Turns()
-        self._documents = Shared(lambda: status_document(state, reloading, retirements, link))
-        self._findings = Shared(lambda: examine(state, reloading, retirements, link))
+        self._documents = Shared(lambda: status_document(state, reloading, retirements, leftovers, link))
+        self._findings = Shared(lambda: examine(state, reloading, retirements, leftovers, link))
         introductions = handout.introductions
         self._operations: dict[str, _Operation] = {
             "receive": introductions.receive,
@@ -272,6 +274,10 @@ class Operations:
             for event in events:
                 self._state.reply(caller, {"event": event})
             return answer
+        before = self._reloading.running.get(spec.name)
+        if before is not None and before.answer is None:
+            await before.be_told()  # what is left over is its command's to hear of
+            return await self._reload(caller, request)
         follower = None if caller.route == HOST else caller
         self._reloading.begin(plan, expectation, facts.get("stderr"), follower)
         return None

@@ -33,11 +33,15 @@ async def make(
     old = [Process(managed.pid, managed.name) for managed in members]
     surplus = tuple(one["pid"] for one in facts["processes"] if one.get("surplus"))
     added = int(facts.get("missing", 0))
+    sockets = frozenset(spec.sockets)
+    if not sockets:
+        listeners = [await state.observer.worker.do(state.observer.listeners, managed.pid) for managed in members]
+        sockets = frozenset().union(*listeners)
     look = state.registrations.evidence
-    looks = await asyncio.gather(*(look(managed, spec.sockets, patient=True) for managed in members))
+    looks = await asyncio.gather(*(look(managed, sockets, patient=True) for managed in members))
     said = frozenset().union(*(evidence.said for evidence in looks))
     registered = frozenset().union(*(evidence.registered for evidence in looks))
-    expectation = Expectation(spec.ready, frozenset(spec.sockets), Evidence(said, registered))
+    expectation = Expectation(spec.ready, sockets, Evidence(said, registered))
     plan = Plan(
         program=spec.name,
         key=key,
@@ -58,6 +62,7 @@ async def make(
         surplus=surplus,
         added=added,
         configuration=facts.get("configuration"),
+        ready_key=state.key("ready"),
     )
     return plan, expectation
 

@@ -15,6 +15,7 @@ from sockshare.core.steps import Plan
 from .endpoint import Caller
 from .hostlink import HostLink
 from .introductions import Introductions
+from .leftovers import Leftovers
 from .reloads import Reload, Services
 from .roster import Known, Managed
 from .state import State
@@ -36,8 +37,11 @@ class Reloading:
         records: What the broker before had the host keep.
     """
 
-    def __init__(self, state: State, introductions: Introductions, link: HostLink, records: Records) -> None:
+    def __init__(
+        self, state: State, introductions: Introductions, link: HostLink, records: Records, leftovers: Leftovers
+    ) -> None:
         self._state = state
+        self._leftovers = leftovers
         self._introductions = introductions
         self._link = link
         self.running: dict[str, Reload] = {}
@@ -59,6 +63,7 @@ class Reloading:
             self._introductions,
             state.addresses,
             state.reply,
+            self._leftovers,
         )
 
     def take_up(self) -> None:
@@ -80,9 +85,9 @@ class Reloading:
                     self._give_up(program, key, f"it can't be taken up ({error!r})")
 
     def begin(self, plan: Plan, expectation: Expectation, stderr: str | None, follower: Caller | None) -> None:
-        """Begin a reload; one that is running, and only drains, ends, and what it drains is the new one's."""
+        """Begin a reload; one that was told, and only drains, ends, and what it drains is the new one's."""
         before = self.running.get(plan.program)
-        turns, effects = ([], []) if before is None else before.supersede()
+        turns = [] if before is None else before.supersede()
         reload = Reload(self.services(), plan, expectation, self.ended, stderr, turns)
         self.running[plan.program] = reload
         if follower is not None:
@@ -90,7 +95,7 @@ class Reloading:
         # In this order: who drains is in the journal all the time.
         reload.begin()
         if before is not None:
-            before.end(effects)
+            before.end()
 
     def _give_up(self, program: str, key: str | None, why: str) -> None:
         """Let the reload of *program* be over as it stands, and its command know."""

@@ -19,12 +19,14 @@ from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Answer, Before, Running
 from sockshare.core.rollout import Rollout, State, Turn
 from sockshare.core.steps import Plan, Process
+from sockshare.kernel import processes
 
 from .drain import Address, Drainer, Left
 from .endpoint import Caller
 from .giving_up import spare
 from .hostlink import HostLink
 from .introductions import Introductions
+from .leftovers import Leftovers
 from .observer import Observer
 from .registrations import Registrations
 from .roster import Known, Managed, Roster
@@ -58,6 +60,7 @@ class Services(NamedTuple):
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
+    leftovers: Leftovers
 
 
 Ended = Callable[["Reload", dict[str, Any]], None]
@@ -108,6 +111,8 @@ class Reload:
         self._left: set[int] = set()  # the pids of those that are another reload's to drain
         self._verifying: asyncio.Task[None] | None = None
         self._noticed: set[object] = set()  # how the new process was seen to wait for connections
+        self._lacking: dict[int, str] = {}  # what new processes were last seen to lack
+        self._told = asyncio.Event()
         self._failures = 0  # how many brokers have ended by a bug in it
         self._patience: dict[int, float] = {}  # what those that are given up need of it, once that is known
 
@@ -178,14 +183,19 @@ class Reload:
         for process in found.awaited:
             reload._run(reload._observe(process))
 
-    def supersede(self) -> tuple[list[Turn], list[steps.Effect]]:
-        """Be over: the turns for the next reload, whose old processes drain still, and what `end` needs."""
+    async def be_told(self) -> None:
+        """Have its command told what came of it, without waiting for those that drain still."""
+        self._guard(lambda: self._perform(self._rollout.hurry(_now())))
+        await self._told.wait()
+
+    def supersede(self) -> list[Turn]:
+        """Be over, its command told: the turns for the next reload, whose old processes drain still."""
         self._left = {process.pid for process in self.draining}
         return self._rollout.supersede(_now())
 
-    def end(self, effects: list[steps.Effect]) -> None:
-        """Say what there is to say after `supersede`."""
-        self._perform(effects)
+    def end(self) -> None:
+        """Leave the journal after `supersede`."""
+        self._perform([])
 
     def cancel(self, reason: str) -> None:
         """Undo it, if the switch has not happened."""
@@ -276,6 +286,8 @@ class Reload:
                 self._run(self._take_place(effect))
             elif isinstance(effect, steps.Settle):
                 self._settling.add(self._run(self._settle(effect)))
+            elif isinstance(effect, steps.Sweep):
+                self._run(self._sweep(effect))
             elif isinstance(effect, steps.Report):
                 self._report(effect)
             else:
@@ -405,6 +417,11 @@ class Reload:
             return
         evidence = await self._services.registrations.evidence(managed, self._expectation.sockets)
         how = self._expectation.shown_by(evidence)
+        if how is None:
+            lacking = self._expectation.lacking(evidence, self._rollout.plan.ready_key)
+            if lacking != self._lacking.get(managed.pid):
+                self._lacking[managed.pid] = lacking
+                self._feed(steps.Unready(managed.pid, lacking))
         if how is None and evidence.registered:
             await self._hold_back(managed.pid)
         if how is None or not self._awaits(managed.pid):
@@ -431,6 +448,7 @@ class Reload:
             effect = await self._spared(effect)
         else:
             for pid in effect.retire:  # once more: a worker may have been forked, and have registered, since the switch
+                await self._remember_family(pid)
                 await self._services.registrations.suspend(pid, self._expectation.sockets)
         try:
             stopped = await self._have_settled(effect)
@@ -453,6 +471,20 @@ class Reload:
             await ask("replace", program=self.program, retire=retire, known=known, configuration=configuration)
         except ManagerError as error:  # a host of the version before; `settle` does it too
             log.debug("%s: %s", self.program, error)
+
+    async def _sweep(self, effect: steps.Sweep) -> None:
+        outcome = await self._services.leftovers.end(
+            self.program, self._rollout.plan, self._expectation.sockets, effect.pid
+        )
+        left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program, runs=False)}" for one in outcome.left)
+        self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left, effect.pid))
+
+    async def _remember_family(self, pid: int) -> None:
+        """Have the tree of *pid*, which is about to be stopped, known when it is not below it any more."""
+        managed = self._services.roster.managed(pid)
+        if managed is not None:
+            managed.family |= await self._services.observer.worker.do(processes.identified_tree, pid)
+            self._services.roster.note(managed)
 
     async def _have_settled(self, effect: steps.Settle) -> bool:
         """Have the manager do it; whether all of the program was stopped meanwhile."""
@@ -570,6 +602,7 @@ class Reload:
             "seconds": self._seconds(),
             "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
         }
+        self._told.set()
         # In this order: whoever was told must find it so when the broker is killed, or the next reload is asked for.
         if self._rollout.state is State.ENDED:
             self._end()

@@ -25,6 +25,7 @@ from .door import Door
 from .endpoint import Caller, Endpoint
 from .handout import HandOut
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .notify import NotifySocket, Refused
 from .operations import Operations
 from .reloading import Reloading
@@ -70,7 +71,8 @@ class Broker:
         )
         self._handout = HandOut(state, self._notify_path)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
-        self._reloading = Reloading(state, self._handout.introductions, link, records)
+        self._leftovers = Leftovers(state, link, hello.directory)
+        self._reloading = Reloading(state, self._handout.introductions, link, records, self._leftovers)
         self._retirements = Retirements(state, self._reloading, link)
         self._authority = Authority(state.manager)
         self._uids = {0, os.geteuid(), state.manager["uid"], *hello.uids, *self._authority.owner()}
@@ -81,7 +83,15 @@ class Broker:
         taken_up = self._loop.create_task(self._take_up(records, dict(zip(hello.notify, notified, strict=True))))
         taken_up.add_done_callback(asyncio.Task.result)  # what it raises ends this broker: without it nothing is right
         self._operations = Operations(
-            state, self._handout, self._reloading, self._retirements, link, self._said, taken_up, self._authority
+            state,
+            self._handout,
+            self._reloading,
+            self._retirements,
+            self._leftovers,
+            link,
+            self._said,
+            taken_up,
+            self._authority,
         )
         self._door = Door(listeners["door"], self._handout, self._hello, self._is_admitted, self._door_trouble)
         filtered = self._uids if self._filters else ()
@@ -197,6 +207,7 @@ class Broker:
             listening[1].close()
         self._reloading.died(known)
         self._retirements.died(known)
+        self._leftovers.look_after_deaths()
 
     def _expire(self) -> None:
         self._handout.expire()
@@ -215,7 +226,8 @@ class Broker:
         for name, facts in programs.items():
             if name in self._state.programs:
                 self._state.roster.enter_all(name, facts["processes"])
-        self._state.roster.forget_the_dead()
+        if self._state.roster.ended:
+            self._leftovers.look_after_deaths()
         # Not before the processes are known: what is heard of an unknown one is lost.
         for pid, fd in notify.items():
             self._listen_to(pid, f"{self._directory}/notify/{pid}", fd)

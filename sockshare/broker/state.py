@@ -55,7 +55,7 @@ class State:
         self.fail = fail
         self.manager: dict[str, Any] = msgspec.to_builtins(hello.manager)
         #: The key by which a program's section names its sockets.
-        self.sockets_key = "sockshare.sockets" if self.manager["kind"] == "circus" else "sockshare_sockets"
+        self.sockets_key = self.key("sockets")
         self.learn(hello)
         self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
@@ -68,6 +68,10 @@ class State:
             link, self.observer, self.sockets, self.shared, records, stored, reply, self._may_have, self._ready_timeout
         )
         self.roster = Roster(link, records, on_death=on_death)
+
+    def key(self, name: str) -> str:
+        """What the key *name* of ours is called in a program's section."""
+        return f"sockshare{'.' if self.manager['kind'] == 'circus' else '_'}{name}"
 
     @property
     def warnings(self) -> list[str]:
@@ -91,7 +95,8 @@ class State:
 
     def addresses(self, names: Iterable[str]) -> list[Address]:
         """Where the TCP ones of the sockets *names* listen."""
-        return [address for name in sorted(names) if (address := address_of(self.shared[name][1])) is not None]
+        shared = sorted(self.shared.keys() & set(names))
+        return [address for name in shared if (address := address_of(self.shared[name][1])) is not None]
 
     def entitled(self, known: Known, name: str | None) -> None:
         """Refuse *known* the socket *name* if it may not have it.

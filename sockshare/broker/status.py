@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sockshare.core.errors import ManagerError
+from sockshare.core.leftovers import Leftover
 from sockshare.core.registration_steps import Means, Standing
 from sockshare.kernel import connections, listeners
 from sockshare.kernel.holders import Scan
 
 from . import holders
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .line import Line
 from .observer import Facts
 from .reloading import Reloading
@@ -27,13 +29,15 @@ VERSION = 1
 
 
 async def status_document(
-    state: State, reloading: Reloading, retirements: Retirements, host: HostLink
+    state: State, reloading: Reloading, retirements: Retirements, leftovers: Leftovers, host: HostLink
 ) -> dict[str, Any]:
     """The document, as interface version 1 has it; every part that can't be learned is null."""
+    told: dict[str, Any] | None = None
     try:
-        programs = (await host.ask("processes"))["programs"]
+        told = (await host.ask("processes"))["programs"]
     except ManagerError:
-        programs = {}
+        pass
+    programs = told or {}
     specs = dict(state.programs)  # a new configuration is the next document's
     members = {
         name: state.roster.enter_all(name, facts["processes"]) for name, facts in programs.items() if name in specs
@@ -51,6 +55,7 @@ async def status_document(
         listed = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
         sockets.append(_socket(state, name, listed, scan, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
+    left = await leftovers.find(told, scan)
     left_out = await _add_others(state, sockets, members, scan)
     return {
         "version": VERSION,
@@ -60,7 +65,13 @@ async def status_document(
         "manager": {"kind": state.manager["kind"], "pid": state.manager["pid"]},
         "broker": {"pid": os.getpid(), "refusals": state.refusals},
         "sockets": sockets,
-        "programs": [_program(state, reloading, retirements, name, programs.get(name)) for name in state.programs],
+        "programs": [
+            {
+                **_program(state, reloading, retirements, name, programs.get(name)),
+                "leftovers": [_leftover(name, one, programs.get(name)) for one in left.get(name, ())],
+            }
+            for name in state.programs
+        ],
         "scan": {
             "looked": scan.looked,
             "refused": len(scan.refused),
@@ -104,6 +115,16 @@ def _program(
         "numprocesses": None if facts is None else facts["numprocesses"],
         "sockets": list(state.programs[name].sockets),
         "reload": reload,
+    }
+
+
+def _leftover(program: str, one: Leftover, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "pid": one.pid,
+        "command": one.command,
+        "socket": one.socket,
+        "unseen": one.unseen or None,
+        "remedy": one.remedy(program, runs=facts is not None and bool(facts["active"])),
     }
 
 

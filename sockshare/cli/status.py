@@ -121,6 +121,10 @@ def remarks(document: _Document) -> list[str]:
         said.append(f"for {scan['unfinished']} the time did not suffice")
     remarks = [_VIEWS[document["view"]]] if document.get("view") in _VIEWS else []
     remarks += [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
+    for program in document.get("programs", ()):
+        for one in program.get("leftovers", ()):
+            whose = f"{program['name']}: pid {one['pid']} ({one['command']})"
+            remarks.append(f"{whose} is left over, on {one['socket']}: {one['remedy']}")
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks

@@ -44,6 +44,7 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
         *_of_kernel(facts),
         *(one for entry in facts["sockets"] for one in _of_socket(entry, facts["programs"], words)),
         *_of_processes(facts, words),
+        *_of_leftovers(facts),
     ]
     return sorted(dict.fromkeys(found), key=lambda one: one.level != "problem")
 
@@ -100,6 +101,16 @@ def _of_processes(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
             sentences = list(_of_holder(entry["name"], holder, holder["program"] in reloading, facts, words))
             for level, sentence in sentences:
                 yield Finding(level, subject_of(holder), sentence)
+
+
+def _of_leftovers(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    for program in facts["programs"]:
+        for one in program.get("leftovers", ()) if program["reload"]["state"] == "idle" else ():
+            whose = f"pid {one['pid']} ({one['command']})"
+            said = f"{whose} is left over, and serves {one['socket']} beside it: {one['remedy']}"
+            if one["unseen"]:
+                said = f"{whose} is left over, and may serve {one['socket']} beside it: {one['remedy']}"
+            yield Finding("problem", f"program {program['name']}", said)
 
 
 def subject_of(holder: Mapping[str, Any]) -> str:

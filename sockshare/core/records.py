@@ -24,6 +24,8 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     ready: str | None = None
     status: str = ""
     warning: str = ""
+    program: str = ""
+    family: frozenset[tuple[int, int]] = frozenset()  # pid and start of each process of its tree, before it was stopped
 
 
 class Generation(msgspec.Struct, frozen=True):

@@ -15,11 +15,14 @@ Theory of operation. A reload replaces a program's processes one by one; each re
     RESPAWN the new one died when there was no old one to go back to: the manager's next one takes its place
     UNDO   a failure before STOP: the old one is resumed; the new one is held back, finishes what it has accepted, if
            it does so soon, and is killed
+    SWEEP  what the new one has left, if it was undone, is ended
 
 Turns overlap: while fewer than `max_draining` old processes are in DRAIN or STOP, the next turn begins. A process that
 the configuration has no place for any more has a turn in which nothing comes; one that it has a place more for, a turn
 in which nothing goes. The command is told *done* when every new process serves and what is left of the old version
 takes nothing new; the machine goes on to the end of that, or hands it to the reload that comes next (`supersede`).
+Before it is told, and when the last turn has ended, what is left over of the old version is ended: servers of wrappers,
+workers of masters that have died.
 
 An old process that dies before the switch leaves its place to the new one, whose turn goes on. A manager that does not
 answer when a process is to go is asked until it does, if need be after whoever waits for the reload was told so: it may
@@ -65,9 +68,12 @@ from .steps import (
     StartRefused,
     Stopped,
     Suspend,
+    Sweep,
+    Swept,
     Switched,
     TakePlace,
     Tick,
+    Unready,
     Verified,
     Verify,
     VerifyFailed,
@@ -87,6 +93,7 @@ class State(Enum):
     STOP = "stop"
     RESPAWN = "respawn"
     UNDO = "undo"
+    SWEEP = "sweep"
     ENDED = "ended"
 
 
@@ -94,6 +101,8 @@ class State(Enum):
 _LEAVING = (State.DRAIN, State.STOP)
 #: The states before those, of which one turn may be in at a time.
 _IN_FRONT = (State.START, State.WARM, State.HOLD, State.SWITCH, State.VERIFY, State.QUIESCE)
+#: Those of a turn that has failed.
+_UNDONE = (State.UNDO, State.SWEEP)
 
 #: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
 _STOP_GRACE = 10.0
@@ -184,6 +193,7 @@ class Turn:
     overlaps: bool = False
     settled: bool = False
     silence: str = ""  # why the manager has not answered
+    lacking: str = ""  # what the new one was last seen to lack; seen anew by the next broker
     verified: str = ""
 
     @property
@@ -228,6 +238,10 @@ class Rollout:
         self._served: float | None = None  # since when nothing is left to do but to let old ones drain
         self._notes: list[str] = []
         self._over = False
+        self._is_waited_for = False  # the next reload's command waits for this one's to be told
+        self._sweeping: int | None = None  # how many turns there were when what is left over began to be ended
+        self._swept: int | None = None  # and when that was last done
+        self._left = ""  # what it could not end
         self._asked: _Question | None = None
         self._asking: list[Turn] = []  # who has yet to ask the manager
 
@@ -238,7 +252,9 @@ class Rollout:
         """Where it is: the state of its foremost turn."""
         if self._over:
             return State.ENDED
-        return State.START if self._front is None else self._front.state
+        if self._front is None:
+            return State.START if self._sweeping is None else State.SWEEP
+        return self._front.state
 
     @property
     def deadline(self) -> float | None:
@@ -246,7 +262,7 @@ class Rollout:
         if self._over:
             return None
         times = [turn.deadline for turn in self._turns if turn.deadline is not None]
-        if self._served is not None and not self.answered:
+        if self._served is not None and not self.answered and self._sweeping is None:
             times.append(self._answer_at)
         return min(times, default=None)
 
@@ -295,9 +311,9 @@ class Rollout:
     def concerns(self, pid: int) -> bool:
         """Whether it matters why *pid* has died: it is in the middle of its turn, and was not told to stop."""
         for turn in self._turns:
-            if turn.newcomer is not None and turn.newcomer.pid == pid and turn.state is not State.UNDO:
+            if turn.newcomer is not None and turn.newcomer.pid == pid and turn.state not in _UNDONE:
                 return True
-            if turn.old is not None and turn.old.pid == pid and turn.state not in (State.STOP, State.UNDO):
+            if turn.old is not None and turn.old.pid == pid and turn.state not in (State.STOP, *_UNDONE):
                 return True
         return False
 
@@ -318,8 +334,9 @@ class Rollout:
 
     @property
     def only_drains(self) -> bool:
-        """Whether nothing is left to do but to let old processes drain: another reload may `supersede` this one."""
-        return not self._over and self._serves
+        """Whether nothing is left to do but to let old processes drain, or to end what they have left: another reload
+        may `supersede` this one, once it has been `answered`."""
+        return not self._over and (self._serves or (self.answered and not self._turns))
 
     def begin(self, now: float) -> list[Effect]:
         """Begin the first turn."""
@@ -335,15 +352,19 @@ class Rollout:
             ]
         return [*effects, *self._go_on(now)]
 
-    def supersede(self, now: float) -> tuple[list[Turn], list[Effect]]:
-        """End this reload, which `only_drains`: the turns that the next one is given, and what is left to say."""
-        effects = [] if self.answered else self._say_done(now)
+    def hurry(self, now: float) -> list[Effect]:
+        """Have the command told as soon as what is left over has ended, whatever drains still."""
+        self._is_waited_for = True
+        return self._go_on(now)
+
+    def supersede(self, now: float) -> list[Turn]:
+        """End this reload, which `only_drains` and is `answered`: the turns that the next one is given."""
         turns, self._turns, self._over = self._turns, [], True
         for turn in turns:
             turn.newcomer, turn.newcomer_gone, turn.alone = None, "", True  # it is one of the next reload's
             if turn.state is State.DRAIN and self.plan.hand_over:
                 turn.deadline = now  # to whom it hands its connections may go next
-        return turns, effects
+        return turns
 
     def feed(self, event: Event, now: float) -> list[Effect]:
         """Take *event* at *now* (monotonic seconds); one that means nothing in this state changes nothing."""
@@ -355,6 +376,8 @@ class Rollout:
                 self._notes.append(f"{_named(gone)} was stopped by its manager meanwhile")
             return self._go_on(now)
         effects: list[Effect] = []
+        if isinstance(event, Swept) and event.of is None:
+            effects += self._all_swept(event, now)
         for turn in self._concerned(event):
             transition = _TRANSITIONS.get((turn.state, type(event)))
             if transition is not None:
@@ -427,7 +450,8 @@ class Rollout:
         rollout.began = found.began
         rollout.answered = found.answered
         rollout._failure = found.failure
-        rollout._result = "rolled_back" if any(turn.state is State.UNDO for turn in rollout._turns) else ""
+        if any(turn.state in _UNDONE for turn in rollout._turns):
+            rollout._result = "failed" if found.failure[0] is ExitStatus.NOT_SERVING else "rolled_back"
         rollout._served = found.served
         rollout._size = rollout._size if found.size is None else found.size
         rollout._notes = list(found.notes)
@@ -464,6 +488,8 @@ class Rollout:
             return [self._find(turn)]
         if turn.state is State.UNDO:
             return self._enter_undo(turn, now)
+        if turn.state is State.SWEEP:
+            return self._enter_sweep(turn)
         return []
 
     def _enter_leaving_again(self, turn: Turn, now: float) -> list[Effect]:
@@ -549,11 +575,16 @@ class Rollout:
             effects.append(HoldBack(turn.newcomer.pid))
         return [*effects, *self._ask(turn)]
 
+    def _enter_sweep(self, turn: Turn) -> list[Effect]:
+        turn.state, turn.deadline = State.SWEEP, None  # who sweeps bounds his own time
+        # The old version serves: only what the new one has left may be ended.
+        return [Sweep(turn.newcomer and turn.newcomer.pid)]
+
     # Going on from one turn to the next, and to the end.
 
     @property
     def _front(self) -> Turn | None:
-        for states in (_IN_FRONT, (State.UNDO, State.RESPAWN)):
+        for states in (_IN_FRONT, (*_UNDONE, State.RESPAWN)):
             found = [turn for turn in self._turns if turn.state in states]
             if found:
                 return found[-1]
@@ -573,6 +604,8 @@ class Rollout:
     def _answer_at(self) -> float:
         """When the command is told, whatever drains still."""
         assert self._served is not None
+        if self._is_waited_for:
+            return self._served
         turns = max(1, len(self.plan.old) + self.plan.added)
         return self._served + max(_DRAIN_WAIT / turns, _DRAIN_SHARE * (self._served - self.began))
 
@@ -593,41 +626,78 @@ class Rollout:
 
     def _end_if_over(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        if self._failure[0] is ExitStatus.OK and not self._is_to_come and not self._turns:
-            if self._notes and not self._replaced and self.plan.old and not self.plan.alone:
-                self._fail(None, ExitStatus.INTERNAL, f"{'; '.join(self._notes)}; nothing was replaced")
-            else:
-                effects += self._say_done(now)
         has_failed = self._failure[0] is not ExitStatus.OK
+        is_through = not (has_failed or self._is_to_come or self._turns)
+        if is_through and self._notes and not self._replaced and self.plan.old and not self.plan.alone:
+            self._fail(None, ExitStatus.INTERNAL, f"{'; '.join(self._notes)}; nothing was replaced")
+            has_failed = True
         if has_failed and all(map(_leaves, self._turns)) and not (self.answered and self._turns):
             effects += self._say_failed(now)
-        if self._turns or (self._is_to_come and self._failure[0] is ExitStatus.OK):
+        if self._turns or (self._is_to_come and not has_failed):
             if not self.answered:
                 self._served = (self._served or now) if self._serves else None
             is_ours = self.plan.newcomer is None and not self.plan.alone  # somebody waits for it
-            if is_ours and self._served is not None and now >= self._answer_at:
-                effects += self._say_done(now)
+            if is_ours and not self.answered and self._served is not None and now >= self._answer_at:
+                effects += self._sweep(now)
             return effects
-        self._over = True
+        if has_failed:
+            self._over = True
+            return effects
+        return [*effects, *self._sweep(now)]
+
+    def _sweep(self, now: float) -> list[Effect]:
+        """Say that it is done when what is left over has been ended; again where a turn has ended meanwhile."""
+        if self._swept == len(self._turns):
+            self._over = not self._turns
+            return self._say_done(now)
+        if self._sweeping is not None:
+            return []
+        self._sweeping = len(self._turns)
+        return [Sweep()]
+
+    def _all_swept(self, event: Swept, now: float) -> list[Effect]:
+        if self._sweeping is None:
+            return []
+        self._swept, self._sweeping = self._sweeping, None
+        effects: list[Effect] = []
+        if event.ended:
+            effects.append(self._report("stop", None, now, f"left over, and ended: {event.ended}"))
+        if event.left and event.left != self._left and self._failure[0] is ExitStatus.OK:
+            self._left = event.left
+            effects += self._say_left(now)
         return effects
+
+    def _say_left(self, now: float) -> list[Effect]:
+        reason = "; ".join([f"the new version serves, and so does {self._left}", *self._what_drains, *self._notes])
+        effects: list[Effect] = [self._report("failed", self._newest, now, reason)]
+        if not self.answered:
+            self.answered = True
+            effects.append(Finish("failed", ExitStatus.NOT_SERVING, reason))
+        return effects
+
+    @property
+    def _what_drains(self) -> list[str]:
+        return [
+            f"{_named(old)} takes nothing new, and has up to {_limit(self.plan):g} s to finish what it has"
+            for old in self.draining
+        ]
+
+    @property
+    def _newest(self) -> Process | None:
+        return self._replaced[-1] if self._replaced else self.newcomer
 
     def _say_done(self, now: float) -> list[Effect]:
         if self.answered:
             return []
         self.answered = True
-        left = [
-            f"{_named(old)} takes nothing new, and has up to {_limit(self.plan):g} s to finish what it has"
-            for old in self.draining
-        ]
-        reason = "; ".join([*left, *self._notes])
-        newest = self._replaced[-1] if self._replaced else self.newcomer
-        return [self._report("done", newest, now, reason), Finish("ok", ExitStatus.OK, reason)]
+        reason = "; ".join([*self._what_drains, *self._notes])
+        return [self._report("done", self._newest, now, reason), Finish("ok", ExitStatus.OK, reason)]
 
     def _say_failed(self, now: float) -> list[Effect]:
         status, reason = self._failure
         if self.answered:  # of one that was said to be done it is news
             return [] if self._served is None else [self._report("failed", self._failed, now, reason)]
-        self.answered = True
+        self.answered, self._served = True, None
         step = "rolled_back" if self._result == "rolled_back" else "failed"
         return [self._report(step, self._failed, now, reason), Finish(step, status, reason)]
 
@@ -657,7 +727,7 @@ class Rollout:
 
     def _started(self, turn: Turn, event: Started, now: float) -> list[Effect]:
         turn.state, turn.newcomer, turn.deadline = State.WARM, event.process, now + self.plan.ready_timeout
-        turn.overlaps = turn.old is not None
+        turn.overlaps, turn.lacking = turn.old is not None, ""
         self._size += turn.old is None
         effects: list[Effect] = [self._report("start", turn.newcomer, now)]
         return [*effects, *self._ask(turn)] if turn.old_gone else effects
@@ -702,6 +772,11 @@ class Rollout:
             return []
         return [HoldBack(turn.newcomer.pid)]
 
+    def _unready(self, turn: Turn, event: Unready, now: float) -> list[Effect]:
+        if turn.newcomer is not None and event.pid == turn.newcomer.pid:
+            turn.lacking = event.reason
+        return []
+
     def _ready(self, turn: Turn, event: Ready, now: float) -> list[Effect]:
         if turn.newcomer is None or event.pid != turn.newcomer.pid:
             return []
@@ -744,7 +819,8 @@ class Rollout:
     def _tick_warm(self, turn: Turn, event: Tick, now: float) -> list[Effect]:
         if _due(turn, now):
             assert turn.newcomer is not None
-            reason = f"was not ready within {self.plan.ready_timeout:g} s: no sign of {self.plan.awaited}"
+            lacking = turn.lacking or f"no sign of {self.plan.awaited}"
+            reason = f"was not ready within {self.plan.ready_timeout:g} s: {lacking}"
             return self._undo(turn, ExitStatus.TIMED_OUT, f"{_named(turn.newcomer)} {reason}", now)
         return self._undo_if_expired(turn, now)
 
@@ -847,10 +923,26 @@ class Rollout:
     def _end_if_undone(self, turn: Turn, now: float) -> list[Effect]:
         if not turn.settled or (turn.newcomer is not None and not turn.newcomer_gone):
             return []
+        return self._end_undone(turn, Swept(), now) if turn.newcomer is None else self._enter_sweep(turn)
+
+    def _gone_in_sweep(self, turn: Turn, event: Gone, now: float) -> list[Effect]:
+        if turn.old is not None and event.pid == turn.old.pid:
+            turn.old_gone = True
+        return []
+
+    def _swept_undone(self, turn: Turn, event: Swept, now: float) -> list[Effect]:
+        if turn.newcomer is None or event.of != turn.newcomer.pid:
+            return []
+        return self._end_undone(turn, event, now)
+
+    def _end_undone(self, turn: Turn, swept: Swept, now: float) -> list[Effect]:
         status, reason = self._failure
         if turn.old_gone and turn.old is not None and not turn.old_stopped and status is not ExitStatus.NOT_SERVING:
             self._failure = ExitStatus.NOT_SERVING, f"{reason}; and {_named(turn.old)} has died meanwhile"
             self._result = "failed"
+        if swept.left:
+            reason = f"{self._failure[1] or turn.stopped}; and what it has left serves beside the old one: {swept.left}"
+            self._failure, self._result = (ExitStatus.NOT_SERVING, reason), "failed"
         if self._result == "rolled_back":
             self._failed = turn.old
         self._end(turn)
@@ -1018,6 +1110,7 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.START, Tick): Rollout._tick_start,
     (State.START, Cancelled): Rollout._cancelled,
     (State.WARM, Registered): Rollout._registered,
+    (State.WARM, Unready): Rollout._unready,
     (State.WARM, Ready): Rollout._ready,
     (State.WARM, Gone): Rollout._gone,
     (State.WARM, Stopped): Rollout._stopped,
@@ -1059,6 +1152,8 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.UNDO, Gone): Rollout._gone_in_undo,
     (State.UNDO, SettleRefused): Rollout._undo_refused,
     (State.UNDO, Tick): Rollout._tick_undo,
+    (State.SWEEP, Gone): Rollout._gone_in_sweep,
+    (State.SWEEP, Swept): Rollout._swept_undone,
 }
 
 

@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
+    ready_key: str = "ready"  # what its section calls what shows that a process is ready
     alone: bool = False  # the one old process goes, and nothing comes in its place
     max_draining: int = 1  # how many old processes may drain at once
     surplus: tuple[int, ...] = ()  # the pids of those of *old* that the configuration has no place for any more
@@ -68,6 +69,14 @@ class Registered:
     """*pid* was seen to wait for connections, by an event registration that was not seen before or otherwise."""
 
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """*pid* is not ready yet; *reason* says what it lacks, and what to do."""
+
+    pid: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,18 @@ class SettleRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing.
+
+    *of* is the pid that `Sweep` named.
+    """
+
+    ended: str = ""
+    left: str = ""
+    of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -158,6 +179,7 @@ Event = (
     Started
     | StartRefused
     | Registered
+    | Unready
     | Ready
     | Gone
     | Stopped
@@ -167,6 +189,7 @@ Event = (
     | Drained
     | Settled
     | SettleRefused
+    | Swept
     | Tick
     | Cancelled
 )
@@ -265,6 +288,14 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """End what is left of the program's processes that have ended, or of *pid* alone, and serves its sockets; answer
+    with `Swept`."""
+
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Tell whoever follows the reload."""
 
@@ -284,4 +315,18 @@ class Finish:
     reason: str
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | TakePlace | Settle | Report | Finish
+Effect = (
+    Start
+    | Find
+    | HoldBack
+    | Suspend
+    | Resume
+    | Verify
+    | Drain
+    | HandOver
+    | TakePlace
+    | Settle
+    | Sweep
+    | Report
+    | Finish
+)

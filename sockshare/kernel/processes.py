@@ -25,6 +25,17 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def identified_tree(pid: int) -> frozenset[tuple[int, int]]:
+    """As `tree`, each with its start in clock ticks since boot, by which no later process has its pid."""
+    found = set()
+    for member in tree(pid):
+        try:
+            found.add((member, int(_stat(member)[19])))
+        except ProcessLookupError:
+            continue
+    return frozenset(found)
+
+
 def alive(pid: int) -> bool:
     """Whether *pid* runs: it exists and is not a zombie."""
     try:
@@ -55,6 +66,20 @@ def command(pid: int) -> list[str]:
     """The arguments *pid* was started with; empty for a zombie."""
     line = _read(pid, "cmdline")
     return [os.fsdecode(argument) for argument in line.removesuffix(b"\0").split(b"\0")] if line else []
+
+
+def variable(pid: int, name: str) -> str | None:
+    """What *name* was in the environment with which *pid* began its program; None if it was not there.
+
+    Raises:
+        ProcessLookupError: *pid* is gone.
+        PermissionError: *pid* may not be looked into.
+    """
+    for entry in _read(pid, "environ").split(b"\0"):
+        key, _, value = entry.partition(b"=")
+        if key == os.fsencode(name):
+            return os.fsdecode(value)
+    return None
 
 
 def has_executed(pid: int) -> bool:

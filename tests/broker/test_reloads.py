@@ -19,6 +19,7 @@ from sockshare.broker.drain import Address
 from sockshare.broker.endpoint import Caller
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.introductions import Introductions
+from sockshare.broker.leftovers import Leftovers, Outcome
 from sockshare.broker.reloading import Reloading
 from sockshare.broker.reloads import Reload, Services
 from sockshare.broker.retirements import Retirement
@@ -99,13 +100,17 @@ class World:
 
     def let_in(self, pid: int) -> None: ...
 
+    async def end(self, program: str, plan: Plan, names: Iterable[str], of: int | None) -> Outcome:
+        self.done.append(("swept", of))
+        return Outcome([], [])
+
     async def is_held_back(self, pid: int, sockets: Iterable[str]) -> bool:
         return True
 
     @property
     def services(self) -> Services:
         one = cast(Any, self)
-        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell)
+        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell, one)
 
     def _tell(self, caller: Caller, fields: dict[str, Any]) -> bool:
         self.done.append(("told", fields.get("event", {}).get("step"), fields))
@@ -329,7 +334,13 @@ def test_outcome_is_in_the_journal_before_the_reload_is_out_of_it() -> None:
 
     async def body(world: World) -> None:
         nothing = SimpleNamespace()
-        reloading = Reloading(cast(State, nothing), cast(Introductions, nothing), cast(HostLink, world), Records())
+        reloading = Reloading(
+            cast(State, nothing),
+            cast(Introductions, nothing),
+            cast(HostLink, world),
+            Records(),
+            cast(Leftovers, nothing),
+        )
         reload = cast(Reload, SimpleNamespace(program="web", key="key"))
         reloading.running["web"] = reload
         reloading.ended(reload, {"result": "ok"})

@@ -112,6 +112,17 @@ def test_reload_that_runs_is_no_problem() -> None:
     assert [one.level for one in findings(facts)] == ["problem", "note"]
 
 
+def test_what_is_left_over_is_a_problem_while_no_reload_runs() -> None:
+    """What may serve is not said to; the reload that runs ends it."""
+    one = {"pid": 30, "command": "nc -l", "socket": "web", "unseen": None, "remedy": "look at it"}
+    facts = changed("program", leftovers=[one, {**one, "unseen": "not permitted"}])
+    assert findings(facts) == [
+        Finding("problem", "program site", f"pid 30 (nc -l) is left over, and {serves} web beside it: look at it")
+        for serves in ("serves", "may serve")
+    ]
+    assert findings(changed("program", leftovers=[one], reload={"state": "sweep"})) == []
+
+
 def test_what_holds_for_all_is_said_once() -> None:
     """Where nothing can be suspended it is not said of each process; nor twice of one that has two sockets."""
     facts = changed("top", impossible="no such bits")

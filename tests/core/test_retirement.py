@@ -21,6 +21,8 @@ from sockshare.core.steps import (
     Start,
     Started,
     Suspend,
+    Sweep,
+    Swept,
     Switched,
     Tick,
     Verify,
@@ -41,7 +43,8 @@ def test_old_one_goes_alone_when_none_is_to_come() -> None:
     assert rollout.feed(Tick(), 0.3)[-1] == Drain(11)
     assert rollout.feed(Drained("no connection left"), 1.0)[-1] == Settle((11,), (), 1, kill=False)
     rollout.feed(Settled(), 1.0)
-    assert rollout.feed(Gone(11), 1.1)[-1] == Finish("ok", ExitStatus.OK, "")
+    assert rollout.feed(Gone(11), 1.1)[-1] == Sweep()
+    assert rollout.feed(Swept(), 1.2)[-1] == Finish("ok", ExitStatus.OK, "")
 
 
 def test_old_one_serves_on_when_it_cannot_go_alone() -> None:

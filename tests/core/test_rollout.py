@@ -38,9 +38,12 @@ from sockshare.core.steps import (
     StartRefused,
     Stopped,
     Suspend,
+    Sweep,
+    Swept,
     Switched,
     TakePlace,
     Tick,
+    Unready,
     Verified,
     Verify,
     VerifyFailed,
@@ -61,9 +64,10 @@ def careful(old: tuple[Process, ...] = OLD[:1]) -> Plan:
 
 
 class Drive:
-    """Feeds a rollout, and keeps what came out."""
+    """Feeds a rollout, and keeps what came out; what is left over is *swept*, at once."""
 
-    def __init__(self, what: Plan) -> None:
+    def __init__(self, what: Plan, swept: Swept | None = Swept()) -> None:  # noqa: B008  it is frozen
+        self.swept = swept
         self.rollout = Rollout(what)
         self.now = 100.0
         self.effects: list[Effect] = list(self.rollout.begin(self.now))
@@ -71,8 +75,20 @@ class Drive:
     def feed(self, *events: Event) -> list[Effect]:
         new: list[Effect] = []
         for event in events:
-            new += self.rollout.feed(self._answering(event, [*self.effects, *new]), self.now)
+            new += self._swept(self.rollout.feed(self._answering(event, [*self.effects, *new]), self.now))
         self.effects += new
+        return new
+
+    def hurry(self) -> None:
+        self.effects += self._swept(self.rollout.hurry(self.now))
+
+    def _swept(self, came: list[Effect]) -> list[Effect]:
+        if self.swept is None:
+            return came
+        new: list[Effect] = [effect for effect in came if not isinstance(effect, Sweep)]
+        for effect in came:
+            if isinstance(effect, Sweep):
+                new += self._swept(self.rollout.feed(replace(self.swept, of=effect.pid), self.now))
         return new
 
     def _answering(self, event: Event, effects: list[Effect]) -> Event:
@@ -840,7 +856,7 @@ def test_old_process_that_drains_serves_again_when_its_successor_dies() -> None:
         Settle((21,), (11, 12, 13, 14, 22), 5, kill=True, patience=10.0),
         *(Resume(12), HoldBack(22)),
     ]
-    assert drive.feed(Settled()) == [Settle((22,), (12, 13, 14), 4, kill=True, patience=10.0, turn=1)]
+    assert drive.feed(Settled()) == [Settle((22,), (11, 12, 13, 14, 21), 4, kill=True, patience=10.0, turn=1)]
     drive.feed(Settled(), Gone(22))
     reason = "web:5 (pid 21) exited with status 1"
     assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, reason)
@@ -888,11 +904,12 @@ def test_surplus_process_is_drained_and_nothing_comes_in_its_place() -> None:
 
 
 def test_next_reload_takes_over_what_only_drains() -> None:
-    """The command before is told at once; who drains is nobody's to go back to any more."""
+    """The command before is told as soon as it is asked for; who drains is nobody's to go back to any more."""
     drive = left_to_drain()
     assert drive.rollout.only_drains
-    leaving, effects = drive.rollout.supersede(drive.now)
-    assert [effect.result for effect in effects if isinstance(effect, Finish)] == ["ok"]
+    drive.hurry()
+    assert drive.finish.result == "ok"
+    leaving = drive.rollout.supersede(drive.now)
     assert drive.state is State.ENDED
     later = Drive(overlapping()._replace(old=NEXT))
     later.rollout = Rollout(overlapping()._replace(old=NEXT), leaving)
@@ -1003,7 +1020,8 @@ def test_turn_in_front_that_has_no_way_back_stays_when_another_fails() -> None:
 def test_connections_that_are_handed_over_are_not_any_more_when_the_next_reload_comes() -> None:
     """To whom they went is about to go itself: what is left finishes by the stop signal."""
     drive = Drive(handing()).to_drain()
-    leaving, _ = drive.rollout.supersede(drive.now)
+    drive.hurry()
+    leaving = drive.rollout.supersede(drive.now)
     later = Rollout(handing()._replace(old=(NEW[0],), max_draining=2), leaving)
     assert later.begin(drive.now)[:3] == [Suspend(11), TakePlace(11, None), HandOver(11, None)]
     assert Settle((11,), (21,), 2, kill=False) not in later.feed(Started(NEW[1], 1), drive.now)
@@ -1045,6 +1063,156 @@ def test_place_that_was_to_be_added_is_not_when_its_process_fails() -> None:
     assert drive.finish.reason.endswith("; 1 of 2 processes run the new version already")
 
 
+def to_sweep() -> Drive:
+    """The old one has ended; what is left over of it has yet to."""
+    drive = Drive(plan(), swept=None).to_drain()
+    drive.feed(Settled(), Gone(11))
+    assert drive.effects[-1] == Sweep()
+    return drive
+
+
+def test_reload_is_not_done_before_what_is_left_over_has_ended() -> None:
+    """Then it says what that was; and a broker that is killed meanwhile leaves it to the next."""
+    drive = to_sweep()
+    assert "done" not in drive.steps
+    assert drive.restart() == [Sweep()]
+    drive.feed(Swept("pid 12 (uvicorn)"))
+    stop, done = [effect for effect in drive.effects if isinstance(effect, Report)][-2:]
+    assert (stop.step, stop.process, stop.reason) == ("stop", None, "left over, and ended: pid 12 (uvicorn)")
+    assert done.step == "done"
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+
+
+def test_reload_fails_while_the_old_version_serves_besides() -> None:
+    """What may not be ended is named in its last line."""
+    drive = to_sweep()
+    drive.feed(Swept("", "pid 12 (uvicorn) on web: look at it"))
+    reason = "the new version serves, and so does pid 12 (uvicorn) on web: look at it"
+    assert drive.finish == Finish("failed", ExitStatus.NOT_SERVING, reason)
+    assert drive.steps[-1] == "failed"
+
+
+def test_only_what_the_new_process_has_left_is_ended_when_it_is_undone() -> None:
+    """What is left of older ones is of the version that goes on to serve."""
+    drive = Drive(plan(), swept=None).to_warm()
+    drive.feed(Gone(21, "was killed by signal 9"), Settled())
+    assert drive.effects[-1] == Sweep(21)
+    assert drive.restart() == [Sweep(21)]
+    drive.feed(Swept("pid 22 (uvicorn)", of=21))
+    assert drive.finish == Finish("rolled_back", ExitStatus.ROLLED_BACK, "web:3 (pid 21) was killed by signal 9")
+    drive = Drive(plan(), swept=Swept("", "pid 22 (uvicorn) on web: look at it")).to_warm()
+    drive.feed(Gone(21, "was killed by signal 9"), Settled())
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.endswith(
+        "what it has left serves beside the old one: pid 22 (uvicorn) on web: look at it"
+    )
+
+
+def sweeping_while_one_drains() -> Drive:
+    """The command is to be told, with one that drains still; what is left over of earlier ones has yet to end."""
+    drive = left_to_drain()
+    drive.swept = None
+    assert drive.after(1.31) == [Sweep()]
+    assert drive.rollout.deadline is None or drive.rollout.deadline > drive.now
+    return drive
+
+
+def test_what_is_left_over_ends_before_the_deploy_is_said_to_be_done_with_one_that_drains() -> None:
+    """It is the old version too; what the last one leaves is ended when it has drained."""
+    drive = sweeping_while_one_drains()
+    assert drive.after(1.0) == []
+    drive.restart()
+    drive.feed(Settled())
+    assert drive.after(2.0) == [Sweep()]
+    drive.feed(Swept("pid 12 (uvicorn)"))
+    assert [report.reason for report in drive.effects[-3:-1] if isinstance(report, Report)] == [
+        "left over, and ended: pid 12 (uvicorn)",
+        "web:1 (pid 11) takes nothing new, and has up to 30 s to finish what it has",
+    ]
+    assert drive.finish.exit is ExitStatus.OK
+    assert drive.feed(Gone(11))[-1] == Sweep()
+    assert drive.state.value == "sweep"
+    assert drive.rollout.only_drains
+    assert drive.restart() == [Sweep()]
+    assert drive.feed(Swept()) == []
+    assert drive.state.value == "ended"
+
+
+def test_command_is_told_of_what_may_not_be_ended_while_one_drains() -> None:
+    """Once; the one that drains goes on to its end, and is looked at then."""
+    drive = sweeping_while_one_drains()
+    drive.feed(Swept(left="pid 9 (nc) on web: look at it"))
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason == (
+        "the new version serves, and so does pid 9 (nc) on web: look at it; "
+        "web:1 (pid 11) takes nothing new, and has up to 30 s to finish what it has"
+    )
+    assert drive.rollout.only_drains
+    drive.feed(Gone(11))
+    assert drive.feed(Swept(left="pid 9 (nc) on web: look at it")) == []
+    assert drive.state is State.ENDED
+
+
+def test_what_the_last_one_leaves_is_news_of_a_reload_that_was_done() -> None:
+    """Whoever asks for the status is told."""
+    drive = sweeping_while_one_drains()
+    drive.feed(Swept(), Gone(11))
+    [news] = drive.feed(Swept(left="pid 9 (nc) on web: look at it"))
+    assert isinstance(news, Report)
+    assert (news.step, news.reason) == ("failed", "the new version serves, and so does pid 9 (nc) on web: look at it")
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_one_that_ends_meanwhile_is_looked_at_before_done_is_said() -> None:
+    """What it left was not there to be seen; and nobody's answer to nobody's question changes anything."""
+    drive = sweeping_while_one_drains()
+    drive.feed(Gone(11))
+    assert drive.feed(Swept()) == [Sweep()]
+    drive.feed(Swept())
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+    assert Drive(plan()).to_warm().feed(Swept(), Swept(of=21)) == []
+
+
+def test_failure_while_what_is_left_over_ends_is_told_when_it_is_undone() -> None:
+    """It is not said to be done any more; what the new one has left ends too."""
+    drive = Drive(overlapping(most=4, drain="it would die", drain_timeout=20.0))
+    for new in NEXT:
+        drive.to_drain(new)
+    drive.swept = None
+    assert drive.after(2.0) == [Sweep()]
+    drive.feed(Gone(24, "exited with status 1"))
+    assert drive.feed(Swept(left="pid 9 (nc)")) == []
+    assert drive.feed(Settled()) == [Sweep(24)]
+    assert drive.feed(Swept(of=99)) == []
+    drive.feed(Gone(14, "exited with status 1"), Swept(of=24))
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.endswith("; and web:4 (pid 14) has died meanwhile")
+
+
+def test_process_that_dies_while_what_the_new_one_has_left_ends_is_told() -> None:
+    """That of another is nobody's here."""
+    drive = Drive(plan(), swept=None).to_warm()
+    drive.feed(Gone(21, "was killed by signal 9"), Settled())
+    assert drive.state is State.SWEEP
+    assert not drive.rollout.concerns(11)
+    assert drive.feed(Gone(99)) == []
+    drive.feed(Gone(11), Swept(of=21))
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason == "web:3 (pid 21) was killed by signal 9; and web:1 (pid 11) has died meanwhile"
+
+
+def test_time_out_says_what_was_last_seen_to_be_lacking() -> None:
+    """In the place of what is waited for; of another process nothing is taken."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Unready(21, "can't see whether it serves: not permitted"), Unready(99, "it is another"))
+    drive.after(30.0)
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.TIMED_OUT
+    assert drive.finish.reason == (
+        "web:3 (pid 21) was not ready within 30 s: can't see whether it serves: not permitted"
+    )
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order, with brokers killed anywhere, the promises hold.
 
@@ -1083,6 +1251,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     def start(self, old: tuple[Process, ...], surplus: tuple[int, ...], added: int, leaving: list[Turn]) -> None:
         self.old = {process.pid for process in old} | {turn.old.pid for turn in leaving if turn.old}
+        self.unswept: set[int] = set()  # the old ones that have ended, and nobody has looked what is left of them
+        self.looked_at: set[int] = set()
         plan = Plan("web", "key", old, self.size, 5.0, 1.0, 0.3, 5.0, "", self.verify, self.drain, 5.0)
         plan = plan._replace(max_draining=self.most, surplus=surplus, added=added)
         self.rollout = Rollout(plan, leaving)
@@ -1100,11 +1270,14 @@ class AnyOrder(RuleBasedStateMachine):
                 if effect.result == "ok":
                     serving = self.alive - self.suspended - self.stopping
                     assert not self.old & serving, "done, and the old version serves"
+                    assert not self.unswept, "done, and nobody has looked what is left of them"
+            elif effect == Sweep():
+                self.looked_at = set(self.unswept)
             if isinstance(effect, (Start, Settle)):
                 self.out += 1
                 is_cancelled = isinstance(effect, Settle) and effect.kill
                 assert self.out == 1 or is_cancelled, "two questions at a time"
-            if isinstance(effect, (Suspend, Start, Find, Settle, Verify, Drain)):
+            if isinstance(effect, (Suspend, Start, Find, Settle, Verify, Drain, Sweep)):
                 self.todo.append(effect)
 
     def feed(self, event: Event) -> None:
@@ -1126,6 +1299,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(VerifyFailed("no") if refuse else Verified("yes"))
         elif isinstance(effect, Drain):
             self.feed(Drained("no connection left", effect.pid))
+        elif isinstance(effect, Sweep):
+            assert effect.pid is None or effect.pid not in self.alive
+            if effect.pid is None:
+                self.unswept -= self.looked_at
+            self.feed(Swept(left="a stranger" if refuse else "", of=effect.pid))
         elif isinstance(effect, Start):
             self.out -= 1
             pid = self.spawn() if not refuse or (silent and done) else 0
@@ -1177,6 +1355,7 @@ class AnyOrder(RuleBasedStateMachine):
     def dies(self, pid: int, why: str) -> None:
         for pids in (self.alive, self.suspended, self.stopping):
             pids.discard(pid)
+        self.unswept |= {pid} & self.old
         self.feed(Gone(pid, why))
 
     @rule(data=st.data())
@@ -1238,8 +1417,10 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.rollout.only_drains)
     @rule()
     def next_reload_is_asked_for(self) -> None:
-        leaving, effects = self.rollout.supersede(self.now)
-        self.take(effects)
+        self.take(self.rollout.hurry(self.now))
+        if not (self.rollout.only_drains and self.rollout.answered):
+            return
+        leaving = self.rollout.supersede(self.now)
         assert self.finish is not None
         assert self.rollout.state is State.ENDED
         self.finish = None

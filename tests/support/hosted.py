@@ -142,7 +142,8 @@ async def main(directory: Path, count: int, number: int, kind: str) -> None:
     host = Host(loop, verbs, manager, str(directory), nonsense=lambda: life.kill())
     host.open()
     names = [f"s{at}" for at in range(number)]
-    program = {"name": "web", "sockets": names, "ready_hold": 0.1, "quiesce": 0.1}
+    ready = "hold" if kind == "idle" else "auto"
+    program = {"name": "web", "sockets": names, "ready": ready, "ready_hold": 0.1, "quiesce": 0.1}
     shared: list[tuple[dict[str, Any], socket.socket]] = [
         ({"name": name, "blocking": kind == "accept"}, sock) for name, sock in zip(names, sockets, strict=True)
     ]

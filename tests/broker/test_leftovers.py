@@ -1,0 +1,101 @@
+"""What is found of real processes that are left over."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sockshare.broker import leftovers
+from sockshare.core.leftovers import Ended, Leftover
+from sockshare.kernel import holders, peers
+from tests.support.registered import inode, listen
+
+SERVER = """
+import select, sys, time
+poll = select.epoll()
+poll.register(int(sys.argv[1]), select.EPOLLIN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+SHELL = "{python} -c {server} {fd} & echo $!; wait"
+
+
+@contextmanager
+def orphans(listener: socket.socket, *, notifies: str = "") -> Iterator[tuple[int, int, int]]:
+    """A managed process that has ended, the master that it has left, and that one's worker, which serves."""
+    fd = listener.fileno()
+    script = SHELL.format(python=sys.executable, server=shlex.quote(SERVER), fd=fd)
+    words = ["sh", "-c", 'sh -c "$0" & echo $!; exec sleep 60', script]
+    environment = {**os.environ, "NOTIFY_SOCKET": notifies}
+    pids: list[int] = []
+    managed = subprocess.Popen(
+        words, pass_fds=[fd], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    )
+    try:
+        assert managed.stdout is not None
+        lines = [managed.stdout.readline().strip() for _ in range(3)]
+        assert "ready" in lines
+        pids = sorted(int(line) for line in lines if line.isdecimal())
+        managed.kill()
+        managed.wait()
+        master, worker = pids if peers.parent(pids[1]) == pids[0] else reversed(pids)
+        yield managed.pid, master, worker
+    finally:
+        managed.kill()
+        managed.wait()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert managed.stdout is not None
+        managed.stdout.read()  # to the end of those that have it
+        managed.stdout.close()
+
+
+def find(listener: socket.socket, ended: dict[int, Ended], live: dict[int, int] | None = None) -> list[Leftover]:
+    number = inode(listener)
+    scan = holders.scan([number], 5.0)
+    whose = leftovers._Whose({os.getpid(): 0} if live is None else live, ended, "/run/nowhere")
+    found, known = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()], 20)
+    assert known >= ended.keys()
+    return found
+
+
+def test_master_of_what_serves_is_ended_with_it() -> None:
+    """It is the worker that has the socket registered; its master, which only has it open, would start another."""
+    with listen() as listener, orphans(listener) as (managed, master, worker):
+        (found,) = find(listener, {managed: Ended("web", 1)})
+        assert (found.pid, found.socket, found.origin) == (worker, "web", managed)
+        assert found.root == (master, peers.start_time(master))
+        assert found.remedy("web").endswith(f"`kill {master} {worker}`")
+
+
+def test_stranger_is_its_own_root_and_nobodys() -> None:
+    """Of a process that nobody knows no ancestor is touched."""
+    with listen() as listener, orphans(listener) as (_, _, worker):
+        (found,) = find(listener, {})
+        assert (found.pid, found.origin, found.root[0]) == (worker, None, worker)
+
+
+def test_what_belongs_to_a_live_process_is_not_left_over() -> None:
+    """Its worker serves, as it should."""
+    with listen() as listener, orphans(listener) as (_, master, _):
+        assert find(listener, {}, {master: 0}) == []
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_notify_socket_tells_whose_it_is(ours: bool) -> None:
+    """Where a server has made a session of its own, unless the socket is of another broker."""
+    directory = "/run/nowhere" if ours else "/run/elsewhere"
+    with listen() as listener, orphans(listener, notifies=f"{directory}/notify/12345") as (_, _, worker):
+        number = inode(listener)
+        whose = leftovers._Whose({}, {12345: Ended("web", 1)}, "/run/nowhere")
+        scan = holders.scan([number], 5.0)
+        found, _ = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()], 20)
+        assert [(one.pid, one.origin) for one in found] == [(worker, 12345 if ours else None)]
