@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sockshare.core import steps
+from sockshare.core.cost import Cost
 from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Answer, Before, Running
@@ -38,6 +39,9 @@ _LOOK_EVERY = 0.004
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
 
+
+#: The states in which the end of the old process may be heard of a moment later: nothing waits for it to serve.
+_SERVED_BY_NEWCOMER = (State.QUIESCE, State.DRAIN, State.STOP)
 
 #: So many of what a reload told are remembered.
 _EVENTS = 1000
@@ -111,6 +115,11 @@ class Reload:
         return self._rollout.plan
 
     @property
+    def cost(self) -> Cost | None:
+        """What the ends of old processes have cost; None where nobody was to look."""
+        return self._rollout.cost
+
+    @property
     def step(self) -> str:
         """Where it is, for people."""
         return self._rollout.state.value
@@ -168,7 +177,13 @@ class Reload:
         self._services.observer.let_go(pid)
         if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
             self._stderr.read()
-        self._feed(steps.Gone(pid, reason))
+        if self._drainer is not None and pid == self._drainer.pid and self._rollout.state in _SERVED_BY_NEWCOMER:
+            self._run(self._look_what_it_cost(self._drainer, reason))
+        else:
+            self._feed(steps.Gone(pid, reason))
+
+    async def _look_what_it_cost(self, drainer: Drainer, reason: str) -> None:
+        self._feed(steps.Gone(drainer.pid, reason, await drainer.cost()))
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -209,8 +224,7 @@ class Reload:
                 newcomer = self._rollout.newcomer
                 successor = None if newcomer is None else newcomer.pid
                 suspended = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
-                if self._rollout.plan.drain and not self._rollout.plan.hand_over:
-                    self._watch_connections(effect.pid)
+                self._watch_connections(effect.pid)
                 self._run(self._switch(effect.pid, suspended))
             elif isinstance(effect, steps.Verify):
                 self._verifying = self._run(self._verify(effect.pid))
@@ -225,6 +239,9 @@ class Reload:
                 self._services.introductions.stay(effect.pid)
                 self._services.registrations.resume(effect.pid, self._expectation.sockets)
             elif isinstance(effect, steps.Settle):
+                if not effect.kill:
+                    for pid in effect.retire:
+                        self._watch_connections(pid).expect_stop()
                 self._settling.add(self._run(self._settle(effect)))
             elif isinstance(effect, steps.Report):
                 self._report(effect)
@@ -333,7 +350,7 @@ class Reload:
             self._services.roster.enter(process.pid, self.program, process.name)
         except ProcessLookupError:
             self._stderr.read()
-            self._feed(steps.Gone(process.pid, "has died"))
+            self._feed(steps.Gone(process.pid, "has died", Cost(unseen="no broker looked on as it ended")))
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
@@ -395,8 +412,13 @@ class Reload:
             count=effect.size,
             kill=effect.kill,
             patience=effect.patience,
+            **self._told_signal(),
         )
         return bool(answer.get("stopped"))
+
+    def _told_signal(self) -> dict[str, int]:
+        plan = self._rollout.plan
+        return {"stop_signal": plan.stop_signal} if plan.is_told_signal else {}
 
     async def _spared(self, effect: steps.Settle) -> steps.Settle:
         """*effect* with as much patience as what is given up, and is held back by now, has use for."""
@@ -415,11 +437,13 @@ class Reload:
                 )
         return effect if self._patience is None else replace(effect, patience=self._patience)
 
-    def _watch_connections(self, pid: int) -> None:
-        if self._drainer is not None:
-            self._drainer.stop()
-        self._drainer = Drainer(pid, self._services.addresses(self._expectation.sockets))
-        self._run(self._drain(self._drainer))
+    def _watch_connections(self, pid: int) -> Drainer:
+        if self._drainer is None or self._drainer.pid != pid:
+            if self._drainer is not None:
+                self._drainer.stop()
+            self._drainer = Drainer(pid, self._services.addresses(self._expectation.sockets))
+            self._run(self._drain(self._drainer))
+        return self._drainer
 
     def _hand_over(self, effect: steps.HandOver) -> None:
         def done(how: str) -> None:
@@ -429,9 +453,11 @@ class Reload:
         self._services.introductions.retire(effect.pid, effect.successor, done)
 
     async def _drain(self, drainer: Drainer) -> None:
-        how = await drainer.run(self._tell_left)
-        if drainer is self._drainer:  # not that of an earlier turn
-            self._feed(steps.Drained(how))
+        def drained(how: str) -> None:
+            if drainer is self._drainer:  # not that of an earlier turn
+                self._feed(steps.Drained(how))
+
+        await drainer.run(self._tell_left, drained)
 
     def _tell_left(self, left: Left) -> None:
         if self._rollout.state is State.DRAIN:
@@ -480,6 +506,7 @@ class Reload:
             "pid": report.process.pid if report.process else None,
             "seconds": report.seconds,
             "reason": report.reason,
+            **({} if report.cost is None else {"cost": report.cost._asdict()}),
         }
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
@@ -494,6 +521,7 @@ class Reload:
             "reason": finish.reason,
             "seconds": self._seconds(),
             "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
+            "cost": finish.cost and finish.cost._asdict(),
         }
         # In this order: whoever was told must find it so when the broker is killed, or the next reload is asked for.
         if self._rollout.state is State.ENDED:

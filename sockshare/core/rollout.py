@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+from .cost import Cost, sentence, total
 from .errors import ExitStatus
 from .records import named
 from .steps import (
@@ -81,6 +82,9 @@ class State(Enum):
     ENDED = "ended"
 
 
+#: The end of a process, in words, that was killed.
+KILLED = "was killed by signal 9"
+
 #: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
 _STOP_GRACE = 10.0
 #: Seconds at most that a new process which is given up has for the requests that it has accepted.
@@ -107,6 +111,8 @@ class _Record(NamedTuple):
     respawned_by: float | None
     answered: bool
     failure: tuple[ExitStatus, str]
+    undrained: bool = False
+    costs: tuple[Cost | None, ...] = ()
 
 
 class Rollout:
@@ -137,6 +143,8 @@ class Rollout:
         self._settled = False
         self._verified = ""
         self._failure: tuple[ExitStatus, str] = (ExitStatus.OK, "")
+        self._undrained = False  # the old one has its stop signal with requests in hand
+        self._costs: list[Cost | None] = []  # of each turn's old process that has ended; None: nobody was to look
 
     # What the broker asks of it.
 
@@ -163,6 +171,12 @@ class Rollout:
         if self.newcomer is None or self._old_gone or self.state not in (State.WARM, State.HOLD):
             return None
         return self.newcomer.pid
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the ends of old processes have cost until now; None as long as nobody has looked at one."""
+        looked_at = [cost for cost in self._costs if cost is not None]
+        return total(looked_at) if looked_at else None
 
     @property
     def awaited(self) -> Process | None:
@@ -210,6 +224,8 @@ class Rollout:
             "respawned_by": self._respawned_by,
             "answered": self.answered,
             "failure": [int(self._failure[0]), self._failure[1]],
+            "undrained": self._undrained,
+            "costs": [cost and list(cost) for cost in self._costs],
         }
 
     @classmethod
@@ -233,6 +249,8 @@ class Rollout:
         rollout._respawned_by = found.respawned_by
         rollout.answered = found.answered
         rollout._failure = found.failure
+        rollout._undrained = found.undrained
+        rollout._costs = list(found.costs)
         return rollout, rollout._enter_again(now)
 
     # Entering states.
@@ -296,7 +314,7 @@ class Rollout:
     def _enter_drain(self, now: float) -> list[Effect]:
         assert self.old is not None
         if not self.plan.drain:
-            return [self._report("drain", self.old, now, "it drains itself on its stop signal"), *self._enter_stop(now)]
+            return [self._report("drain", self.old, now, self.plan.by_signal), *self._enter_stop(now)]
         self.state, self.deadline = State.DRAIN, now + self.plan.drain_timeout
         how = f"from outside: {self.plan.drain}"
         if self.plan.hand_over:
@@ -377,7 +395,7 @@ class Rollout:
                 return self._enter_respawn(now)
             return self._undo(ExitStatus.ROLLED_BACK, f"{_named(self.newcomer)} {event.reason}", now)
         if self.old is not None and event.pid == self.old.pid:
-            self._old_gone = True
+            self._old_has_gone(event)
             if self.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN):
                 # Until its page has answered, it is the new one that is suspended.
                 return [*([Resume(self.newcomer.pid)] if self.newcomer else []), *self._enter_stop(now)]
@@ -431,13 +449,14 @@ class Rollout:
     def _tick_drain(self, event: Tick, now: float) -> list[Effect]:
         if not self._due(now):
             return []
+        self._undrained = True
         return self._drained(Drained(f"given up after {self.plan.drain_timeout:g} s"), now)
 
     def _gone_in_stop(self, event: Gone, now: float) -> list[Effect]:
         if self.newcomer is not None and event.pid == self.newcomer.pid:
             self._newcomer_gone = event.reason
         elif self.old is not None and event.pid == self.old.pid:
-            self._old_gone = True
+            self._old_has_gone(event)
         return self._end_turn_if_drained(now)
 
     def _stop_settled(self, event: Settled, now: float) -> list[Effect]:
@@ -469,19 +488,44 @@ class Rollout:
     def _end_turn_if_drained(self, now: float) -> list[Effect]:
         if not (self._settled and self._old_gone):
             return []
-        effects: list[Effect] = [] if self._lost else [self._report("stop", self.old, now)]
+        cost = self._cost_of_turn
+        report = self._report("stop", self.old, now, sentence(cost), cost)
+        effects: list[Effect] = [] if self._lost else [report]
         if self._newcomer_gone:
             return [*effects, *self._enter_respawn(now)]
         self._pending.pop(0)
         if self.newcomer is None:  # none was to come
             return [*effects, *self._finish(ExitStatus.OK, "", now)]
         self._replaced.append(self.newcomer)
-        self._old_gone, self._lost, self._respawned_by = False, "", None
+        self._old_gone, self._lost, self._respawned_by, self._undrained = False, "", None, False
         if not self._pending:
             return [*effects, *self._finish(ExitStatus.OK, "", now)]
         if self.answered or self._expired(now):
             return [*effects, *self._finish(ExitStatus.TIMED_OUT, self._timed_out(), now)]
         return [*effects, *self._enter_start(now)]
+
+    def _old_has_gone(self, event: Gone) -> None:
+        cost = event.cost if self.state in (State.QUIESCE, State.DRAIN, State.STOP) else None
+        if cost is not None and cost.cut:
+            cost = cost._replace(cause=self._why_cut(event.reason))
+        self._old_gone = True
+        self._costs.append(cost)
+
+    def _why_cut(self, end: str) -> str:
+        if self._undrained:
+            return f"they took longer than drain_timeout, {self.plan.drain_timeout:g} s"
+        if end == KILLED:
+            return f"it was killed, as it had not ended {self.plan.stop_timeout:g} s after its stop signal"
+        if self.state is not State.STOP:
+            return f"it {end}"
+        return self.plan.cut
+
+    @property
+    def _cost_of_turn(self) -> Cost | None:
+        return self._costs[-1] if len(self._costs) > len(self._replaced) else None
+
+    def _with_cost(self, reason: str) -> str:
+        return "; ".join(filter(None, (reason, sentence(self.cost))))
 
     def _cancelled(self, event: Cancelled, now: float) -> list[Effect]:
         return self._undo(ExitStatus.ROLLED_BACK, event.reason, now)
@@ -507,7 +551,8 @@ class Rollout:
             status, reason = ExitStatus.NOT_SERVING, f"{reason}; and {_named(self.old)} has died meanwhile"
         if status is ExitStatus.NOT_SERVING:
             return self._finish(status, reason, now)
-        effects: list[Effect] = [] if self.answered else [self._report("rolled_back", self.old, now, reason)]
+        report = self._report("rolled_back", self.old, now, self._with_cost(reason), self.cost)
+        effects: list[Effect] = [] if self.answered else [report]
         return [*effects, *self._finish(status, reason, now, "rolled_back")]
 
     def _undo_refused(self, event: SettleRefused, now: float) -> list[Effect]:
@@ -588,8 +633,10 @@ class Rollout:
     def _living(self) -> list[Process]:
         return [*self._pending, *self._replaced, *([self.newcomer] if self.newcomer else [])]
 
-    def _report(self, step: str, process: Process | None, now: float, reason: str = "") -> Report:
-        return Report(step, process, round(now - self.began, 3), reason)
+    def _report(
+        self, step: str, process: Process | None, now: float, reason: str = "", cost: Cost | None = None
+    ) -> Report:
+        return Report(step, process, round(now - self.began, 3), reason, cost)
 
     def _finish(
         self, status: ExitStatus, reason: str, now: float | None = None, result: str | None = None
@@ -600,10 +647,12 @@ class Rollout:
         if result is None:
             result = "ok" if status is ExitStatus.OK else "failed"
         effects: list[Effect] = []
+        reason = self._with_cost(reason)
         if result != "rolled_back":
             when = self.began if now is None else now
-            effects.append(self._report("done" if result == "ok" else "failed", self.newcomer, when, reason))
-        return [*effects, Finish(result, status, reason)]
+            step = "done" if result == "ok" else "failed"
+            effects.append(self._report(step, self.newcomer, when, reason, self.cost))
+        return [*effects, Finish(result, status, reason, self.cost)]
 
 
 _Transition = Callable[[Rollout, Any, float], "list[Effect]"]

@@ -330,7 +330,7 @@ def test_outcome_is_in_the_journal_before_the_reload_is_out_of_it() -> None:
     async def body(world: World) -> None:
         nothing = SimpleNamespace()
         reloading = Reloading(cast(State, nothing), cast(Introductions, nothing), cast(HostLink, world), Records())
-        reload = cast(Reload, SimpleNamespace(program="web", key="key"))
+        reload = cast(Reload, SimpleNamespace(program="web", key="key", cost=None, plan=PLAN))
         reloading.running["web"] = reload
         reloading.ended(reload, {"result": "ok"})
         assert [one[1] for one in world.done] == ["last:web", "reload:web"]

@@ -181,7 +181,7 @@ BROKER = (
     mutant(
         "broker: given-up process has no time",
         _RELOADS,
-        "            patience=effect.patience,\n        )\n        return bool",
+        "            patience=effect.patience,\n            **self._told_signal(),\n        )\n        return bool",
         "            patience=0.0,\n        )\n        return bool",
         f"{_OF_RELOADS}::test_new_one_that_is_given_up_has_its_time",
         felt="requests that the new process has accepted before it failed are cut off",
