@@ -15,12 +15,15 @@ from .idleness import Sample, Verdict
 #: What the end of file of its client adds to a connection's counters of bytes.
 _END_OF_FILE = 1
 
+#: A request on a connection that has had an answer before, and ends as young as that (milliseconds), came as it ended.
+_LATE = 50
+
 
 class Fate(Enum):
     """How a connection has ended."""
 
     WHOLE = "whole"  # with nothing in hand, or left by its client
-    MET = "met"  # it was idle, and closed just as another request came: its client asks again (RFC 9112, 9.3.1)
+    MET = "met"  # it was kept, and closed just as another request came: its client asks again (RFC 9112, 9.3.1)
     CUT = "cut"  # with something unread, or a request in hand
     UNSEEN = "unseen"  # it had a request in hand when it was last seen
 
@@ -30,7 +33,7 @@ class Cost(NamedTuple):
 
     Attributes:
         cut: Connections that ended with something unread, or a request in hand.
-        met: Idle ones that were closed just as another request came.
+        met: Kept ones that were closed just as another request came.
         unseen: Why it is not known of all of them; empty when it is.
         cause: Why requests were cut, with what to do against it.
     """
@@ -64,7 +67,8 @@ def fate(before: Sample, verdict: Verdict, last: Sample | None, *, closed_by_ser
         return Fate.UNSEEN if verdict is Verdict.BUSY else Fate.WHOLE
     if not (closed_by_server or _is_unread(last)) or not _in_hand(before, verdict, last):
         return Fate.WHOLE
-    return Fate.CUT if verdict is Verdict.BUSY or before.bytes_sent == 0 else Fate.MET
+    is_late = verdict is not Verdict.BUSY or last.last_received <= _LATE
+    return Fate.MET if before.bytes_sent > 0 and is_late else Fate.CUT
 
 
 def _is_unread(last: Sample) -> bool:
@@ -93,7 +97,7 @@ def sentence(cost: Cost | None) -> str:
     if cost.met:
         # Their clients saw the end before any byte of an answer.
         said.append(
-            f"{_requests(cost.met)} met by the end of an idle connection: clients repeat it, unless it is a POST"
+            f"{_requests(cost.met)} met by the end of a kept connection: clients repeat it, unless it is a POST"
         )
     if cost.unseen:
         said.append(f"can't see whether requests were cut: {cost.unseen}")

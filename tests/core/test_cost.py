@@ -21,7 +21,8 @@ BUSY, IDLE, UNKNOWN = Verdict.BUSY, Verdict.IDLE, Verdict.UNKNOWN
         ("its client left", FRESH, BUSY, FRESH, False, WHOLE),
         ("answered since", FRESH, BUSY, ANSWERED, True, WHOLE),
         ("answered, and asked again", FRESH, BUSY, ASKED_AGAIN._replace(bytes_sent=600), True, CUT),
-        ("a second request at work", ASKED_AGAIN, BUSY, ASKED_AGAIN, True, CUT),
+        ("a second request at work", ASKED_AGAIN, BUSY, ASKED_AGAIN._replace(last_received=70), True, CUT),
+        ("a second request that has just come", ASKED_AGAIN, BUSY, ASKED_AGAIN._replace(last_received=48), True, MET),
         ("a second request, answered", ASKED_AGAIN, BUSY, ANSWERED._replace(bytes_sent=900), True, WHOLE),
         ("unread, so that it was reset", FRESH, BUSY, FRESH._replace(receive_queue=50), False, CUT),
         ("its client's end unread", ANSWERED, IDLE, ANSWERED._replace(receive_queue=1), False, WHOLE),
@@ -52,7 +53,7 @@ def test_end_of_a_connection(
         (Cost(cut=2, cause="daphne stops at once on TERM"), "2 requests were cut: daphne stops at once on TERM"),
         (
             Cost(cut=1, met=1, cause="why"),
-            "1 request was cut: why; 1 request was met by the end of an idle connection: clients repeat it, unless it"
+            "1 request was cut: why; 1 request was met by the end of a kept connection: clients repeat it, unless it"
             " is a POST",
         ),
         (Cost(unseen="no broker looked"), "can't see whether requests were cut: no broker looked"),

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sockshare.core.cost import Cost
 from sockshare.core.errors import ExitStatus
 from sockshare.core.rollout import Rollout, State
 from sockshare.core.steps import (
@@ -131,6 +132,68 @@ def test_steps_come_in_order_when_all_goes_well() -> None:
     assert drive.effects[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
     drive.feed(Settled(), Gone(11))
     assert drive.steps == ["start", "ready", "hold", "switch", "quiesce", "drain", "stop", "done"]
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+
+
+def test_last_line_says_what_all_the_ends_have_cost() -> None:
+    """Each stop says what it cost, and the last line what all did, also when the broker was killed between."""
+    drive = Drive(plan(OLD)._replace(cut="daphne stops at once on TERM")).to_drain()
+    drive.feed(Settled(), Gone(11, "exited with status 0", Cost(cut=2)))
+    drive.restart()
+    drive.to_drain(NEW[1])
+    drive.feed(Gone(12, "exited with status 0", Cost(met=1)), Settled())
+    why = "2 requests were cut: daphne stops at once on TERM"
+    met = "1 request was met by the end of a kept connection: clients repeat it, unless it is a POST"
+    stops = [(one.reason, one.cost) for one in drive.effects if isinstance(one, Report) and one.step == "stop"]
+    assert stops == [(why, Cost(2, cause="daphne stops at once on TERM")), (met, Cost(met=1))]
+    total = Cost(2, 1, cause="daphne stops at once on TERM")
+    assert drive.finish == Finish("ok", ExitStatus.OK, f"{why}; {met}", total)
+    last = drive.effects[-2]
+    assert isinstance(last, Report)
+    assert (last.step, last.reason, last.cost) == ("done", f"{why}; {met}", total)
+
+
+@pytest.mark.parametrize(
+    ("stage", "end", "why"),
+    [
+        ("to_drain", "exited with status 0", "daphne stops at once on TERM"),
+        ("to_drain", "was killed by signal 9", "it was killed, as it had not ended 30 s after its stop signal"),
+        ("to_quiesce", "was killed by signal 11", "it was killed by signal 11"),
+        ("outlast", "exited with status 0", "they took longer than drain_timeout, 20 s"),
+    ],
+)
+def test_cause_of_a_cut_is_said(stage: str, end: str, why: str) -> None:
+    """Whether the signal, the time-outs or a crash have cut it."""
+    what = careful() if stage == "outlast" else plan()
+    drive = Drive(what._replace(cut="daphne stops at once on TERM"))
+    if stage == "outlast":
+        drive.to_drain_from_outside().after(20.0)
+        drive.restart()
+    else:
+        getattr(drive, stage)()
+    drive.feed(Gone(11, end, Cost(cut=1)), Settled())
+    assert drive.finish.reason == f"1 request was cut: {why}"
+
+
+def test_rollback_says_what_the_ends_before_it_have_cost() -> None:
+    """Of several processes some were replaced."""
+    drive = Drive(plan(OLD)).to_drain()
+    drive.feed(Settled(), Gone(11, "has died", Cost(unseen="no broker looked on as it ended")))
+    drive.to_warm(NEW[1]).feed(Gone(22, "exited with status 1"), Settled())
+    said = "; can't see whether requests were cut: no broker looked on as it ended"
+    assert drive.finish.result == "rolled_back"
+    assert drive.finish.reason.endswith(said)
+    last = drive.effects[-2]
+    assert isinstance(last, Report)
+    assert (last.step, last.reason) == ("rolled_back", drive.finish.reason)
+
+
+def test_crash_of_an_old_process_before_the_switch_is_no_cost_of_the_reload() -> None:
+    """It was not stopped by it."""
+    drive = Drive(plan()).to_hold()
+    drive.feed(Gone(11, "was killed by signal 11", Cost(cut=3)))
+    drive.after(1.0)
+    drive.feed(Settled())
     assert drive.finish == Finish("ok", ExitStatus.OK, "")
 
 
