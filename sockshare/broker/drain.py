@@ -31,6 +31,8 @@ _SHARE = 0.12
 _SEARCH_EVERY = 0.25
 _SEARCH_NEW_EVERY = 0.02
 _TELL_EVERY = 1.0
+#: Seconds that a client has for its first request. (One that can't be suspended still accepts.)
+_ASKS_WITHIN = 0.3
 #: Seconds after which a server that was shown the end of a connection, and does not close it, has it closed.
 _CLOSES_WITHIN = 0.05
 #: Seconds that the kernel has to tell of connections which have ended; it does so a moment later.
@@ -61,11 +63,12 @@ class Left(NamedTuple):
 class _Watched:
     """One connection of the old process."""
 
-    __slots__ = ("ended", "family", "history", "last", "seen", "struck", "struck_at")
+    __slots__ = ("ended", "family", "history", "last", "seen", "since", "struck", "struck_at")
 
-    def __init__(self, family: int, seen: Connection) -> None:
+    def __init__(self, family: int, seen: Connection, since: float) -> None:
         self.family = family
         self.seen = seen
+        self.since = since
         self.history = History()
         self.struck: Sample | None = None  # as it was when its server was shown its end
         self.struck_at = 0.0
@@ -197,13 +200,14 @@ class Drainer:
             open_now.add(one.cookie)
             watched = self._watched.get(one.cookie)
             if watched is None:
-                watched = self._watched[one.cookie] = _Watched(family, one)
+                watched = self._watched[one.cookie] = _Watched(family, one, now)
             watched.seen = one
             if one.info is None:
                 busy += 1
             elif watched.history.add(_sample(one)) is Verdict.IDLE:
                 idle += 1
-                if self._ending and not self._stopped:
+                has_asked = watched.history.last.bytes_received > 0
+                if self._ending and not self._stopped and (has_asked or now - watched.since >= _ASKS_WITHIN):
                     self._end(watched, now)
             else:
                 busy += 1

@@ -15,7 +15,8 @@ from .idleness import Sample, Verdict
 #: What the end of file of its client adds to a connection's counters of bytes.
 _END_OF_FILE = 1
 
-#: A request on a connection that has had an answer before, and ends as young as that (milliseconds), came as it ended.
+#: A request on a connection that has had an answer before came as that ended, if it is as young (milliseconds) or was
+#: never read.
 _LATE = 50
 
 
@@ -67,8 +68,8 @@ def fate(before: Sample, verdict: Verdict, last: Sample | None, *, closed_by_ser
         return Fate.UNSEEN if verdict is Verdict.BUSY else Fate.WHOLE
     if not (closed_by_server or _is_unread(last)) or not _in_hand(before, verdict, last):
         return Fate.WHOLE
-    is_late = verdict is not Verdict.BUSY or last.last_received <= _LATE
-    return Fate.MET if before.bytes_sent > 0 and is_late else Fate.CUT
+    came_late = verdict is not Verdict.BUSY or last.last_received <= _LATE or _is_unread(last)
+    return Fate.MET if before.bytes_sent > 0 and came_late else Fate.CUT
 
 
 def _is_unread(last: Sample) -> bool:

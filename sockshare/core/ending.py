@@ -53,12 +53,13 @@ def ending(
     if spec.drain == "signal":
         cut = f"{whom} {manner} on {name}; {key} = observe ends its connections first"
         return Ending(number, by_signal=f"by {name}, as its section says drain = signal", cut=cut)
+    drained = f"they came after the last look, before {name}"
     if spec.drain != "auto":
-        return Ending(number, drain=f"its section says drain = {spec.drain}")
+        return Ending(number, drain=f"its section says drain = {spec.drain}", cut=drained)
     why = _why_from_outside(number, server=server, learned=learned, process=process, catches=catches, runtime=runtime)
     by_signal = f"{whom} drains itself on {name}" if server else f"it is left to its handler of {name}"
     cut = f"{whom} {manner} on {name}; the next reload ends its connections first"
-    return Ending(number, drain=why) if why else Ending(number, by_signal=by_signal, cut=cut)
+    return Ending(number, drain=why, cut=drained) if why else Ending(number, by_signal=by_signal, cut=cut)
 
 
 def _why_from_outside(

@@ -85,6 +85,30 @@ def test_only_what_is_idle_is_ended() -> None:
     asyncio.run(body())
 
 
+def test_client_that_was_just_accepted_has_time_for_its_first_request() -> None:
+    """A server that can't be suspended accepts during its drain; such a client has asked nobody before."""
+
+    async def body() -> None:
+        with ExitStack() as stack, listening() as (listener, address):
+            drainer = Drainer(os.getpid(), [address])
+            drainer.end_idle()
+            looks: list[Left] = []
+            running = asyncio.ensure_future(drainer.run(looks.append, lambda how: None))
+            client, server = accepted(stack, listener)
+            await until(lambda: drainer._watched)
+            assert not has_ended(server)
+            client.sendall(b"request")
+            assert server.recv(100) == b"request"
+            server.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+            _, silent = accepted(stack, listener)
+            await until(lambda: has_ended(silent))  # in the end
+            drainer.stop()
+            await asyncio.wait_for(running, TIMEOUT)
+
+    asyncio.run(body())
+
+
 def test_connection_that_was_accepted_meanwhile_is_seen() -> None:
     """Descriptors are looked through now and then; and once more before it is said that nothing is left."""
     with ExitStack() as stack, listening() as (listener, address):

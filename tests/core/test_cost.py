@@ -22,6 +22,7 @@ BUSY, IDLE, UNKNOWN = Verdict.BUSY, Verdict.IDLE, Verdict.UNKNOWN
         ("answered since", FRESH, BUSY, ANSWERED, True, WHOLE),
         ("answered, and asked again", FRESH, BUSY, ASKED_AGAIN._replace(bytes_sent=600), True, CUT),
         ("a second request at work", ASKED_AGAIN, BUSY, ASKED_AGAIN._replace(last_received=70), True, CUT),
+        ("a second request, never read", ASKED_AGAIN, BUSY, ANSWERED._replace(receive_queue=100), True, MET),
         ("a second request that has just come", ASKED_AGAIN, BUSY, ASKED_AGAIN._replace(last_received=48), True, MET),
         ("a second request, answered", ASKED_AGAIN, BUSY, ANSWERED._replace(bytes_sent=900), True, WHOLE),
         ("unread, so that it was reset", FRESH, BUSY, FRESH._replace(receive_queue=50), False, CUT),

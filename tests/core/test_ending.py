@@ -64,6 +64,7 @@ def test_sentences_say_what_to_do() -> None:
     assert of("uvicorn").by_signal == "uvicorn drains itself on TERM"
     assert of().by_signal == "it is left to its handler of TERM"
     assert of().cut == "web:1 ends too soon on TERM; the next reload ends its connections first"
+    assert of("daphne").cut == of(drain="observe").cut == "they came after the last look, before TERM"
     assert of("daphne", drain="signal").cut == (
         "daphne stops at once on TERM; sockshare.drain = observe ends its connections first"
     )

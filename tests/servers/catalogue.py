@@ -19,7 +19,7 @@ class Server(NamedTuple):
         needs: The packages that are installed besides.
         tool: The command that has to be there.
         watcher: Keys of its section.
-        sock: Keys of its socket's.
+        takes_slow: Whether it can serve several requests of a second each at the same time.
     """
 
     command: str
@@ -27,7 +27,7 @@ class Server(NamedTuple):
     needs: tuple[str, ...] = ()
     tool: str = ""
     watcher: Mapping[str, str] = {}
-    sock: Mapping[str, str] = {}
+    takes_slow: bool = True
 
 
 def _script(name: str, package: str, needs: tuple[str, ...] = ()) -> Server:
@@ -56,9 +56,12 @@ SERVERS: Mapping[str, Server] = {
     "aiohttp": _script("aiohttp", "aiohttp"),
     "tornado": _script("tornado", "tornado"),
     "cheroot": _script("cheroot", "cheroot"),
-    "bjoern": _script("bjoern", "bjoern"),
+    "bjoern": _script("bjoern", "bjoern")._replace(takes_slow=False),
     "sanic, single_process": _script("sanic", "sanic"),
     "waitress": _script("waitress", "waitress"),
+    "waitress, sockshare.server = waitress": _script("waitress", "waitress")._replace(
+        watcher={"sockshare.server": "waitress"}
+    ),
     "uwsgi": Server(
         "{bin}/uwsgi --protocol http --socket fd://{fd} --chdir {apps} --module web:wsgi --master --processes 2"
         " --threads 12 --need-app --disable-logging",
