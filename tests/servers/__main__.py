@@ -146,14 +146,13 @@ def _chosen(reload: Reload) -> str:
     return re.sub(r"\bweb(:\w+)?\b", "it", said[0]) if said else "?"
 
 
-def write(rows: Sequence[Measured]) -> None:
-    """Put *rows* in the place of those that the page has of the same servers."""
+def write(row: Measured) -> None:
+    """Put *row* in the place of the one that the page has of the same server and manager."""
     text = PAGE.read_text()
     head, _, rest = text.partition(BEGIN)
     table, _, tail = rest.partition(END)
     known = {tuple(line.split(" | ")[:3:2]): line for line in table.splitlines() if line.startswith("| `")}
-    for one in rows:
-        known[f"| `{one.server}`", one.manager] = f"{one.row}"
+    known[f"| `{row.server}`", row.manager] = row.row
     order = list(SERVERS)
     lines = sorted(known.items(), key=lambda item: (order.index(item[0][0][3:-1]), item[0][1]))
     today = datetime.datetime.now(datetime.timezone.utc).date()
@@ -180,7 +179,6 @@ def main() -> int:
     names = arguments.servers or list(SERVERS)
     room = (arguments.venv or Path(tempfile.gettempdir(), f"sockshare-servers-{os.getuid()}")).absolute()
     installed = install(room, [SERVERS[name] for name in names])
-    rows: list[Measured] = []
     wrong = 0
     for name in names:
         version = version_of(SERVERS[name], installed)
@@ -196,10 +194,9 @@ def main() -> int:
                 print(f"{name}: {manager}: {type(error).__name__}: {error}", flush=True)
                 continue
             wrong += bool(row.trouble)
-            rows.append(row)
+            if arguments.write and not row.trouble:
+                write(row)
             print(f"{row.row} {row.trouble or 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
-    if arguments.write:
-        write([row for row in rows if not row.trouble])
     return 1 if wrong else 0
 
 
