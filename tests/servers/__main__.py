@@ -37,8 +37,8 @@ MANAGERS: dict[str, Callable[..., AbstractContextManager[Circusd]]] = {"circus":
 PAGE = Path(__file__).parents[2] / "docs" / "servers.md"
 BEGIN, END = "<!-- measured: python -m tests.servers --write -->", "<!-- end -->"
 HEAD = """\
-| server | version | manager | what `auto` chooses | requests | lost | said to be cut | longest wait | a reload |
-|---|---|---|---|---|---|---|---|---|
+| server | version | manager | what `auto` chooses | reloads | requests | lost | said cut | longest wait | a reload |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -49,6 +49,7 @@ class Measured(NamedTuple):
     version: str
     manager: str
     chosen: str
+    reloads: int
     requests: int
     lost: int
     cut: int
@@ -59,7 +60,7 @@ class Measured(NamedTuple):
     @property
     def row(self) -> str:
         """A row of the table."""
-        cells = [f"`{self.server}`", self.version, self.manager, self.chosen, f"{self.requests:,}"]
+        cells = [f"`{self.server}`", self.version, self.manager, self.chosen, str(self.reloads), f"{self.requests:,}"]
         cells += [str(self.lost), str(self.cut), f"{self.worst * 1000:.0f} ms", f"{self.seconds:.1f} s"]
         return f"| {' | '.join(cells)} |"
 
@@ -117,7 +118,9 @@ def run(
     chosen = _chosen(done[-1])
     worst = result.of("fresh", "keepalive").worst
     lost = len(result.failures)
-    return Measured(name, version, manager, chosen, len(result), lost, cut, worst, seconds, "; ".join(troubles))
+    return Measured(
+        name, version, manager, chosen, len(done), len(result), lost, cut, worst, seconds, "; ".join(troubles)
+    )
 
 
 def _troubles(reload: Reload, result: Result) -> Iterator[str]:
