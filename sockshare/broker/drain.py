@@ -87,6 +87,7 @@ class Drainer:
         self._addresses = list(addresses)
         self._ending = False
         self._stopping = False
+        self._dead = False
         self._stopped = False
         self._watched: dict[int, _Watched] = {}  # by cookie
         self._ended: dict[int, _Watched] = {}  # those of which it is not known yet how
@@ -144,6 +145,7 @@ class Drainer:
         return await asyncio.get_running_loop().run_in_executor(self._looker, self._last_look)
 
     def _last_look(self) -> Cost:
+        self._dead = True
         deadline = time.monotonic() + _TOLD_WITHIN
         while not self._refusal:
             self._look()
@@ -266,27 +268,31 @@ class Drainer:
 
     def _judge_ended(self, *, at_last: bool = False) -> None:
         for cookie, watched in list(self._ended.items()):
-            now = connections.find(watched.family, watched.seen)
-            if now is not None and now.inode and now.state not in _CLOSED_HERE:  # somebody else has it
-                del self._ended[cookie]
-                continue
-            last = now if now is not None and now.info is not None else watched.last
-            waits = self._ends is not None and time.monotonic() - watched.ended < _TOLD_WITHIN
-            if last is None and waits and not at_last:
+            end = self._fate(watched, at_last=at_last)
+            if end is None:
                 continue
             del self._ended[cookie]
-            if watched.seen.state == connections.CLOSE_WAIT or watched.seen.info is None:
-                continue  # its client had gone before
-            end = fate(
-                watched.struck or watched.history.last,
-                Verdict.IDLE if watched.struck else watched.history.verdict,
-                None if last is None else _sample(last),
-                closed_by_server=now is not None and now.state in _CLOSED_HERE,
-            )
             if end in (Fate.CUT, Fate.MET):
                 self._cost = total((self._cost, Cost(cut=1) if end is Fate.CUT else Cost(met=1)))
             elif end is Fate.UNSEEN and self._stopping:
                 self._unseen += 1
+
+    def _fate(self, watched: _Watched, *, at_last: bool) -> Fate | None:
+        """How a connection has ended; None if that may be told yet."""
+        if watched.seen.state == connections.CLOSE_WAIT or watched.seen.info is None:
+            return Fate.WHOLE  # its client had gone before
+        if watched.last is not None and _judged(watched, watched.last, closed_by_server=True) is Fate.WHOLE:
+            return Fate.WHOLE  # most are: whoever closed it
+        waits = self._ends is not None and not at_last and time.monotonic() - watched.ended < _TOLD_WITHIN
+        if watched.last is None and waits and not self._dead:
+            return None
+        now = connections.find(watched.family, watched.seen)
+        if now is not None and now.inode and now.state not in _CLOSED_HERE:
+            return Fate.WHOLE  # somebody else has it
+        last = now if now is not None and now.info is not None else watched.last
+        if last is None and waits:
+            return None
+        return _judged(watched, last, closed_by_server=now is not None and now.state in _CLOSED_HERE)
 
     # Ending what is idle.
 
@@ -331,6 +337,13 @@ class Drainer:
             return False
         finally:
             closing.apart(lambda: os.close(duplicate))  # its program may have chosen that it lingers
+
+
+def _judged(watched: _Watched, last: Connection | None, *, closed_by_server: bool) -> Fate:
+    before, verdict = watched.history.last, watched.history.verdict
+    if watched.struck is not None:
+        before, verdict = watched.struck, Verdict.IDLE
+    return fate(before, verdict, None if last is None else _sample(last), closed_by_server=closed_by_server)
 
 
 def has_connections(pid: int, addresses: Iterable[Address]) -> bool:
