@@ -180,6 +180,7 @@ class CircusVerbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         """See `Verbs`."""
 
@@ -200,7 +201,7 @@ class CircusVerbs:
             count=count,
             kill=kill,
             patience=patience,
-            signal=self._stop_signal(program),
+            signal=stop_signal or self._stop_signal(program),
         )
 
     def claim(self, program: str, pid: int, answer: Answer) -> None:
@@ -213,7 +214,16 @@ class CircusVerbs:
             pid=pid,
         )
 
-    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
+    def release(
+        self,
+        program: str,
+        pid: int,
+        keep: bool,
+        kill: Sequence[int],
+        patience: float,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
         """See `Holding`."""
         log.info("%s: circus %s pid %d", program, "keeps" if keep else "stops", pid)
         self._circusd.ask(
@@ -227,7 +237,7 @@ class CircusVerbs:
             keep=keep,
             kill=list(kill),
             patience=patience,
-            signal=self._stop_signal(program),
+            signal=stop_signal or self._stop_signal(program),
         )
 
 

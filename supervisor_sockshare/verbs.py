@@ -116,12 +116,14 @@ class SupervisorVerbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         """See `Verbs`. The *count* is what supervisord has anyway: a twin takes a place and adds none."""
         spec = self.specs.get(program)
         try:
             given = patience if kill else None
-            retired = self._twins.settle(program, retire, known, given, spec.stop_signal if spec else None)
+            own = spec.stop_signal if spec else None
+            retired = self._twins.settle(program, retire, known, given, stop_signal or own)
         except CannotStart as error:
             answer.refuse(f"can't stop a process of {program}: {error}")
             return

@@ -177,11 +177,9 @@ class Leftovers:
             how = await observer.suspend(pid, names)
             await asyncio.sleep(plan.quiesce)
             if not self._drains_itself(program, plan, pid):
-                drainer = Drainer(pid, self._state.addresses(names))
-                drainer.end_idle()
-                timer = self._loop.call_later(max(0.0, until - plan.stop_timeout - self._loop.time()), drainer.stop)
-                how = f"{how}; {await drainer.run(lambda left: None)}"
-                timer.cancel()
+                how = (
+                    f"{how}; {await self._drained(pid, names, max(0.0, until - plan.stop_timeout - self._loop.time()))}"
+                )
             await observer.let_go(pid)
             log.info("%s: ending pid %d, which is left over: %s", program, pid, how)
             family = await self._state.holders.worker.do(processes.identified_tree, pid)
@@ -199,6 +197,21 @@ class Leftovers:
         finally:
             os.close(pidfd)
             await observer.let_go(pid)
+
+    async def _drained(self, pid: int, names: Collection[str], seconds: float) -> str:
+        """End the idle connections of *pid* for so long; what came of it, in words."""
+        drainer = Drainer(pid, self._state.addresses(names))
+        drainer.end_idle()
+        timer = self._loop.call_later(seconds, drainer.stop)
+        outcomes = []
+
+        def drained(how: str) -> None:
+            outcomes.append(how)
+            drainer.stop()
+
+        await drainer.run(lambda left: None, drained)
+        timer.cancel()
+        return "; ".join(outcomes) or f"given up after {seconds:g} s"
 
     def _drains_itself(self, program: str, plan: Plan, pid: int) -> bool:
         spec = self._state.programs.get(program)

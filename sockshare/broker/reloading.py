@@ -9,7 +9,7 @@ import msgspec
 
 from sockshare.core.errors import ExitStatus
 from sockshare.core.readiness import Expectation
-from sockshare.core.records import Answer, Records, reload_key
+from sockshare.core.records import Answer, Learned, Records, reload_key
 from sockshare.core.steps import Plan
 
 from .endpoint import Caller
@@ -132,11 +132,20 @@ class Reloading:
     def ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is over; *answer* is what its command is told."""
         self._ended[reload.program] = reload
+        self.learn(reload)
         # In this order: killed between the two, the next broker would take the reload up again, and find nothing to do.
         self.keep_last(reload, answer)
         if self.running.get(reload.program) is reload:  # else another has superseded it
             del self.running[reload.program]
             self._link.journal(f"reload:{reload.program}", None)
+
+    def learn(self, reload: Reload) -> None:
+        """Have the next one drain the program from outside, if its stop signal has cut requests in *reload*."""
+        cost, plan = reload.cost, reload.plan
+        if cost is None or not cost.cut or plan.drain:
+            return
+        learned = self._state.learned[reload.program] = Learned(cost.cut, plan.stop_signal)
+        self._link.journal(f"learned:{reload.program}", learned)
 
     def keep_last(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is the last of its program."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sockshare.core import steps
+from sockshare.core.cost import Cost
 from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Answer, Before, Running
@@ -97,7 +98,8 @@ class Reload:
         self._expectation = expectation
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._rollout = Rollout(plan, leaving)
+        self._leaving = tuple(leaving)
+        self._rollout = Rollout(plan, self._leaving)
         self._followers: list[Caller] = []
         self.answer: dict[str, Any] | None = None
         self.events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
@@ -125,6 +127,11 @@ class Reload:
     def plan(self) -> Plan:
         """What is planned."""
         return self._rollout.plan
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the ends of old processes have cost; None where nobody was to look."""
+        return self._rollout.cost
 
     @property
     def step(self) -> str:
@@ -158,6 +165,11 @@ class Reload:
 
     def begin(self) -> None:
         """Begin."""
+        for turn in self._leaving:  # whose connections the reload before has watched until now
+            if turn.old is not None and not turn.old_gone:
+                drainer = self._watch_connections(turn.old.pid)
+                if turn.state is State.STOP:
+                    drainer.expect_stop()
         self._guard(lambda: self._perform(self._rollout.begin(_now())))
 
     @classmethod
@@ -208,14 +220,23 @@ class Reload:
         self._services.observer.let_go(pid)
         if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
             self._stderr.read()
-        if self._rollout.concerns(pid):
-            self._run(self._died(pid, reason))
+        drainer = self._drainers.get(pid) if self._rollout.is_replaced(pid) else None
+        if drainer is not None or self._rollout.concerns(pid):
+            self._run(self._died(pid, reason, drainer))
         else:
-            self._feed(steps.Gone(pid, reason))
+            self._gone(pid, reason, None)
 
-    async def _died(self, pid: int, reason: str) -> None:
-        await self._learn_stopped()
-        self._feed(steps.Gone(pid, reason))
+    async def _died(self, pid: int, reason: str, drainer: Drainer | None) -> None:
+        # At once: the kernel soon forgets how its connections have ended.
+        cost = None if drainer is None else self._loop.create_task(drainer.cost())
+        if self._rollout.concerns(pid):
+            await self._learn_stopped()
+        self._gone(pid, reason, None if cost is None else await cost)
+
+    def _gone(self, pid: int, reason: str, cost: Cost | None) -> None:
+        self._feed(steps.Gone(pid, reason, cost))
+        if pid in self._drainers:
+            self._drainers.pop(pid).stop()
 
     async def _learn_stopped(self) -> None:
         """Ask the manager which processes it was told to stop by others: they have not failed."""
@@ -266,17 +287,14 @@ class Reload:
                 newcomer = self._rollout.successor_of(effect.pid)
                 successor = None if newcomer is None else newcomer.pid
                 suspended = self._services.registrations.suspend(effect.pid, self._expectation.sockets, successor)
-                if self._rollout.plan.drain and not self._rollout.plan.hand_over:
-                    self._watch_connections(effect.pid)
+                self._watch_connections(effect.pid)
                 self._run(self._switch(effect.pid, suspended))
             elif isinstance(effect, steps.Verify):
                 self._verifying = self._run(self._verify(effect.pid))
             elif isinstance(effect, steps.HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, steps.Drain):
-                if effect.pid not in self._drainers:
-                    self._watch_connections(effect.pid)
-                self._drainers[effect.pid].end_idle()
+                self._watch_connections(effect.pid).end_idle()
             elif isinstance(effect, steps.Resume):
                 if effect.pid in self._drainers:
                     self._drainers.pop(effect.pid).stop()  # it keeps its connections
@@ -285,6 +303,9 @@ class Reload:
             elif isinstance(effect, steps.TakePlace):
                 self._run(self._take_place(effect))
             elif isinstance(effect, steps.Settle):
+                if not effect.kill:
+                    for pid in effect.retire:
+                        self._watch_connections(pid).expect_stop()
                 self._settling.add(self._run(self._settle(effect)))
             elif isinstance(effect, steps.Sweep):
                 self._run(self._sweep(effect))
@@ -401,7 +422,7 @@ class Reload:
             self._services.roster.enter(process.pid, self.program, process.name)
         except ProcessLookupError:
             self._stderr.read()
-            self._feed(steps.Gone(process.pid, "has died"))
+            self._feed(steps.Gone(process.pid, "has died", Cost(unseen="no broker looked on as it ended")))
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
@@ -496,8 +517,13 @@ class Reload:
             count=effect.size,
             kill=effect.kill,
             patience=effect.patience,
+            **self._told_signal(),
         )
         return bool(answer.get("stopped"))
+
+    def _told_signal(self) -> dict[str, int]:
+        plan = self._rollout.plan
+        return {"stop_signal": plan.stop_signal} if plan.is_told_signal else {}
 
     async def _spared(self, effect: steps.Settle) -> steps.Settle:
         """*effect* with as much patience as what is given up, and is held back by now, has use for."""
@@ -518,11 +544,11 @@ class Reload:
             patience = self._patience[pid]
         return effect if patience is None else replace(effect, patience=patience)
 
-    def _watch_connections(self, pid: int) -> None:
-        if pid in self._drainers:
-            self._drainers[pid].stop()
-        self._drainers[pid] = Drainer(pid, self._services.addresses(self._expectation.sockets))
-        self._run(self._drain(self._drainers[pid]))
+    def _watch_connections(self, pid: int) -> Drainer:
+        if pid not in self._drainers:
+            self._drainers[pid] = Drainer(pid, self._services.addresses(self._expectation.sockets))
+            self._run(self._drain(self._drainers[pid]))
+        return self._drainers[pid]
 
     def _hand_over(self, effect: steps.HandOver) -> None:
         def done(how: str) -> None:
@@ -531,10 +557,11 @@ class Reload:
         self._services.introductions.retire(effect.pid, effect.successor, done)
 
     async def _drain(self, drainer: Drainer) -> None:
-        how = await drainer.run(partial(self._tell_left, drainer.pid))
-        if self._drainers.get(drainer.pid) is drainer:
-            del self._drainers[drainer.pid]
-            self._feed(steps.Drained(how, drainer.pid))
+        def drained(how: str) -> None:
+            if self._drainers.get(drainer.pid) is drainer:
+                self._feed(steps.Drained(how, drainer.pid))
+
+        await drainer.run(partial(self._tell_left, drainer.pid), drained)
 
     def _tell_left(self, pid: int, left: Left) -> None:
         for old in self._rollout.draining:
@@ -584,13 +611,18 @@ class Reload:
             "pid": report.process.pid if report.process else None,
             "seconds": report.seconds,
             "reason": report.reason,
+            **({} if report.cost is None else {"cost": report.cost._asdict()}),
         }
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
             event["stderr"] = self._stderr.read()
             if self.answer is not None and self.answer["exit"] == ExitStatus.OK:
                 # It was said to be done, and what was left of the old version has not ended well: `status` says it.
-                self.answer = {**self.answer, "result": "failed", "reason": report.reason}
+                before = [self.answer["reason"]] if self.answer["result"] == "failed" else []
+                reason = "; ".join([*before, report.reason])
+                self.answer = {**self.answer, "result": "failed", "reason": reason}
+        if self.answer is not None and self.cost is not None:
+            self.answer = {**self.answer, "cost": self.cost._asdict()}
         self.events.append(event)
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
@@ -601,6 +633,7 @@ class Reload:
             "reason": finish.reason,
             "seconds": self._seconds(),
             "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
+            "cost": finish.cost and finish.cost._asdict(),
         }
         self._told.set()
         # In this order: whoever was told must find it so when the broker is killed, or the next reload is asked for.

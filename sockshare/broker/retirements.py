@@ -60,6 +60,7 @@ class Retirement(Reload):
                 keep=effect.kill,
                 kill=[plan.newcomer.pid] if effect.kill and plan.newcomer is not None else [],
                 patience=effect.patience,
+                **self._told_signal(),
             )
         return False
 
@@ -218,6 +219,7 @@ class Retirements:
 
     def _ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         del self._running[reload.slot]
+        self._reloading.learn(reload)
         if answer["exit"] != ExitStatus.OK:
             log.error("%s: %s: %s", reload.program, answer["result"], answer["reason"])
         if reload.plan.newcomer is not None:

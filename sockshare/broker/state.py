@@ -11,7 +11,7 @@ import msgspec
 
 from sockshare.core.errors import NotPermitted, ProtocolError, SockshareError, UnknownSocket
 from sockshare.core.hello import Configuration, Hello
-from sockshare.core.records import Records
+from sockshare.core.records import Learned, Records
 from sockshare.core.spec import ProgramSpec
 from sockshare.core.suggest import did_you_mean
 from sockshare.core.troubles import Troubles
@@ -59,6 +59,8 @@ class State:
         self.learn(hello)
         self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
+        #: The programs whose stop signal has cut requests.
+        self.learned: dict[str, Learned] = dict(records.learned)
         self.refusals = 0
         self._troubles = Troubles()
         self.observer = Observer(self.shared)

@@ -116,7 +116,8 @@ class _Following:
         last = _ENDS.get(result, "failed")
         if not any(step == last for step, *_ in self._seen):
             # It ended while there was no broker to tell us, or while we were not heard.
-            event = {"step": last, "program": self._program, "seconds": answer.get("seconds"), "reason": reason}
+            known = {key: answer.get(key) for key in ("seconds", "cost")}
+            event = {"step": last, "program": self._program, "reason": reason, **known}
             self._event(event)
         if status != ExitStatus.OK:
             self.printer.say(f"can't reload {self._program}: {reason or result}")
@@ -153,7 +154,10 @@ class _Printer(AbstractContextManager["_Printer"]):
     def step(self, event: dict[str, Any]) -> None:
         """Print one step."""
         if self._as_json:
-            print(json.dumps({field: event.get(field) for field in _FIELDS}), flush=True)
+            fields = {field: event.get(field) for field in _FIELDS}
+            if event.get("cost") is not None:
+                fields["cost"] = event["cost"]
+            print(json.dumps(fields), flush=True)
             return
         line = line_of(event)
         if self._console is None:

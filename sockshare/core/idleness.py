@@ -72,6 +72,17 @@ class History:
         self._last: Sample | None = None
         self._verdict = Verdict.UNKNOWN
 
+    @property
+    def verdict(self) -> Verdict:
+        """What the rules and the witnesses say of the last sample: UNKNOWN where a wait of `QUIET` has to decide."""
+        return self._verdict
+
+    @property
+    def last(self) -> Sample:
+        """The last sample; there is one."""
+        assert self._last is not None
+        return self._last
+
     def add(self, sample: Sample) -> Verdict:
         """Judge from *sample* and those before it; never UNKNOWN."""
         verdict = judge(sample)

@@ -54,6 +54,14 @@ class Answer(msgspec.Struct, frozen=True):
     reason: str
     seconds: float = 0.0
     stderr: str = ""
+    cost: dict[str, Any] | None = None  # of `core.cost`, by name
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """``learned:PROGRAM``: its processes have cut requests when they were left to their stop signal."""
+
+    cut: int
+    signal: int
 
 
 class Last(msgspec.Struct, frozen=True):
@@ -107,6 +115,7 @@ class Records:
     displaced: dict[tuple[int, str], int] = field(default_factory=dict)
     quiesced: dict[int, int] = field(default_factory=dict)
     admitted: frozenset[int] = frozenset()
+    learned: dict[str, Learned] = field(default_factory=dict)
     unreadable: dict[str, Unread] = field(default_factory=dict)
 
 
@@ -186,6 +195,10 @@ def _admitted(records: Records, _: str, record: Any) -> None:
     records.admitted = msgspec.convert(record, Admitted).uids
 
 
+def _learned(records: Records, program: str, record: Any) -> None:
+    records.learned[program] = msgspec.convert(record, Learned)
+
+
 _READERS: dict[str, Callable[[Records, str, Any], None]] = {
     "process": _process,
     "generation": _generation,
@@ -196,4 +209,5 @@ _READERS: dict[str, Callable[[Records, str, Any], None]] = {
     "displaced": _displaced,
     "quiesced": _quiesced,
     "admitted": _admitted,
+    "learned": _learned,
 }

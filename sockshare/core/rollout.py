@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from .cost import Cost, sentence, total
 from .errors import ExitStatus
 from .records import named
 from .steps import (
@@ -104,6 +105,12 @@ _IN_FRONT = (State.START, State.WARM, State.HOLD, State.SWITCH, State.VERIFY, St
 #: Those of a turn that has failed.
 _UNDONE = (State.UNDO, State.SWEEP)
 
+#: The states in which the new process serves in the place of the old one, whose end is this reload's.
+_REPLACED = (State.QUIESCE, *_LEAVING)
+
+#: The end of a process, in words, that was killed.
+KILLED = "was killed by signal 9"
+
 #: Seconds granted beyond the manager's own stop time-out before a process that does not end is given up.
 _STOP_GRACE = 10.0
 #: Seconds at most that a new process which is given up has for the requests that it has accepted.
@@ -133,6 +140,8 @@ class _TurnRecord(NamedTuple):
     stopped: str = ""
     old_stopped: bool = False
     overlaps: bool = False
+    undrained: str = ""
+    cost: Cost | None = None
 
 
 class _Record(NamedTuple):
@@ -160,6 +169,7 @@ class _Record(NamedTuple):
     served: float | None = None
     notes: list[str] = []  # noqa: RUF012  never changed
     size: int | None = None
+    costs: tuple[Cost, ...] = ()
 
 
 @dataclass(slots=True)
@@ -176,6 +186,8 @@ class Turn:
         respawned_by: Until when another one is waited for.
         stopped: Who of it the manager was told to stop by somebody else, in words; *old_stopped*: it is *old*.
         overlaps: The manager has one process more for it.
+        undrained: Why *old* has its stop signal with requests in hand, if it has.
+        cost: What the end of *old* has cost; None: it has not ended, or nobody was to look.
     """
 
     number: int
@@ -191,6 +203,8 @@ class Turn:
     stopped: str = ""
     old_stopped: bool = False
     overlaps: bool = False
+    undrained: str = ""
+    cost: Cost | None = None
     settled: bool = False
     silence: str = ""  # why the manager has not answered
     lacking: str = ""  # what the new one was last seen to lack; seen anew by the next broker
@@ -242,6 +256,7 @@ class Rollout:
         self._sweeping: int | None = None  # how many turns there were when what is left over began to be ended
         self._swept: int | None = None  # and when that was last done
         self._left = ""  # what it could not end
+        self._costs: list[Cost] = []  # of each old process that has ended, where somebody was to look
         self._asked: _Question | None = None
         self._asking: list[Turn] = []  # who has yet to ask the manager
 
@@ -308,6 +323,15 @@ class Rollout:
         """The processes that have yet to become ready."""
         return [turn.newcomer for turn in self._turns if turn.newcomer and turn.state in (State.WARM, State.RESPAWN)]
 
+    @property
+    def cost(self) -> Cost | None:
+        """What the ends of old processes have cost until now; None as long as nobody has looked at one."""
+        return total(self._costs) if self._costs else None
+
+    def is_replaced(self, pid: int) -> bool:
+        """Whether *pid* is an old process in whose place another serves: its end may be told a moment later."""
+        return any(turn.old is not None and turn.old.pid == pid and turn.state in _REPLACED for turn in self._turns)
+
     def concerns(self, pid: int) -> bool:
         """Whether it matters why *pid* has died: it is in the middle of its turn, and was not told to stop."""
         for turn in self._turns:
@@ -364,6 +388,7 @@ class Rollout:
             turn.newcomer, turn.newcomer_gone, turn.alone = None, "", True  # it is one of the next reload's
             if turn.state is State.DRAIN and self.plan.hand_over:
                 turn.deadline = now  # to whom it hands its connections may go next
+                turn.undrained = "the next reload came before it had handed its connections over"
         return turns
 
     def feed(self, event: Event, now: float) -> list[Effect]:
@@ -422,6 +447,7 @@ class Rollout:
             "served": self._served,
             "notes": self._notes,
             "size": self._size,
+            "costs": [list(cost) for cost in self._costs],
         }
 
     @classmethod
@@ -455,6 +481,7 @@ class Rollout:
         rollout._served = found.served
         rollout._size = rollout._size if found.size is None else found.size
         rollout._notes = list(found.notes)
+        rollout._costs = list(found.costs)
         rollout._over = found.state is State.ENDED
         effects: list[Effect] = []
         for turn in list(rollout._turns):
@@ -543,9 +570,8 @@ class Rollout:
     def _enter_drain(self, turn: Turn, now: float) -> list[Effect]:
         assert turn.old is not None
         if not self.plan.drain:
-            how = "it drains itself on its stop signal"
             alone = self._take_place(turn) if turn.newcomer is None else []
-            return [*alone, self._report("drain", turn.old, now, how), *self._enter_stop(turn, now)]
+            return [*alone, self._report("drain", turn.old, now, self.plan.by_signal), *self._enter_stop(turn, now)]
         turn.state, turn.deadline = State.DRAIN, now + self.plan.drain_timeout
         how = f"from outside: {self.plan.drain}"
         if self.plan.hand_over:
@@ -669,11 +695,9 @@ class Rollout:
 
     def _say_left(self, now: float) -> list[Effect]:
         reason = "; ".join([f"the new version serves, and so does {self._left}", *self._what_drains, *self._notes])
-        effects: list[Effect] = [self._report("failed", self._newest, now, reason)]
-        if not self.answered:
-            self.answered = True
-            effects.append(Finish("failed", ExitStatus.NOT_SERVING, reason))
-        return effects
+        if self.answered:
+            return [self._report("failed", self._newest, now, reason)]
+        return self._tell("failed", self._newest, ExitStatus.NOT_SERVING, reason, now)
 
     @property
     def _what_drains(self) -> list[str]:
@@ -689,17 +713,26 @@ class Rollout:
     def _say_done(self, now: float) -> list[Effect]:
         if self.answered:
             return []
-        self.answered = True
-        reason = "; ".join([*self._what_drains, *self._notes])
-        return [self._report("done", self._newest, now, reason), Finish("ok", ExitStatus.OK, reason)]
+        return self._tell("done", self._newest, ExitStatus.OK, "; ".join([*self._what_drains, *self._notes]), now)
 
     def _say_failed(self, now: float) -> list[Effect]:
         status, reason = self._failure
         if self.answered:  # of one that was said to be done it is news
             return [] if self._served is None else [self._report("failed", self._failed, now, reason)]
-        self.answered, self._served = True, None
-        step = "rolled_back" if self._result == "rolled_back" else "failed"
-        return [self._report(step, self._failed, now, reason), Finish(step, status, reason)]
+        self._served = None
+        return self._tell(
+            "rolled_back" if self._result == "rolled_back" else "failed", self._failed, status, reason, now
+        )
+
+    def _tell(self, step: str, process: Process | None, status: ExitStatus, reason: str, now: float) -> list[Effect]:
+        """Tell the command what came of it, and what it has cost: its last line."""
+        self.answered = True
+        reason = "; ".join(filter(None, (reason, sentence(self.cost))))
+        result = "ok" if step == "done" else step
+        return [
+            self._report(step, process, now, reason, self.cost),
+            Finish(result, status, reason, self.cost),
+        ]
 
     def _fail(self, turn: Turn | None, status: ExitStatus, reason: str) -> list[Effect]:
         """The reload has failed, with nothing to undo; the first reason is the one that is told."""
@@ -804,7 +837,7 @@ class Rollout:
             reason, turn.stopped = turn.stopped or f"{_named(turn.newcomer)} {event.reason}", ""
             return self._undo(turn, ExitStatus.ROLLED_BACK, reason, now)
         if turn.old is not None and event.pid == turn.old.pid:
-            turn.old_gone = True
+            self._old_has_gone(turn, event)
             if turn.state in (State.SWITCH, State.VERIFY, State.QUIESCE, State.DRAIN):
                 # Until its page has answered, it is the new one that is suspended.
                 return [*([Resume(turn.newcomer.pid)] if turn.newcomer else []), *self._enter_stop(turn, now)]
@@ -861,13 +894,14 @@ class Rollout:
     def _tick_drain(self, turn: Turn, event: Tick, now: float) -> list[Effect]:
         if not _due(turn, now):
             return []
+        turn.undrained = turn.undrained or f"they took longer than drain_timeout, {self.plan.drain_timeout:g} s"
         return self._drained(turn, Drained(f"given up after {self.plan.drain_timeout:g} s"), now)
 
     def _gone_in_stop(self, turn: Turn, event: Gone, now: float) -> list[Effect]:
         if turn.newcomer is not None and event.pid == turn.newcomer.pid:
             turn.newcomer_gone = event.reason
         elif turn.old is not None and event.pid == turn.old.pid:
-            turn.old_gone = True
+            self._old_has_gone(turn, event)
         return self._end_turn_if_drained(turn, now)
 
     def _stop_settled(self, turn: Turn, event: Settled, now: float) -> list[Effect]:
@@ -897,11 +931,32 @@ class Rollout:
     def _end_turn_if_drained(self, turn: Turn, now: float) -> list[Effect]:
         if not (turn.settled and turn.is_without_old):
             return []
-        effects: list[Effect] = [] if turn.lost or turn.old is None else [self._report("stop", turn.old, now)]
+        effects: list[Effect] = []
+        if turn.old is not None and not turn.lost:
+            reason = sentence(turn.cost)
+            effects.append(self._report("stop", turn.old, now, reason, turn.cost))
+            if self.answered and turn.cost is not None and turn.cost.cut:  # the last line was said without it
+                effects.append(self._report("failed", turn.old, now, f"when {_named(turn.old)} ended, {reason}"))
         if turn.newcomer_gone and not turn.stopped:
             return [*effects, *self._enter_respawn(turn, now)]
         self._end(turn)
         return effects
+
+    def _old_has_gone(self, turn: Turn, event: Gone) -> None:
+        turn.old_gone = True
+        if event.cost is None or turn.state not in _REPLACED:
+            return
+        turn.cost = event.cost._replace(cause=self._why_cut(turn, event.reason) if event.cost.cut else "")
+        self._costs.append(turn.cost)
+
+    def _why_cut(self, turn: Turn, end: str) -> str:
+        if turn.undrained:
+            return turn.undrained
+        if end == KILLED:
+            return f"it was killed, as it had not ended {self.plan.stop_timeout:g} s after its stop signal"
+        if turn.state is not State.STOP:
+            return f"it {end}"
+        return self.plan.cut
 
     def _cancelled(self, turn: Turn, event: Cancelled, now: float) -> list[Effect]:
         return self._undo(turn, ExitStatus.ROLLED_BACK, event.reason, now)
@@ -1061,8 +1116,10 @@ class Rollout:
         olds = [turn.old for turn in self._turns if turn.old is not None]
         return [*olds, *self._pending, *self._replaced, *(turn.newcomer for turn in self._turns if turn.newcomer)]
 
-    def _report(self, step: str, process: Process | None, now: float, reason: str = "") -> Report:
-        return Report(step, process, round(now - self.began, 3), reason)
+    def _report(
+        self, step: str, process: Process | None, now: float, reason: str = "", cost: Cost | None = None
+    ) -> Report:
+        return Report(step, process, round(now - self.began, 3), reason, cost)
 
 
 def _suspended_in(turn: Turn) -> int | None:
@@ -1092,7 +1149,7 @@ def _limit(plan: Plan) -> float:
 
 def _recorded(turn: Turn) -> dict[str, Any]:
     values = {name: getattr(turn, name) for name in _TurnRecord._fields}
-    for name in ("old", "newcomer"):
+    for name in ("old", "newcomer", "cost"):
         values[name] = values[name] and list(values[name])
     return {**values, "state": turn.state.value}
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from .registration_steps import Means, Policy, supports
+from .servers import SERVERS
 from .suggest import did_you_mean
 
 _LONGEST_TIME = 86400.0  # seconds: a longer one is in other units
@@ -55,6 +56,7 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     receive_from: tuple[str, ...] = ()  # the programs, beside itself, that may hand it connections
     stop_signal: int | None = None  # None: the manager's own setting
     verify: str | None = None  # http:/path
+    server: str = "auto"  # one of `servers.SERVERS`; auto: as its command shows
 
 
 class SocketSpec(msgspec.Struct, frozen=True):
@@ -215,6 +217,7 @@ _PROGRAM: Mapping[str, _Reader] = {
     "receive_from": _words("no program is named; leave the key out where only the program itself may hand over"),
     "stop_signal": _signal,
     "verify": _page,
+    "server": _choice("auto", *SERVERS),
 }
 _SOCKET: Mapping[str, _Reader] = {
     "registration": _registration,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .cost import Cost
 from .errors import ExitStatus
 
 
@@ -32,9 +33,12 @@ class Plan(NamedTuple):
     stop_timeout: float  # after which the manager kills a process that it stops
     awaited: str  # what shows that a new process is ready, in words
     verify: str = ""  # what must answer from the new process, for the broker to understand; empty: nothing
-    drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
+    drain: str = ""  # why the old process is drained from outside; empty: it is left to its stop signal
     drain_timeout: float = 0.0
     stop_signal: int = 15  # by which the manager stops a process of the program
+    by_signal: str = "it drains itself on its stop signal"  # why it is left to it
+    cut: str = "it ended before it had answered them"  # why it may cut requests then, and what to do against it
+    is_told_signal: bool = False  # the manager has to be told the stop signal: it has another of its own
     hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
@@ -93,6 +97,7 @@ class Gone:
 
     pid: int
     reason: str = "it died"
+    cost: Cost | None = None  # None: nobody was to look
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +308,7 @@ class Report:
     process: Process | None
     seconds: float  # since the reload began
     reason: str = ""
+    cost: Cost | None = None  # of the old process that has ended, or of all; None: none has
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +319,7 @@ class Finish:
     result: str  # ok, rolled_back, failed
     exit: ExitStatus
     reason: str
+    cost: Cost | None = None  # of all old processes that have ended
 
 
 Effect = (

@@ -411,12 +411,19 @@ class Host:
                 message["kill"],
                 message["patience"],
                 answer,
+                message.get("stop_signal"),
             )
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):
             self._verbs.release(
-                message["program"], message["pid"], message["keep"], message["kill"], message["patience"], answer
+                message["program"],
+                message["pid"],
+                message["keep"],
+                message["kill"],
+                message["patience"],
+                answer,
+                message.get("stop_signal"),
             )
         elif verb == "notify":
             self._give_notify(link, number, message["pid"], answer)

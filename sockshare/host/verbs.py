@@ -78,10 +78,14 @@ class Verbs(Protocol):
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         """`retired`: *program* has *count* processes from now on, none of them in *retire*; `stopped`: it has none.
 
         With *kill* they get SIGKILL, *patience* seconds after their stop signal; with no patience, instead of it.
+
+        Args:
+            stop_signal: The stop signal, where it is not what the program's section or the manager says.
         """
 
 
@@ -92,7 +96,16 @@ class Holding(Protocol):
     def claim(self, program: str, pid: int, answer: Answer) -> None:
         """Promise a `release` of the held process *pid*."""
 
-    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
+    def release(
+        self,
+        program: str,
+        pid: int,
+        keep: bool,
+        kill: Sequence[int],
+        patience: float,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
         """Have the manager go on: stop *pid*, or keep it; the processes *kill* are killed before, as by `settle`."""
 
 

@@ -52,6 +52,7 @@ class Processes:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         answer.refuse("can't settle: there is no manager here")
 

@@ -25,8 +25,9 @@ from sockshare.broker.reloads import Reload, Services
 from sockshare.broker.retirements import Retirement
 from sockshare.broker.roster import Known, Managed
 from sockshare.broker.state import State
+from sockshare.core.cost import Cost
 from sockshare.core.readiness import Evidence, Expectation
-from sockshare.core.records import Records
+from sockshare.core.records import Learned, Records
 from sockshare.core.steps import Plan, Process
 from sockshare.kernel.peers import Identity
 
@@ -315,6 +316,63 @@ def test_manager_goes_on_when_its_own_replacement_serves() -> None:
     play(body)
 
 
+@pytest.mark.parametrize(("kind", "verb"), [(Reload, "settle"), (Retirement, "release")])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_manager_is_told_the_signal_on_which_a_known_server_drains(
+    kind: type[Reload], verb: str, is_told: bool
+) -> None:
+    """Where it is another than the manager's own; its section's it knows by itself."""
+
+    async def body(world: World) -> None:
+        newcomer = NEW if kind is Retirement else None
+        Case(world, PLAN._replace(newcomer=newcomer, stop_signal=3, is_told_signal=is_told), kind)
+        await world.until(lambda: world.asked(verb), "it is to be stopped")
+        assert world.asked(verb)[0].get("stop_signal") == (3 if is_told else None)
+
+    play(body)
+
+
+def test_what_nobody_can_judge_is_said_to_be_so() -> None:
+    """A program without a TCP socket: the last line says that its end was not looked at, and so does its answer."""
+
+    async def body(world: World) -> None:
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        case.dies(OLD)
+        await world.until(lambda: case.answers, "it is over")
+        why = "only TCP connections can be judged from outside"
+        assert case.answers[0]["reason"] == f"can't see whether requests were cut: {why}"
+        assert case.answers[0]["cost"] == {"cut": 0, "met": 0, "unseen": why, "cause": ""}
+        told = [one[2]["event"] for one in world.done if one[:2] == ("told", "done")]
+        assert told[0]["cost"] == case.answers[0]["cost"]
+
+    play(body)
+
+
+@pytest.mark.parametrize(
+    ("drain", "cut", "learned"), [("", 2, True), ("", 0, False), ("daphne stops at once on TERM", 2, False)]
+)
+def test_program_is_remembered_whose_stop_signal_has_cut_requests(drain: str, cut: int, learned: bool) -> None:
+    """By the host: the next broker knows it, too. Of one that is drained from outside there is nothing to learn."""
+
+    async def body(world: World) -> None:
+        state = SimpleNamespace(learned={})
+        reloading = Reloading(
+            cast(State, state),
+            cast(Introductions, SimpleNamespace()),
+            cast(HostLink, world),
+            Records(),
+            cast(Leftovers, SimpleNamespace()),
+        )
+        reload = SimpleNamespace(program="web", key="key", cost=Cost(cut), plan=PLAN._replace(drain=drain))
+        reloading.running["web"] = cast(Reload, reload)
+        reloading.ended(cast(Reload, reload), {"result": "ok"})
+        assert (("journal", "learned:web", None) in world.done) is learned
+        assert state.learned == ({"web": Learned(cut, 15)} if learned else {})
+
+    play(body)
+
+
 def test_manager_keeps_what_it_holds_when_its_replacement_fails() -> None:
     """The one that failed goes instead."""
 
@@ -341,7 +399,7 @@ def test_outcome_is_in_the_journal_before_the_reload_is_out_of_it() -> None:
             Records(),
             cast(Leftovers, nothing),
         )
-        reload = cast(Reload, SimpleNamespace(program="web", key="key"))
+        reload = cast(Reload, SimpleNamespace(program="web", key="key", cost=None, plan=PLAN))
         reloading.running["web"] = reload
         reloading.ended(reload, {"result": "ok"})
         assert [one[1] for one in world.done] == ["last:web", "reload:web"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sockshare.core.cost import Cost
 from sockshare.core.errors import ExitStatus
 from sockshare.core.rollout import Rollout, State, Turn
 from sockshare.core.steps import (
@@ -66,9 +68,14 @@ def careful(old: tuple[Process, ...] = OLD[:1]) -> Plan:
 class Drive:
     """Feeds a rollout, and keeps what came out; what is left over is *swept*, at once."""
 
-    def __init__(self, what: Plan, swept: Swept | None = Swept()) -> None:  # noqa: B008  it is frozen
+    def __init__(
+        self,
+        what: Plan,
+        swept: Swept | None = Swept(),  # noqa: B008  it is frozen
+        leaving: Sequence[Turn] = (),
+    ) -> None:
         self.swept = swept
-        self.rollout = Rollout(what)
+        self.rollout = Rollout(what, leaving)
         self.now = 100.0
         self.effects: list[Effect] = list(self.rollout.begin(self.now))
 
@@ -158,6 +165,118 @@ def test_steps_come_in_order_when_all_goes_well() -> None:
     assert drive.effects[-1] == Settle(retire=(11,), known=(21,), size=1, kill=False)
     drive.feed(Settled(), Gone(11))
     assert drive.steps == ["start", "ready", "hold", "switch", "quiesce", "drain", "stop", "done"]
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+
+
+def test_last_line_says_what_all_the_ends_have_cost() -> None:
+    """Each stop says what it cost, and the last line what all did, also when the broker was killed between."""
+    drive = Drive(plan(OLD)._replace(cut="daphne stops at once on TERM")).to_drain()
+    drive.feed(Settled(), Gone(11, "exited with status 0", Cost(cut=2)))
+    drive.restart()
+    drive.feed(Settled())
+    drive.to_drain(NEW[1])
+    drive.feed(Gone(12, "exited with status 0", Cost(met=1)), Settled())
+    why = "2 requests were cut: daphne stops at once on TERM"
+    met = "1 request was met by the end of a kept connection: clients repeat it, unless it is a POST"
+    stops = [(one.reason, one.cost) for one in drive.effects if isinstance(one, Report) and one.step == "stop"]
+    assert stops == [(why, Cost(2, cause="daphne stops at once on TERM")), (met, Cost(met=1))]
+    total = Cost(2, 1, cause="daphne stops at once on TERM")
+    assert drive.finish == Finish("ok", ExitStatus.OK, f"{why}; {met}", total)
+    last = drive.effects[-2]
+    assert isinstance(last, Report)
+    assert (last.step, last.reason, last.cost) == ("done", f"{why}; {met}", total)
+
+
+@pytest.mark.parametrize(
+    ("stage", "end", "why"),
+    [
+        ("to_drain", "exited with status 0", "daphne stops at once on TERM"),
+        ("to_drain", "was killed by signal 9", "it was killed, as it had not ended 30 s after its stop signal"),
+        ("to_quiesce", "was killed by signal 11", "it was killed by signal 11"),
+        ("outlast", "exited with status 0", "they took longer than drain_timeout, 20 s"),
+    ],
+)
+def test_cause_of_a_cut_is_said(stage: str, end: str, why: str) -> None:
+    """Whether the signal, the time-outs or a crash have cut it."""
+    what = careful() if stage == "outlast" else plan()
+    drive = Drive(what._replace(cut="daphne stops at once on TERM"))
+    if stage == "outlast":
+        drive.to_drain_from_outside().after(20.0)
+        drive.restart()
+    else:
+        getattr(drive, stage)()
+    drive.feed(Gone(11, end, Cost(cut=1)), Settled())
+    assert drive.finish.reason == f"1 request was cut: {why}"
+
+
+def test_rollback_says_what_the_ends_before_it_have_cost() -> None:
+    """Of several processes some were replaced."""
+    drive = Drive(plan(OLD)).to_drain()
+    drive.feed(Settled(), Gone(11, "has died", Cost(unseen="no broker looked on as it ended")))
+    drive.to_warm(NEW[1]).feed(Gone(22, "exited with status 1"), Settled())
+    said = "; can't see whether requests were cut: no broker looked on as it ended"
+    assert drive.finish.result == "rolled_back"
+    assert drive.finish.reason.endswith(said)
+    last = drive.effects[-2]
+    assert isinstance(last, Report)
+    assert (last.step, last.reason) == ("rolled_back", drive.finish.reason)
+
+
+def test_what_one_has_cut_that_ended_after_done_was_said_is_news() -> None:
+    """The last line was said without it; while it is only that another one asks again, the line of its end says so."""
+    drive = left_to_drain(cut="daphne stops at once on TERM")
+    drive.after(1.31)
+    assert drive.finish.exit is ExitStatus.OK
+    why = "2 requests were cut: daphne stops at once on TERM"
+    stop, news = drive.feed(Gone(11, "exited with status 0", Cost(cut=2)))
+    assert isinstance(stop, Report)
+    assert isinstance(news, Report)
+    assert (stop.step, stop.reason) == ("stop", why)
+    assert (news.step, news.reason) == ("failed", f"when web:1 (pid 11) ended, {why}")
+    assert drive.rollout.cost == Cost(2, cause="daphne stops at once on TERM")
+    drive = left_to_drain()
+    drive.after(1.31)
+    assert [one.step for one in drive.feed(Gone(11, cost=Cost(met=1))) if isinstance(one, Report)] == ["stop"]
+
+
+def test_each_of_several_that_drain_has_a_cost_of_its_own() -> None:
+    """Also in the record: the next broker knows why one was cut, and what the other has cost."""
+    drive = Drive(overlapping(drain="it would die", drain_timeout=20.0, cut="it would")).to_drain(NEW[0])
+    drive.to_drain(NEW[1])
+    assert [drive.rollout.is_replaced(pid) for pid in (11, 12, 13, 21)] == [True, True, False, False]
+    drive.feed(Drained("nothing left", 12))
+    drive.after(20.0)
+    drive.feed(Gone(12, "exited with status 0", Cost(cut=1)))
+    drive.restart()
+    drive.feed(Gone(11, "exited with status 0", Cost(cut=2)), Settled(), Settled())
+    stops = [(one.process, one.reason) for one in drive.effects if isinstance(one, Report) and one.step == "stop"]
+    assert stops == [
+        (FOUR[0], "2 requests were cut: they took longer than drain_timeout, 20 s"),
+        (FOUR[1], "1 request was cut: it would"),
+    ]
+    assert drive.rollout.cost is not None
+    assert drive.rollout.cost.cut == 3
+
+
+def test_connections_that_the_next_reload_cut_short_are_not_said_to_have_been_slow() -> None:
+    """They were to be handed over, and there was no time for it."""
+    drive = Drive(handing()).to_drain()
+    drive.hurry()
+    later = Drive(handing()._replace(old=(NEW[0],), max_draining=2), leaving=drive.rollout.supersede(drive.now))
+    later.feed(Started(NEW[1]))
+    later.after(2.0)
+    later.feed(Settled())
+    stop = later.feed(Gone(11, "exited with status 0", Cost(cut=1)))[0]
+    assert isinstance(stop, Report)
+    assert stop.reason == "1 request was cut: the next reload came before it had handed its connections over"
+
+
+def test_crash_of_an_old_process_before_the_switch_is_no_cost_of_the_reload() -> None:
+    """It was not stopped by it."""
+    drive = Drive(plan()).to_hold()
+    drive.feed(Gone(11, "was killed by signal 11", Cost(cut=3)))
+    drive.after(1.0)
+    drive.feed(Settled(), Settled())
     assert drive.finish == Finish("ok", ExitStatus.OK, "")
 
 
@@ -755,9 +874,9 @@ def overlapping(most: int = 2, **keys: Any) -> Plan:
     return plan(FOUR)._replace(max_draining=most, **keys)
 
 
-def left_to_drain() -> Drive:
+def left_to_drain(**keys: Any) -> Drive:
     """All four are replaced; the first has a long request in hand, the others have ended."""
-    drive = Drive(overlapping())
+    drive = Drive(overlapping(**keys))
     for number, (old, new) in enumerate(zip(FOUR, NEXT, strict=True)):
         drive.to_drain(new).feed(Settled())
         if number:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sockshare.core.servers import SERVERS
 from sockshare.core.spec import (
     MOST_SOCKETS,
     Mistake,
@@ -56,6 +57,7 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
         max_draining=2,
         stop_signal=None,
         verify=None,
+        server="auto",
     )
 
 
@@ -198,6 +200,11 @@ def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
             "health",
             "[watcher:web] sockshare.verify: 'health' is not of the form http:/PATH"
             " (an absolute path, no host, no spaces)",
+        ),
+        (
+            "server",
+            "dafne",
+            f"[watcher:web] sockshare.server: 'dafne' is not one of auto, {', '.join(SERVERS)}; did you mean 'daphne'?",
         ),
     ],
 )
@@ -434,6 +441,7 @@ def test_sum_of_timeouts_is_not_decided_by_rounding() -> None:
         drain=st.sampled_from(["auto", "signal", "observe"]),
         stop_signal=st.none() | st.integers(1, 64),
         verify=st.none() | st.text(),
+        server=st.sampled_from(["auto", "nginx"]),
     )
 )
 def test_program_spec_survives_json(spec: ProgramSpec) -> None:

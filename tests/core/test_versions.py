@@ -147,6 +147,7 @@ RUNNING: dict[str, Any] = {
         ("displaced:11:web", {"start": 1}),
         ("quiesced:11", {"start": 1}),
         ("admitted", {"uids": [1000]}),
+        ("learned:web", {"cut": 2, "signal": 15}),
     ],
 )
 def test_record_is_read_with_more_and_left_out_with_less(key: str, record: dict[str, Any]) -> None:

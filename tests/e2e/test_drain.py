@@ -77,7 +77,7 @@ def report(program: str, times: int, clients: int, result: Result) -> None:
     ("program", "options", "how"),
     [
         pytest.param("blocking", {"plugin": {"web.blocking": "true"}}, "from outside", id="blocking-accept"),
-        pytest.param("sync", {}, "it drains itself", id="gunicorn-sync"),
+        pytest.param("sync", {}, "gunicorn drains itself on TERM", id="gunicorn-sync"),
     ],
 )
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=SOAK, id="soak")])

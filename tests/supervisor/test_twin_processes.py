@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 import pytest
 from supervisor.states import ProcessStates
 
+from sockshare.host.verbs import Answer
 from sockshare.kernel import peers
 from supervisor_sockshare.twins import CannotStart
+from supervisor_sockshare.verbs import SupervisorVerbs
 from tests.support.circusd import is_running
 from tests.support.groups import Groups, groups
 
@@ -67,6 +69,18 @@ def test_twin_takes_the_place_and_the_old_one_is_stopped(start: Start) -> None:
     assert stage.process("web").pid == new
     assert is_running(new)
     assert not is_running(pid)
+
+
+def test_old_one_is_stopped_by_the_signal_of_its_server(start: Start) -> None:
+    """Which the broker says, where `stopsignal` is TERM by default; the new one keeps what its section says."""
+    stage = start()
+    old, twin = stage.process("web"), twin_of(stage)
+    answers: list[object] = []
+    verbs = SupervisorVerbs(lambda: stage.supervisord, stage.twins)
+    verbs.settle("web", [old.pid], [twin.pid], 1, False, 0.0, Answer(answers.append), int(signal.SIGINT))
+    assert (old.config.stopsignal, stage.process("web").config.stopsignal) == (signal.SIGINT, signal.SIGTERM)
+    at_rest(stage, "web")
+    assert answers
 
 
 def test_group_has_the_configuration_that_was_read_once_it_is_taken_over(start: Start) -> None:

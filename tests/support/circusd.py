@@ -39,6 +39,7 @@ PROGRAMS = {
     "threaded": "{python} -m tests.support.apps.threaded",
     "flask": "{python} -m tests.support.apps.wsgi flask",
     "waitress": "{python} -m tests.support.apps.wsgi waitress",
+    "abrupt": "{python} -m tests.support.apps.abrupt",
     "blocking": "{python} -m tests.support.apps.blocking",
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",

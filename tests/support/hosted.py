@@ -122,6 +122,7 @@ class Verbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         for pid in retire:
             if self.pids.pop(pid, None) is not None:

@@ -242,6 +242,22 @@ CORE = (
         felt="a drain ends connections with a request on them",
     ),
     mutant(
+        "core: client that left was cut",
+        f"{_CORE}/cost.py",
+        "    if not (closed_by_server or _is_unread(last)) or not _in_hand",
+        "    if not _in_hand",
+        f"{_TESTS}/test_cost.py::test_end_of_a_connection",
+        felt="a good server is said to cut requests, and is drained from outside from then on",
+    ),
+    mutant(
+        "core: nothing is learned",
+        f"{_CORE}/ending.py",
+        "    if learned is not None:\n",
+        "    if learned is not None and not catches:\n",
+        f"{_TESTS}/test_ending.py::test_why_it_is_drained_from_outside",
+        felt="a program whose stop signal cuts requests is left to it again",
+    ),
+    mutant(
         "core: registration is recorded before it is taken",
         _REGISTRATION,
         "        return disarm + record + rest",

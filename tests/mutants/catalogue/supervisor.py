@@ -18,6 +18,14 @@ SUPERVISOR = (
         felt="after reread and reload, `update` stops the whole group",
     ),
     mutant(
+        "supervisord: signal of the server is forgotten",
+        f"{_SUPERVISOR}/verbs.py",
+        "given, stop_signal or own)",
+        "given, own)",
+        f"{_OF_TWINS}::test_old_one_is_stopped_by_the_signal_of_its_server",
+        felt="nginx is told to stop at once, and cuts requests",
+    ),
+    mutant(
         "supervisord: workers of a killed twin stay",
         _TWINS,
         "        for pid in pids[1:]:\n            _kill(pid)\n",

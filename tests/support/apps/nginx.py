@@ -24,6 +24,7 @@ http {{
     server {{
         listen {host}:{port};
         default_type application/json;
+        location /slow {{ limit_rate 150; return 200 '{{"version": "v1", "pid": $pid}}'; }}
         location / {{ return 200 '{{"version": "v1", "pid": $pid}}'; }}
     }}
 }}
