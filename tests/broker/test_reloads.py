@@ -304,6 +304,58 @@ def ended(sock: socket.socket) -> bool:
         return False
 
 
+def test_what_is_cut_after_the_command_was_told_is_in_the_last_result() -> None:
+    """It was told that one drains still, when what is left over had been looked for; that one answers no more."""
+
+    async def body(world: World) -> None:
+        with connection() as (address, client, server):
+            world.addresses = [address]
+            here = Process(os.getpid(), "web:1")
+            case = Case(world, PLAN._replace(old=(here,), cut="it ends too soon"))
+            client.sendall(b"request")
+            assert server.recv(100) == b"request"
+            await world.until(lambda: case.reload.only_drains, "it only drains")
+            await world.until(lambda: case.reload._drainers[here.pid]._watched, "its connection is watched")
+            await case.reload.be_told()
+            assert world.before(("told", "done")).count(("swept", None)) == 1
+            answer = dict(case.reload.answer or {})
+            assert (answer["result"], answer["exit"], answer["cost"]) == ("ok", 0, None)
+            assert "takes nothing new" in answer["reason"]
+            server.close()
+            case.dies(here)
+            await world.until(lambda: case.answers, "it is over")
+            [last] = case.answers
+            assert (last["result"], last["exit"]) == ("failed", 0)
+            assert last["reason"] == f"when web:1 (pid {here.pid}) ended, 1 request was cut: it ends too soon"
+            assert last["cost"]["cut"] == 1
+            assert world.done.count(("swept", None)) == 2
+
+    play(body)
+
+
+def test_next_reload_looks_at_the_end_of_what_it_takes_over() -> None:
+    """Also of one that has its stop signal already; the journal is the next one's from then on."""
+
+    async def body(world: World) -> None:
+        case = Case(world)
+        await world.until(lambda: case.reload.only_drains, "it only drains")
+        await case.reload.be_told()
+        turns = case.reload.supersede()
+        world.new = Process(5000022, "web:3")
+        expectation = Expectation("hold", frozenset(("web",)), Evidence(frozenset(), frozenset()))
+        plan = PLAN._replace(old=(NEW,), max_draining=2, ready_hold=60.0)
+        later = Reload(world.services, plan, expectation, case._ended, None, turns)
+        later.begin()
+        case.reload.end()
+        assert len(case.answers) == 1
+        later.died(Known(Identity(OLD.pid, 1, 1), -1, world.managed(OLD.pid)))
+        await world.until(lambda: any(event["step"] == "stop" for event in later.events), "it has ended")
+        stop = next(event for event in later.events if event["step"] == "stop")
+        assert (stop["pid"], stop["cost"]["unseen"]) == (OLD.pid, "only TCP connections can be judged from outside")
+
+    play(body)
+
+
 def test_manager_goes_on_when_its_own_replacement_serves() -> None:
     """It is told to stop the one that it holds, and to kill nobody."""
 

@@ -309,6 +309,14 @@ BROKER = (
         felt="requests that a stop signal cuts are not told of",
     ),
     mutant(
+        "broker: end of what another reload has left is not looked at",
+        _RELOADS,
+        "        for turn in self._leaving:",
+        "        for turn in ():",
+        f"{_OF_RELOADS}::test_next_reload_looks_at_the_end_of_what_it_takes_over",
+        felt="requests that the second of two deploys cuts short are not told of",
+    ),
+    mutant(
         "broker: what was learned dies with the broker",
         f"{_BROKER}/reloading.py",
         '        self._link.journal(f"learned:{reload.program}", learned)\n',
