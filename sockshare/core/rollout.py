@@ -688,7 +688,8 @@ class Rollout:
         effects: list[Effect] = []
         if event.ended:
             effects.append(self._report("stop", None, now, f"left over, and ended: {event.ended}"))
-        if event.left and event.left != self._left and self._failure[0] is ExitStatus.OK:
+        serves = self._failure[0] is ExitStatus.OK and (self._serves or not self._turns)
+        if event.left and event.left != self._left and serves:
             self._left = event.left
             effects += self._say_left(now)
         return effects

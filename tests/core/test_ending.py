@@ -63,6 +63,7 @@ def test_sentences_say_what_to_do() -> None:
     """A handler alone is not called a drain; and what may be cut has its cause and its remedy."""
     assert of("uvicorn").by_signal == "uvicorn drains itself on TERM"
     assert of().by_signal == "it is left to its handler of TERM"
+    assert of(number=40).by_signal == "it is left to its handler of signal 40"
     assert of().cut == "web:1 ends too soon on TERM; the next reload ends its connections first"
     assert of("daphne").cut == of(drain="observe").cut == "they came after the last look, before TERM"
     assert of("daphne", drain="signal").cut == (

@@ -1292,6 +1292,19 @@ def test_one_that_ends_meanwhile_is_looked_at_before_done_is_said() -> None:
     assert Drive(plan()).to_warm().feed(Swept(), Swept(of=21)) == []
 
 
+def test_nobody_is_said_to_serve_besides_while_the_new_one_does_not() -> None:
+    """It has died, and the next one of the manager is waited for; then it is looked once more, and said."""
+    drive = sweeping_while_one_drains()
+    drive.feed(Gone(21), Gone(11))
+    assert drive.state is State.RESPAWN
+    assert drive.feed(Swept(left="pid 9 (nc)")) == []
+    drive.feed(Settled(), Started(Process(31, "web:9")), Ready(31, "registration"))
+    drive.after(1.0)
+    drive.feed(Settled())
+    drive.feed(Swept(left="pid 9 (nc)"))
+    assert drive.finish.reason == "the new version serves, and so does pid 9 (nc)"
+
+
 def test_failure_while_what_is_left_over_ends_is_told_when_it_is_undone() -> None:
     """It is not said to be done any more; what the new one has left ends too."""
     drive = Drive(overlapping(most=4, drain="it would die", drain_timeout=20.0))
