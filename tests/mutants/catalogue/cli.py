@@ -20,8 +20,16 @@ CLI = (
         f"{_CLI}/exec.py",
         'environment["LISTEN_PID"] = str(os.getpid())',
         'environment["LISTEN_PID"] = str(os.getppid())',
-        f"{_TESTS}/test_exec.py::test_sockets_are_at_3_and_on_when_command_runs",
+        f"{_TESTS}/test_exec.py::test_listen_fds_is_set_where_no_number_is_asked_for",
         felt="servers of sd_listen_fds find no socket",
+    ),
+    mutant(
+        "cli: LISTEN_FDS is set beside the number",
+        f"{_CLI}/exec.py",
+        "listen_fds = options.listen_fds or command == options.command",
+        "listen_fds = True",
+        f"{_TESTS}/test_exec.py::test_sockets_are_at_3_and_on_when_command_runs",
+        felt="`gunicorn -b fd://{fd:web}` takes its socket twice, and ends",
     ),
     mutant(
         "cli: manager's NOTIFY_SOCKET is passed on",
