@@ -173,7 +173,7 @@ def _become(options: Options) -> NoReturn:
     place([fd for _, fd in inherited.sockets])
     # gunicorn given `-b fd://3` and LISTEN_FDS takes descriptor 3 twice.
     listen_fds = options.listen_fds or command == options.command
-    environment = environment_of(os.environ, numbers, inherited, listen_fds=listen_fds)
+    environment = environment_of(_environment(), numbers, inherited, listen_fds=listen_fds)
     # Python ignores these for itself, and exec(2) would pass that on: `yes | head` would never end.
     for name in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -367,8 +367,19 @@ def place(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
+def _environment() -> dict[str, str]:
+    """What this process was started with: Python sets LC_CTYPE for itself where the locale is C (PEP 538)."""
+    environment = dict(os.environ)
+    if environment.pop("LC_CTYPE", None) is not None:
+        with open("/proc/self/environ", "rb") as file:  # as execve(2) had it (proc(5))
+            given = [line[9:] for line in file.read().split(b"\0") if line.startswith(b"LC_CTYPE=")]
+        if given:
+            environment["LC_CTYPE"] = os.fsdecode(given[0])
+    return environment
+
+
 def environment_of(
-    base: os._Environ[str] | dict[str, str], numbers: dict[str, int], inherited: Inherited, *, listen_fds: bool = True
+    base: dict[str, str], numbers: dict[str, int], inherited: Inherited, *, listen_fds: bool = True
 ) -> dict[str, str]:
     """The command's environment: *base*, and where its sockets are; with *listen_fds* also as sd_listen_fds(3) has it.
 

@@ -260,15 +260,19 @@ def test_traceback_is_shown_when_it_is_asked_for(host: Host) -> None:
     assert "KeyError" in host.run("status", SOCKSHARE_DEBUG="1").stderr.splitlines()[-1]
 
 
-def test_extra_is_named_when_it_is_missing(host: Host, tmp_path: Path) -> None:
+def test_extra_is_named_when_it_is_missing(host: Host) -> None:
     """Without click: one sentence; `exec` works all the same."""
-    (tmp_path / "click.py").write_text("raise ImportError('no', name='click')")
     host.start()
-    path = f"{tmp_path}:{host.environment()['PYTHONPATH']}"
-    done = host.run("status", PYTHONPATH=path)
+    code = "import sys; sys.modules['click'] = None; from sockshare.cli.main import main; sys.exit(main())"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, env=host.environment(), capture_output=True, text=True, timeout=TIMEOUT)
+
+    done = run("status")
     assert done.returncode == 1
     assert done.stderr == "sockshare: can't run this command: click is missing; install sockshare[cli]\n"
-    assert host.run("exec", "--", "true", PYTHONPATH=path).returncode == 0
+    assert run("exec", "--", "true").returncode == 0
 
 
 def test_command_is_silent_when_its_reader_leaves(host: Host) -> None:
