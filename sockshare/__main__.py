@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` would import more before Ctrl-C waits
 import os
-import signal
 import site
 import sys
+
+_mask = None
+if __name__ == "__main__" and hasattr(_signal, "pthread_sigmask"):
+    _mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT})
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -27,7 +31,6 @@ def _prefer_own_packages() -> None:
 
 
 if __name__ == "__main__":
-    _mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     _prefer_own_packages()
     from sockshare.cli.main import command
 

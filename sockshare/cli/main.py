@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
-def command(mask: Iterable[int]) -> NoReturn:
+def command(mask: Iterable[int] | None) -> NoReturn:
     """Be the command that the process's arguments name; SIGINT is blocked, and *mask* is what was blocked before.
+    (None: it is no Unix.)
 
     Python answers Ctrl-C with a traceback wherever nobody expects it: so it arrives where `main` does.
     """
@@ -28,7 +29,8 @@ def command(mask: Iterable[int]) -> NoReturn:
         try:
             status = main(mask=mask)
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     except KeyboardInterrupt:
         pass
     sys.exit(status)

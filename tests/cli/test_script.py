@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,32 @@ def test_module_imports_what_is_installed_first(host: Host, tmp_path: Path) -> N
             timeout=TIMEOUT,
         )
         assert (done.returncode, done.stdout) == (0, "done\n"), done
+
+
+def test_interrupt_at_any_moment_of_the_start_ends_in_a_sentence(host: Host, tmp_path: Path) -> None:
+    """Before the broker was asked it ends (130, or by the signal), and after that the reload is cancelled (5)."""
+    final = {"result": "rolled_back", "exit": 5, "reason": "interrupted"}
+    host.start(await_cancel=True, final=final)
+    script = str(install(tmp_path, "pip"))
+    began = time.monotonic()
+    subprocess.run([script, "reload", "--help"], env=host.environment(), stdout=subprocess.DEVNULL, check=True)
+    whole = time.monotonic() - began
+    ends = set()
+    for moment in range(12):
+        with subprocess.Popen(
+            [script, "reload", "web"], env=host.environment(), stderr=subprocess.PIPE, text=True
+        ) as one:
+            try:
+                # Not to wait for something: the moment is what is tried.
+                time.sleep(whole * 1.5 * moment / 12)
+                one.send_signal(signal.SIGINT)
+                _, said = one.communicate(timeout=TIMEOUT)
+            finally:
+                one.kill()
+        assert one.returncode in (130, -signal.SIGINT, 5), said
+        assert "Abort" not in said
+        assert (one.returncode == 5) == ("cancelling" in said), said
+        # Python itself can be interrupted before the first line of ours: that is one frame, of no import.
+        assert "Traceback" not in said or said.count("File ") == 1, said
+        ends.add(one.returncode)
+    assert len(ends) > 1
