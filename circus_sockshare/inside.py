@@ -65,6 +65,8 @@ def _wrap_command(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def format_args(self: Any, *args: Any, **kwargs: Any) -> list[str]:
         words: list[str] = original(self, *args, **kwargs)
+        if self.executable:
+            return words  # the name is that of another file
         if not self.shell:
             return launched(words) or words
         name, _, rest = words[0].partition(" ")  # a line for the shell: each word of it is quoted

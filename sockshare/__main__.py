@@ -17,7 +17,7 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def _prefer_own_packages() -> None:
     """Import from where the interpreter and sockshare are installed before anything that the program's environment
     names: PYTHONPATH may be meant for another Python, and the working directory may hold a ``json.py``."""
-    if not getattr(sys.flags, "safe_path", False):
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     installed = site.getsitepackages()
     own = {os.path.dirname(os.__file__), *installed}
