@@ -72,14 +72,6 @@ CLI = (
         felt="Ctrl-C does not end the command",
     ),
     mutant(
-        "cli: program's PYTHONPATH comes first",
-        "sockshare/__main__.py",
-        "    sys.path[:] = [path for path in sys.path if path not in last]\n",
-        "",
-        f"{_TESTS}/test_script.py::test_module_imports_what_is_installed_first",
-        felt="`exec` dies of another Python's pyzmq",
-    ),
-    mutant(
         "cli: LC_CTYPE of our own Python is passed on",
         f"{_CLI}/exec.py",
         'if environment.pop("LC_CTYPE", None) is not None:',
