@@ -9,12 +9,20 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sockshare.core.platforms import unsupported
+
 if TYPE_CHECKING:
     from .plugin import SockShare
 
 __all__ = ["SockShare"]
 
 _INSIDE_CIRCUSD = "circus.arbiter" in sys.modules
+
+_wrong = unsupported()
+if _INSIDE_CIRCUSD and _wrong is not None:
+    # A plugin that can't begin is started again each second, and says nothing.
+    print(f"circus_sockshare: {_wrong}", file=sys.stderr)
+    sys.exit(2)
 
 if _INSIDE_CIRCUSD:
     try:

@@ -16,6 +16,7 @@ import atexit
 import functools
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +26,9 @@ from circus import logger
 from circus.commands.base import Command
 from circus.controller import Controller
 from circus.exc import ConflictError, MessageError
-from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
+from circus.process import DEAD_OR_ZOMBIE, UNEXISTING, Process
+
+from sockshare.host.launch import launched
 
 from . import holding
 
@@ -52,7 +55,25 @@ def install() -> None:
 
     initialize.knows_sockshare = True  # type: ignore[attr-defined]
     Controller.initialize = initialize
+    Process.format_args = _wrap_command(Process.format_args)
     atexit.register(_remove_meeting_point, os.getpid())
+
+
+def _wrap_command(original: Callable[..., Any]) -> Callable[..., Any]:
+    """*original*, with the command ``sockshare`` being our own, which need not be in PATH."""
+
+    @functools.wraps(original)
+    def format_args(self: Any, *args: Any, **kwargs: Any) -> list[str]:
+        words: list[str] = original(self, *args, **kwargs)
+        if self.executable:
+            return words  # the name is that of another file
+        if not self.shell:
+            return launched(words) or words
+        name, _, rest = words[0].partition(" ")  # a line for the shell: each word of it is quoted
+        command = launched([name])
+        return words if command is None else [f"{shlex.join(command)} {rest}", *words[1:]]
+
+    return format_args
 
 
 def _remove_meeting_point(pid: int) -> None:

@@ -25,7 +25,8 @@ from sockshare.core.suggest import did_you_mean
 
 _COMMANDS = {
     "status": "status [--json]\t\tShow the sockets, who holds them, and the last reloads",
-    "reload": "reload <program> [--json] [--timeout S] [--dry-run]\tReplace its processes by new ones that serve",
+    "reload": "reload <program>... [--json] [--timeout S] [--dry-run]\tReplace their processes by new ones that serve\n"
+    "sockshare reload --all\t\t\tReplace those of every program that shares a socket",
     "doctor": "doctor [--json]\t\t\tSay what is wrong, and what to do",
     "registration": "registration move <socket> <process>\tHave another process hold the event registration",
     "quiesce": "quiesce <process>\t\tHave it get nothing new until `sockshare wake`",
@@ -202,10 +203,6 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
         if name not in _COMMANDS:
             self._fail(f"can't do {name!r}: no such command{did_you_mean(name, _COMMANDS)}", ExitStatus.USAGE)
             return
-        for program in [word for word in words[1:] if not word.startswith("-")] if name == "reload" else []:
-            # As a user sees it in `status`: the process stands for its program.
-            if ":" in program:
-                words[words.index(program)] = self._program_of(program)
         if not self.ctl.upcheck():
             self.ctl.exitstatus = int(ExitStatus.NO_BROKER)
             return
@@ -220,10 +217,6 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
         # supervisord runs an older sockshare than ours: it was upgraded since.
         endpoint = str(self.ctl.get_server_proxy("sockshare").getEndpoint())
         return import_module("sockshare.cli.connection").connect(endpoint)
-
-    def _program_of(self, name: str) -> str:
-        group, _, process = name.partition(":")
-        return group if process in ("", "*") else process
 
     def _fail(self, sentence: str, status: ExitStatus) -> None:
         self.ctl.output(f"sockshare: {sentence}")

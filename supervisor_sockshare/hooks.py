@@ -2,7 +2,8 @@
 
 Four methods of its ServerOptions are wrapped when this is imported, which is in the middle of reading the
 configuration: sections are looked at before supervisord drops its user, so that ports below 1024 can be bound; and a
-supervisord without an HTTP server, which never calls an rpcinterface's factory, has its sockets all the same.
+supervisord without an HTTP server, which never calls an rpcinterface's factory, has its sockets all the same. One of
+its Subprocess is: the command ``sockshare`` is our own, which need not be in PATH.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from supervisor import options as supervisor_options
+from supervisor.process import Subprocess
+
+from sockshare.core.platforms import unsupported
+from sockshare.host.launch import launched
 
 if TYPE_CHECKING:
     from .plugin import Plugin
@@ -47,10 +53,26 @@ def install() -> None:
     ):
         original = getattr(server_options, name)
         setattr(server_options, name, functools.wraps(original)(wrap(original)))
+    Subprocess.get_execv_args = _wrap_command(Subprocess.get_execv_args)
+
+
+def _wrap_command(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_execv_args(self: Any) -> Any:
+        try:
+            command = launched(shlex.split(self.config.command))
+        except ValueError:
+            command = None  # supervisord's to say
+        return original(self) if command is None else (command[0], command)
+
+    return get_execv_args
 
 
 def _wrap_parse(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_groups_from_parser(self: Any, parser: Any) -> Any:
+        wrong = unsupported()
+        if wrong is not None:
+            raise ValueError(wrong)
         try:
             declaration = plugin().parse(self, parser)
         except ValueError:

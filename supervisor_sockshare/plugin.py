@@ -124,13 +124,22 @@ class Plugin:
             program.inject(parser, self._directory, self._declared.digest())
         return self._declared
 
+    @property
+    def _latest(self) -> Declaration:
+        """What was read last."""
+        return self._reread or self._declared
+
     def _is_of(self, options: Any) -> bool:
         """Whether these are the options of the supervisord that we belong to: then this is a `reread`."""
         return self._supervisord is not None and self._supervisord.options is options
 
     def _warn(self, options: Any, declaration: Declaration) -> None:
-        # Of a supervisord that starts: there is no log yet.
         for warning in declaration.warnings:
+            if self._is_of(options):
+                if warning not in self._latest.warnings:
+                    log.warning("%s", warning)
+                continue
+            # Of a supervisord that starts: there is no log yet.
             level = options.parse_criticals if warning == sections.UNREACHABLE else options.parse_warnings
             level.append(f"sockshare: {warning}")
 
@@ -157,7 +166,7 @@ class Plugin:
                 mistakes=list(self._refusals),
                 sockets=[(msgspec.to_builtins(declared.spec), sock) for declared, sock in self.registry.sockets],
                 uids=self._uids(),
-                warnings=[*self._declared.warnings, *([self._unmet] if self._unmet else [])],
+                warnings=[*self._latest.warnings, *([self._unmet] if self._unmet else [])],
             )
         )
 

@@ -40,6 +40,9 @@ UNREACHABLE = (
     "there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord; add one"
     " (`sockshare status` and `sockshare reload` work without)"
 )
+_CTL_FACTORY = "supervisor.ctl_factory"
+#: What supervisorctl says of a command that it has no section for.
+_UNKNOWN = "supervisorctl does not know its command sockshare (*** Unknown syntax)"
 _MOST_BACKLOG = 65535  # supervisord's own bound
 
 _BINDING_KEYS = ("socket", "socket_backlog", "socket_owner", "socket_mode", "socket_ipv6_only")
@@ -104,7 +107,8 @@ def read(parser: Any, here: str | None) -> Declaration:
 
 
 def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str, ProgramSpec]) -> list[str]:
-    found = [] if any(section.startswith(_SERVERS) for section in parser.sections()) else [UNREACHABLE]
+    reachable = any(section.startswith(_SERVERS) for section in parser.sections())
+    found = _of_command(parser) if reachable else [UNREACHABLE]
     for name, one in sockets.items():
         users = [program for program, spec in programs.items() if name in spec.sockets]
         if one.spec.blocking and len(users) > 1:
@@ -113,6 +117,29 @@ def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str,
                 f" accept until the next ({', '.join(users)})"
             )
     return found
+
+
+def _of_command(parser: Any) -> list[str]:
+    """Why ``supervisorctl sockshare`` is unknown, if it is."""
+    sections = [
+        section
+        for section in parser.sections()
+        if section.startswith("ctlplugin:") and parser.get(section, _CTL_FACTORY, fallback="").startswith(_OURS)
+    ]
+    included = {section: parser.section_to_file[section] for section in sections if section in parser.section_to_file}
+    if not sections:
+        return [
+            f"there is no [ctlplugin:sockshare], so {_UNKNOWN}; write it, with {_CTL_FACTORY} ="
+            " supervisor_sockshare:make_ctlplugin, beside [supervisord], then run `supervisorctl reread`"
+            " (`sockshare status` and `sockshare reload` work without)"
+        ]
+    if len(included) < len(sections):
+        return []
+    section, file = next(iter(included.items()))
+    return [
+        f"[{section}] is in {file}, and supervisorctl reads no [include] files, so {_UNKNOWN}; move it to the file that"
+        " has [supervisord], then run `supervisorctl reread`"
+    ]
 
 
 def _read_interface(parser: Any, get: _Get, mistakes: list[Mistake]) -> str | None:

@@ -64,6 +64,7 @@ class SupervisorVerbs:
         spec = self.specs.get(program)
         return {
             "numprocesses": len(places),
+            "names": [str(place) for place in places],
             "active": any(place.process.state in _ACTIVE for place in places),
             "stderr": _file(config.stdout_logfile if config.redirect_stderr else config.stderr_logfile),
             "stop_signal": (spec and spec.stop_signal) or int(config.stopsignal),

@@ -13,14 +13,16 @@ import msgspec
 
 from sockshare.core import versions
 from sockshare.core.errors import (
+    AlreadyRunning,
     BadConfiguration,
     ExitStatus,
-    ManagerError,
     NotPermitted,
+    NotRunning,
     ProtocolError,
     SockshareError,
     UnknownProgram,
 )
+from sockshare.core.names import programs_named
 from sockshare.core.readiness import Expectation
 from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 _Operation = Callable[[Caller, Request], Awaitable["dict[str, Any] | None"]]
 
 #: What the host may ask for, on behalf of somebody whom the manager lets command it.
-_FOR_HOST = frozenset({"status", "doctor", "reload", "cancel", "move", "quiesce", "wake"})
+_FOR_HOST = frozenset({"status", "doctor", "programs", "reload", "cancel", "move", "quiesce", "wake"})
 
 
 class Operations:
@@ -96,6 +98,7 @@ class Operations:
             "ready": self._ready,
             "status": self._status,
             "doctor": self._doctor,
+            "programs": self._programs,
             "reload": self._reload,
             "cancel": self._cancel,
             "claim": self._claim,
@@ -233,6 +236,22 @@ class Operations:
         roster = self._state.roster
         return {name for name in self._state.programs if any(_runs_as(m, caller.uid) for m in roster.of_program(name))}
 
+    async def _programs(self, caller: Caller, request: Request) -> dict[str, Any]:
+        """The programs that are meant by the names of *request*, and of those that were not named themselves the ones
+        that do not run: there is nothing to reload."""
+        self._authority.check(caller, "reload a program")
+        programs = (await self._link.ask("processes"))["programs"]
+        processes = {
+            name: [*facts.get("names", ()), *(str(one["process"]) for one in facts["processes"])]
+            for name, facts in programs.items()
+        }
+        sharing = [name for name, spec in self._state.programs.items() if spec.sockets]
+        meant = programs_named(request.programs or (), processes, sharing)
+        stopped = [name for name, by_itself in meant.items() if not by_itself and not programs[name]["active"]]
+        if meant and len(stopped) == len(meant):
+            raise NotRunning(f"can't reload {' '.join(request.programs or ())}: none of them is running")
+        return {"programs": [name for name in meant if name not in stopped], "stopped": stopped}
+
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
         self._authority.check(caller, "reload a program")
         if not request.program or not request.key:
@@ -254,7 +273,7 @@ class Operations:
         before = self._reloading.running.get(spec.name)
         left = {process.pid for process in before.draining} if before is not None and before.only_drains else set()
         if not facts["active"]:
-            raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
+            raise NotRunning(f"can't reload {request.program}: it is not running; start it by its manager first")
         standing = [one for one in facts["processes"] if not one.get("stopping") and one["pid"] not in left]
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = await plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
@@ -264,8 +283,13 @@ class Operations:
             return self._follow(caller, request)
         running = self._retirements.under_way(request.program)
         if running is not None and not running.only_drains:
-            raise ManagerError(
+            raise AlreadyRunning(
                 f"can't reload {request.program}: a reload of it is running already (step {running.step})"
+            )
+        if not plan.old and not plan.added:
+            raise NotRunning(
+                f"can't reload {request.program}: no process of it runs just now: its manager stops it, or starts it"
+                " again and again; see `sockshare doctor`"
             )
         if request.dry_run:
             events, answer = self._foretell(plan, expectation)
@@ -355,7 +379,7 @@ class Operations:
 
         Raises:
             UnknownProgram: There is none.
-            ManagerError: A reload of its program is running.
+            AlreadyRunning: A reload of its program is running.
         """
         name, names = request.process or "", []
         for program, facts in (await self._link.ask("processes"))["programs"].items():
@@ -369,7 +393,9 @@ class Operations:
                 continue
             running = self._retirements.under_way(program)
             if running is not None:
-                raise ManagerError(f"can't do that with {name}: a reload of {program} is running (step {running.step})")
+                raise AlreadyRunning(
+                    f"can't do that with {name}: a reload of {program} is running (step {running.step})"
+                )
             return live[0], spec.sockets
         raise UnknownProgram(f"can't find process {name!r}: no such process{did_you_mean(name, names)}")
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,8 +223,53 @@ def test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time(host: 
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 130
-        assert "left; the reload goes on" in said
+        assert said.splitlines()[-1] == (
+            "sockshare reload: left: the reload of web is being cancelled without this command: `sockshare status`"
+        )
         assert "Traceback" not in said
+
+
+def test_several_are_reloaded_in_turn_and_the_first_failure_is_the_status(host: Host) -> None:
+    """The broker says what the names mean; a line for each that was left out. A failure of one ends no other."""
+    failed = {"result": "rolled_back", "exit": 5, "reason": "it crashed"}
+    host.start(programs=["web", "api"], stopped=["idle"], events=EVENTS[-1:], final=failed)
+    done = host.run("reload", "site:*", "web")
+    assert json.loads(host.wait_for("programs")) == {"programs": ["site:*", "web"]}
+    assert [json.loads(host.wait_for("reload"))["program"] for _ in range(2)] == ["web", "api"]
+    assert done.returncode == 5
+    said = done.stderr.splitlines()
+    assert said[0] == "sockshare reload: idle is not running: left as it is"
+    assert said[1:] == [f"sockshare reload: can't reload {name}: it crashed" for name in ("web", "api")]
+    error = {"error": "NotRunning", "message": "can't reload web: it is not running", "exit": 9}
+    host.kill()
+    host.start(programs=["web", "api"], stopped=[], errors={"reload": error})
+    done = host.run("reload", "--all", "--json")
+    assert json.loads(host.wait_for("programs")) == {"programs": ["all"]}
+    assert (done.returncode, done.stdout) == (9, "")
+    assert done.stderr == "sockshare: can't reload web: it is not running\n" * 2
+
+
+def test_what_was_not_begun_is_said_when_the_first_is_cancelled(host: Host) -> None:
+    """Ctrl-C ends the one that runs, and begins no other."""
+    final = {"result": "rolled_back", "exit": 5, "reason": "interrupted"}
+    host.start(programs=["web", "api", "mail"], stopped=[], events=EVENTS[:1], await_cancel=True, final=final)
+    with running(host, "reload", "--all") as process:
+        assert "start" in line(process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 5
+    assert said.splitlines()[-1] == "sockshare reload: not begun: api mail"
+
+
+def test_interrupt_before_anything_was_asked_says_so(host: Host) -> None:
+    """While the broker is looked for: exit 130, and no reload was begun."""
+    host.open()  # nobody answers
+    with running(host, "reload", "web") as process:
+        assert process.stderr is not None
+        assert "waiting for the broker" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, said) == (130, "sockshare reload: interrupted: no reload was begun\n")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +278,10 @@ def test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time(host: 
         (["reload", "wbe"], {"error": "UnknownProgram", "message": "can't: did you mean 'web'?", "exit": 4}, 4, "web"),
         (["reload", "web"], {"error": "NotPermitted", "message": "can't reload as uid 7", "exit": 7}, 7, "uid 7"),
         (["reload", "web"], {"error": "ManagerError", "message": "can't: busy", "exit": 1}, 1, "busy"),
+        (["reload", "web"], {"error": "NotRunning", "message": "can't: stopped", "exit": 9}, 9, "stopped"),
+        (["reload", "web"], {"error": "AlreadyRunning", "message": "can't: running", "exit": 10}, 10, "running"),
         (["reload"], {}, 2, "PROGRAM"),
+        (["reload", "web", "--all"], {}, 2, "--all"),
         (["relaod"], {}, 2, "relaod"),
         (["reload", "web", "--timeout", "soon"], {}, 2, "soon"),
         (["reload", "web", "--timeout", "0"], {}, 2, "0"),
@@ -261,15 +308,19 @@ def test_traceback_is_shown_when_it_is_asked_for(host: Host) -> None:
     assert "KeyError" in host.run("status", SOCKSHARE_DEBUG="1").stderr.splitlines()[-1]
 
 
-def test_extra_is_named_when_it_is_missing(host: Host, tmp_path: Path) -> None:
+def test_extra_is_named_when_it_is_missing(host: Host) -> None:
     """Without click: one sentence; `exec` works all the same."""
-    (tmp_path / "click.py").write_text("raise ImportError('no', name='click')")
     host.start()
-    path = f"{tmp_path}:{host.environment()['PYTHONPATH']}"
-    done = host.run("status", PYTHONPATH=path)
+    code = "import sys; sys.modules['click'] = None; from sockshare.cli.main import main; sys.exit(main())"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, env=host.environment(), capture_output=True, text=True, timeout=TIMEOUT)
+
+    done = run("status")
     assert done.returncode == 1
     assert done.stderr == "sockshare: can't run this command: click is missing; install sockshare[cli]\n"
-    assert host.run("exec", "--", "true", PYTHONPATH=path).returncode == 0
+    assert run("exec", "--", "true").returncode == 0
 
 
 def test_command_is_silent_when_its_reader_leaves(host: Host) -> None:

@@ -127,6 +127,10 @@ class Pretender:
             self.answer(route, request, {"ok": True, "status": self.behaviour["status"]})
         elif op == "doctor":
             self.answer(route, request, {"ok": True, "findings": self.behaviour["findings"]})
+        elif op == "programs":
+            self.answer(
+                route, request, {"ok": True, **{name: self.behaviour[name] for name in ("programs", "stopped")}}
+            )
         elif op == "reload":
             for event in self.behaviour.get("events", ()):
                 self.answer(route, request, {"event": event})

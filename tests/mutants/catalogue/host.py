@@ -293,4 +293,13 @@ HOST = (
         f"{_TESTS}/test_versions.py::test_messages_of_a_later_broker_are_passed_over",
         felt="an upgraded broker is killed again and again",
     ),
+    mutant(
+        "host: `sockshare` takes the program's environment",
+        "sockshare/host/launch.py",
+        'return [sys.executable, "-E", *own,',
+        "return [sys.executable, *own,",
+        "tests/e2e/test_environment.py::"
+        "test_program_has_the_environment_that_its_section_says_and_exec_takes_nothing_from_it",
+        felt="`exec` dies of another Python's pyzmq, again and again",
+    ),
 )
