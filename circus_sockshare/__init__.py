@@ -18,9 +18,10 @@ _INSIDE_CIRCUSD = "circus.arbiter" in sys.modules
 
 if _INSIDE_CIRCUSD:
     try:
-        from .inside import install
+        from . import inside, plugin_command
 
-        install()
+        plugin_command.install()
+        inside.install()
     except Exception as _error:  # whatever is wrong with us, circusd has other work: the plugin says what is missing
         import logging
 

@@ -124,7 +124,8 @@ def _processes(arbiter: Any) -> dict[str, Any]:
         for sock in arbiter.sockets.values()
         if sock.fileno() >= 0
     ]
-    return {"watchers": watchers, "sockets": sockets}
+    path = getattr(arbiter, "config_file", None)
+    return {"watchers": watchers, "sockets": sockets, "file": None if path is None else os.path.abspath(path)}
 
 
 def _describe(watcher: Any) -> dict[str, Any]:
@@ -141,8 +142,10 @@ def _describe(watcher: Any) -> dict[str, Any]:
         "uid": watcher.uid,
         "hooks": sorted(watcher.hooks),
         "cmd": watcher.cmd,
+        "args": watcher.args,
         "stderr": _file_of(watcher.stderr_stream_conf),
         "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
+        "foreign": sorted(key for key in watcher._options if not key.startswith("sockshare")),
         "processes": [
             {
                 "pid": p.pid,

@@ -58,6 +58,36 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, str]], tuple[str, ...]]] = {
     ),
     "our program's name": ({"program:sockshare-broker": {"command": "cat"}}, ("[program:sockshare-broker]", "own")),
     "misspelt section": ({"sockshare.web": {"socket": "tcp://127.0.0.1:1"}}, ("[sockshare.web]", "[sockshare:NAME]")),
+    "socket of circus": (
+        {"socket:web": {"host": "127.0.0.1", "port": "1001"}},
+        ("[socket:web] []:", "circus's", "[sockshare:web] with socket = tcp://127.0.0.1:1001"),
+    ),
+    "plugin of circus": ({"plugin:sockshare": {"use": "x"}}, ("[plugin:sockshare] []:", "[rpcinterface:sockshare]")),
+    "key without its prefix": (
+        {"program:web": {"sockets": "web"}},
+        ("[program:web] sockets:", "did you mean 'sockshare_sockets'?"),
+    ),
+    "misspelt prefix": ({"program:web": {"sockshre_ready": "hold"}}, ("sockshre_ready:", "'sockshare_ready'?")),
+    "descriptor of no socket": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:wbe}"}},
+        ("[program:web] command:", "{fd:wbe}", "did you mean 'web'?"),
+    ),
+    "descriptor without the key": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:web}", "sockshare_sockets": ""}},
+        ("[program:web] command:", "{fd:web}", "write sockshare_sockets = web"),
+    ),
+    "number of a descriptor": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:0}"}},
+        ("[program:web] command:", "{fd:0}", "write {fd:web}"),
+    ),
+    "blank in a descriptor": (
+        {"program:web": {"command": "sockshare exec -- x --fd '{ fd:web }'"}},
+        ("[program:web] command:", "{ fd:web } is not replaced; write {fd:web}"),
+    ),
+    "odd percent": (
+        {"sockshare:web": {"socket": "unix:///tmp/50%.sock"}},
+        ("[sockshare:web] socket:", "write %% for the sign"),
+    ),
     "runtime_dir": (
         {"rpcinterface:sockshare": {"runtime_dir": "run"}},
         ("[rpcinterface:sockshare] runtime_dir:", "not an absolute path"),
