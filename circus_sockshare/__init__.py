@@ -18,9 +18,11 @@ _INSIDE_CIRCUSD = "circus.arbiter" in sys.modules
 
 if _INSIDE_CIRCUSD:
     try:
-        from . import inside, plugin_command
+        from . import binding, ends, inside, plugin_command
 
         plugin_command.install()
+        binding.install()
+        ends.install()
         inside.install()
     except Exception as _error:  # whatever is wrong with us, circusd has other work: the plugin says what is missing
         import logging

@@ -30,6 +30,8 @@ from sockshare.core.suggest import did_you_mean
 from sockshare.host.verbs import Configuration
 from sockshare.kernel import listeners
 
+from .verbs import words
+
 log = logging.getLogger(__name__)
 
 PREFIX = "sockshare."
@@ -123,7 +125,7 @@ def _read_watcher(
     ours = {key[len(PREFIX) :]: value for key, value in options.items() if key.startswith(PREFIX)}
     spec, mistakes = parse_program(name, section, ours, PREFIX, sockets)
     mistakes += check_foreign(section, watcher.get("foreign", ()), PREFIX)
-    command = " ".join([str(watcher["cmd"]), *map(str, _words(watcher.get("args")))])
+    command = " ".join([str(watcher["cmd"]), *map(str, words(watcher.get("args")))])
     given = ours.get("sockets", "").replace(",", " ").split()
     mistakes += check_descriptors(section, "cmd", command, given, sockets, PREFIX)
     known = [f"{PREFIX}{field}" for field in ProgramSpec.__struct_fields__ if field != "name"]
@@ -134,11 +136,6 @@ def _read_watcher(
         mistakes += check_givers(section, PREFIX, spec, watchers)
         mistakes += check_timeouts(spec, float(watcher["graceful_timeout"]), "before_signal" in watcher["hooks"])
     return spec, mistakes
-
-
-def _words(args: object) -> Sequence[object]:
-    """A watcher's ``args``: circus takes a text as well as a list."""
-    return [args] if isinstance(args, str) else args if isinstance(args, list | tuple) else []
 
 
 def foreign_sections(path: str | None) -> list[Mistake]:

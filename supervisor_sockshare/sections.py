@@ -34,6 +34,7 @@ BROKER = "sockshare-broker"
 PREFIX = "sockshare_"
 #: The key that loads us.
 FACTORY = "supervisor.rpcinterface_factory"
+CTL_FACTORY = "supervisor.ctl_factory"
 _OURS = "supervisor_sockshare"
 #: supervisord has its HTTP servers from sections whose names begin so.
 _SERVERS = ("unix_http_server", "inet_http_server")
@@ -66,6 +67,8 @@ class Declaration(NamedTuple):
     programs: Mapping[str, ProgramSpec]
     runtime_dir: str | None
     warnings: Sequence[str] = ()  # what works, but not as its author may think
+    no_command: str = ""  # why supervisorctl has no command of ours, and what to do
+    misplaced: bool = False  # that is not as its author may think
 
     def digest(self) -> str:
         """A word that is another one when sockets, or what programs may have of them, are."""
@@ -84,8 +87,8 @@ def interface(parser: Any) -> str | None:
     return None
 
 
-def read(parser: Any, here: str | None) -> Declaration:
-    """Read everything that *parser*, which loads us, has; *here* is what ``%(here)s`` means.
+def read(parser: Any, here: str | None, file: str = "supervisord.conf") -> Declaration:
+    """Read everything that *parser*, which loads us, has of *file*; *here* is what ``%(here)s`` means.
 
     Raises:
         BadConfiguration: There are mistakes; the message has each on a line of its own.
@@ -104,7 +107,27 @@ def read(parser: Any, here: str | None) -> Declaration:
     _check_commands(parser, get, programs, {name: one.spec for name, one in sockets.items()}, mistakes)
     if mistakes:
         raise BadConfiguration("\n".join(str(mistake) for mistake in mistakes))
-    return Declaration(sockets, programs, runtime_dir, _warnings(parser, sockets, programs))
+    no_command, misplaced = _no_command(parser, file)
+    return Declaration(
+        sockets, programs, runtime_dir, _warnings(parser, sockets, programs), no_command, misplaced=misplaced
+    )
+
+
+def _no_command(parser: Any, file: str) -> tuple[str, bool]:
+    """Why supervisorctl, which reads *file* alone, has no command ``sockshare``; whether the section is elsewhere."""
+    found = [
+        section
+        for section in parser.sections()
+        if section.startswith("ctlplugin:") and parser.get(section, CTL_FACTORY, fallback="").startswith(_OURS)
+    ]
+    included = getattr(parser, "section_to_file", {})
+    if not found:
+        section = f"[ctlplugin:sockshare] with {CTL_FACTORY} = {_OURS}:make_ctlplugin"
+        return f"supervisorctl has no command sockshare: write {section} in {file}", False
+    if all(section in included for section in found):
+        where = f"[{found[0]}] stands in {included[found[0]]}, and supervisorctl reads no included files"
+        return f"supervisorctl has no command sockshare: {where}; move it to {file}", True
+    return "", False
 
 
 def _check_percent(value: str) -> None:

@@ -56,6 +56,7 @@ class Reloading:
             self._introductions,
             state.addresses,
             state.reply,
+            state.manager_name,
         )
 
     def take_up(self) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
-from sockshare.core import steps
+from sockshare.core import ends, steps
 from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Answer, Before, Running
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.004
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
+#: Seconds that a manager has to say how a process ended; the old one is to take over again.
+_REPORTED_WITHIN = 1.0
 
 
 #: So many of what a reload told are remembered.
@@ -55,6 +57,8 @@ class Services(NamedTuple):
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
+    #: What the manager is called: circusd, supervisord.
+    manager: str = "its manager"
 
 
 Ended = Callable[["Reload", dict[str, Any]], None]
@@ -93,6 +97,7 @@ class Reload:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
+        self._output: str | None = None  # what the new process wrote last, where its manager has told
         self._drainer: Drainer | None = None
         self._kept_from_few: int | None = None
         self._verifying: asyncio.Task[None] | None = None
@@ -167,8 +172,34 @@ class Reload:
         reason = self._services.observer.end_of(pid)
         self._services.observer.let_go(pid)
         if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
-            self._stderr.read()
-        self._feed(steps.Gone(pid, reason))
+            self._run(self._mourn(pid, reason))
+        else:
+            self._feed(steps.Gone(pid, reason))
+
+    async def _mourn(self, pid: int, reason: str) -> None:
+        """The new process *pid* is gone: what its manager saw of that goes before the *reason* that we saw."""
+        report: Mapping[str, Any] = {}
+        old_waits = self._rollout.suspends not in (None, pid)
+        if old_waits:  # to serve again, and with it those who connect: not for a manager's words
+            self._feed(steps.Gone(pid, reason))
+        try:
+            report = await self._services.host.ask("report", within=_REPORTED_WITHIN, pid=pid)
+        except ManagerError as error:  # a host of the version before, or one that is busy
+            log.info("%s: %s", self.program, error)
+        self._output = None if "output" not in report else str(report["output"])
+        if report.get("stopped") or report.get("status") is not None:
+            manager = self._services.manager
+            seen, reason = (
+                reason,
+                ends.describe(report.get("status"), stopped=bool(report.get("stopped")), manager=manager),
+            )
+            self._rollout.amend(seen, reason)
+        if not old_waits:
+            self._feed(steps.Gone(pid, reason))
+
+    def _last_lines(self) -> str:
+        """What the new process wrote last, or else what its file has since it was started."""
+        return self._stderr.read() if self._output is None else self._output
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -295,7 +326,7 @@ class Reload:
 
     async def _start(self) -> None:
         self._services.roster.begin_generation(self.program)
-        self._stderr = StderrTail(self._stderr.path)
+        self._stderr, self._output = StderrTail(self._stderr.path), None
         self._journal()
         try:
             answer = await self._services.host.ask("start", program=self.program)
@@ -332,8 +363,7 @@ class Reload:
         try:
             self._services.roster.enter(process.pid, self.program, process.name)
         except ProcessLookupError:
-            self._stderr.read()
-            self._feed(steps.Gone(process.pid, "has died"))
+            self._run(self._mourn(process.pid, ends.describe(None)))
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
@@ -483,7 +513,7 @@ class Reload:
         }
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
-            event["stderr"] = self._stderr.read()
+            event["stderr"] = self._last_lines()
         self.events.append(event)
         self._followers = [one for one in self._followers if self._services.tell(one, {"event": event})]
 
@@ -493,7 +523,7 @@ class Reload:
             "exit": int(finish.exit),
             "reason": finish.reason,
             "seconds": self._seconds(),
-            "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
+            "stderr": self._last_lines() if finish.exit is not ExitStatus.OK else "",
         }
         # In this order: whoever was told must find it so when the broker is killed, or the next reload is asked for.
         if self._rollout.state is State.ENDED:

@@ -56,6 +56,7 @@ class State:
         self.manager: dict[str, Any] = msgspec.to_builtins(hello.manager)
         #: The key by which a program's section names its sockets.
         self.sockets_key = "sockshare.sockets" if self.manager["kind"] == "circus" else "sockshare_sockets"
+        self.manager_name = {"circus": "circusd", "supervisor": "supervisord"}.get(self.manager["kind"], "the manager")
         self.learn(hello)
         self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
@@ -83,6 +84,7 @@ class State:
         """Take what the host says of the manager's configuration."""
         self.mistakes = configuration.mistakes
         self._warnings = configuration.warnings
+        self.notes = configuration.notes
         self.programs = {spec.name: spec for spec in configuration.programs}
 
     def _ready_timeout(self, program: str) -> float:

@@ -176,11 +176,15 @@ class Rollout:
         # It is the manager's own command: at the end of its stop timeout the old one would be stopped, too.
         return max(0.0, min(self._patience, self.began + self.plan.stop_timeout - _MARGIN - now))
 
+    def amend(self, said: str, known: str) -> None:
+        """Let the reason of a failure be what is *known* by now of a death, instead of what was *said* of it."""
+        self._failure = (self._failure[0], self._failure[1].replace(said, known))
+
     def begin(self, now: float) -> list[Effect]:
         """Begin the first turn."""
         self.began = now
         if not self._pending:
-            return self._finish(ExitStatus.INTERNAL, f"can't reload {self.plan.program}: it has no running process")
+            return self._finish(ExitStatus.INTERNAL, "it has no running process")
         if self.plan.alone:
             return self._enter_switch(now)
         return self._enter_start(now)

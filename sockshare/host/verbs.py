@@ -17,6 +17,7 @@ class Manager(NamedTuple):
     uid: int
     name: str  # that of its meeting point
     endpoint: str | None = None  # where it takes commands, if whoever may write there may command us
+    file: str | None = None  # its configuration, where its own command would not find that
 
 
 class Configuration(NamedTuple):
@@ -27,12 +28,13 @@ class Configuration(NamedTuple):
     sockets: list[tuple[dict[str, Any], socket.socket]]
     uids: list[int]  # the users that programs run as; none: not known, so anybody may ask
     warnings: Sequence[str] = ()  # what works, but not as its author may think; for `status` and `doctor`
+    notes: Sequence[str] = ()  # limits to know of, for `doctor`
 
     def message(self) -> Message:
         """What goes over the link of it, without the sockets."""
         facts = self._asdict()
         del facts["sockets"]
-        return {**facts, "warnings": list(self.warnings)}
+        return {**facts, "warnings": list(self.warnings), "notes": list(self.notes)}
 
 
 class Answer:
@@ -83,6 +85,14 @@ class Verbs(Protocol):
 
         With *kill* they get SIGKILL, *patience* seconds after their stop signal; with no patience, instead of it.
         """
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """What a manager can tell besides, which sees how its processes end and what they write."""
+
+    def report(self, pid: int, answer: Answer) -> None:
+        """`status` of waitpid(2), or null; `stopped`: by its manager; `output`: the last lines that *pid* wrote."""
 
 
 @runtime_checkable
