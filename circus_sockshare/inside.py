@@ -151,7 +151,7 @@ def _describe(watcher: Any) -> dict[str, Any]:
         "args": watcher.args,
         "stderr": _file_of(watcher.stderr_stream_conf),
         "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
-        "foreign": sorted(key for key in watcher._options if not key.startswith("sockshare")),
+        "foreign": {key: str(value) for key, value in watcher._options.items() if not key.startswith("sockshare")},
         "processes": [
             {
                 "pid": p.pid,

@@ -124,7 +124,7 @@ def _read_watcher(
     options = {key: str(value) for key, value in watcher["options"].items()}
     ours = {key[len(PREFIX) :]: value for key, value in options.items() if key.startswith(PREFIX)}
     spec, mistakes = parse_program(name, section, ours, PREFIX, sockets)
-    mistakes += check_foreign(section, watcher.get("foreign", ()), PREFIX)
+    mistakes += check_foreign(section, watcher.get("foreign", {}), PREFIX, sockets, is_ours=bool(ours))
     command = " ".join([str(watcher["cmd"]), *map(str, words(watcher.get("args")))])
     given = ours.get("sockets", "").replace(",", " ").split()
     mistakes += check_descriptors(section, "cmd", command, given, sockets, PREFIX)

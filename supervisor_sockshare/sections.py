@@ -317,9 +317,9 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
             mistakes.append(Mistake(section, "[]", f"{BROKER} is sockshare's own; give the program another name"))
             continue
         ours = {}
-        mistakes += check_foreign(
-            section, [key for key in parser.options(section) if not key.startswith("sockshare")], PREFIX
-        )
+        foreign = {key: parser.get(section, key) for key in parser.options(section) if not key.startswith("sockshare")}
+        is_ours = any(key.startswith(PREFIX) for key in parser.options(section))
+        mistakes += check_foreign(section, foreign, PREFIX, names, is_ours=is_ours)
         for key in parser.options(section):
             if key.startswith(PREFIX):
                 try:

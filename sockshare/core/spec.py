@@ -423,16 +423,21 @@ def check_descriptors(
     return mistakes
 
 
-def check_foreign(section: str, keys: Iterable[str], prefix: str) -> list[Mistake]:
-    """Refuse those of *keys*, of a program's *section* and known to nobody, that were meant for one of ours.
+def check_foreign(
+    section: str, options: Mapping[str, str], prefix: str, shared: Collection[str], *, is_ours: bool
+) -> list[Mistake]:
+    """Refuse those of *options*, of a program's *section* and not ours by their names, that were meant for us.
 
     Args:
         prefix: What the names of our keys begin with there.
+        shared: The names of the sockets that there are.
+        is_ours: Whether the section has keys of ours; in another one ``ready`` may be a third party's.
     """
     whole = [prefix + key for key in _PROGRAM]
     mistakes = []
-    for key in keys:
-        if key in _PROGRAM:
+    for key, value in options.items():
+        names_ours = key == "sockets" and bool(set(value.replace(",", " ").split()).intersection(shared))
+        if key in _PROGRAM and (is_ours or names_ours):
             mistakes.append(Mistake(section, key, f"no such key; did you mean '{prefix}{key}'?"))
         elif "sock" in key.lower() and (suggestion := did_you_mean(key, whole)):
             mistakes.append(Mistake(section, key, f"no such key{suggestion}"))

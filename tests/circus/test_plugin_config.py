@@ -53,7 +53,12 @@ def mistakes(answer: Mapping[str, Any], inherited: Mapping[str, socket.socket], 
 
 def test_what_the_configuration_shows_of_descriptors_and_names_is_refused(sock: socket.socket) -> None:
     """What `exec` could not replace, in `cmd` or `args`; a key that has lost its prefix."""
-    web = {"cmd": "sockshare exec -- x", "args": "--fd {fd:wbe}", "options": {}, "foreign": ["sockets", "priority"]}
+    web = {
+        "cmd": "sockshare exec -- x",
+        "args": "--fd {fd:wbe}",
+        "options": {},
+        "foreign": {"sockets": "web", "x": "y"},
+    }
     assert mistakes(told(sock, web), {"web": sock}).splitlines() == [
         "[watcher:web] sockets: no such key; did you mean 'sockshare.sockets'?",
         "[watcher:web] cmd: {fd:wbe} needs a socket, and there is no 'wbe'; did you mean 'web'?",

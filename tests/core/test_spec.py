@@ -318,11 +318,18 @@ def test_descriptors_are_what_somebody_else_replaces_where_there_is_no_exec() ->
 
 def test_key_without_its_prefix_is_refused() -> None:
     """A manager passes over what it does not know, so the sockets would be nobody's; a stranger's key is not ours."""
-    found = check_foreign("program:web", ["sockets", "sockshre_ready", "priority", "socket_owner"], "sockshare_")
-    assert [str(mistake) for mistake in found] == [
-        "[program:web] sockets: no such key; did you mean 'sockshare_sockets'?",
-        "[program:web] sockshre_ready: no such key; did you mean 'sockshare_ready'?",
-    ]
+    keys = dict.fromkeys(("ready", "sockshre_ready", "priority", "socket_owner"), "x")
+    misspelt = "[program:web] sockshre_ready: no such key; did you mean 'sockshare_ready'?"
+    sockets = "[program:web] sockets: no such key; did you mean 'sockshare_sockets'?"
+    ready = "[program:web] ready: no such key; did you mean 'sockshare_ready'?"
+    for named, is_ours, said in (
+        ("web, api", False, [sockets, misspelt]),
+        ("api", False, [misspelt]),
+        ("api", True, [sockets, ready, misspelt]),
+    ):
+        options = {"sockets": named, **keys}
+        found = check_foreign("program:web", options, "sockshare_", ["web"], is_ours=is_ours)
+        assert [str(mistake) for mistake in found] == said
 
 
 @pytest.mark.parametrize("value", ["http://host/x", "http:x", "http:/a b", "https:/x", "http:", "http:/a\nb"])
