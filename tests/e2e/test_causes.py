@@ -157,6 +157,7 @@ sockshare.sockets = web
 cmd = /bin/sh {directory}/start.sh
 copy_env = True
 autostart = False
+stop_children = True
 sockshare.sockets = web
 """
         watcher = {"cmd": f"{exec_} {app} {{fd:web}}", "sockshare.ready_timeout": "5", **streams}
