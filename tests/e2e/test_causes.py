@@ -157,7 +157,6 @@ sockshare.sockets = web
 cmd = /bin/sh {directory}/start.sh
 copy_env = True
 autostart = False
-stop_children = True
 sockshare.sockets = web
 """
         watcher = {"cmd": f"{exec_} {app} {{fd:web}}", "sockshare.ready_timeout": "5", **streams}
@@ -176,7 +175,6 @@ sockshare_sockets = web
 [program:shell]
 command = /bin/sh {directory}/start.sh
 autostart = false
-stopasgroup = true
 sockshare_sockets = web
 """
     watcher = {
@@ -313,6 +311,9 @@ def test_shell_that_waits_for_its_server_is_told(causes: Causes) -> None:
     assert subject.startswith("shell")
     script.write_text(script.read_text().replace(sys.executable, f"exec {sys.executable}", 1))
     causes.manage("stop", "shell")
+    server = re.search(r"waits for its server \(pid (\d+):", found)
+    assert server is not None
+    causes.stage.kill(int(server[1]))  # the stop has left it behind, as was said
     causes.manage("start", "shell")
 
     def is_gone() -> bool:
