@@ -31,6 +31,7 @@ from circus.process import DEAD_OR_ZOMBIE, UNEXISTING, Process
 from sockshare.host.launch import launched
 
 from . import holding
+from .ends import ENDS, SPAWN_ERRORS, read_rest, was_stopped
 
 #: What circusd may be in the middle of when a process is started; anything else may be about to stop or replace it.
 _HARMLESS = (None, "manage_watchers", "arbiter_start_watchers", "arbiter_add_watcher")
@@ -113,6 +114,8 @@ class Sockshare(Command):  # type: ignore[misc]
             raise MessageError("it was asked too long ago")
         if op == "processes":
             return _processes(arbiter)
+        if op == "report":
+            return _report(arbiter, int(props["pid"]))
         watcher = self._get_watcher(arbiter, props["name"])
         if op == "start":
             return _start(arbiter, watcher)
@@ -145,7 +148,8 @@ def _processes(arbiter: Any) -> dict[str, Any]:
         for sock in arbiter.sockets.values()
         if sock.fileno() >= 0
     ]
-    return {"watchers": watchers, "sockets": sockets}
+    path = getattr(arbiter, "config_file", None)
+    return {"watchers": watchers, "sockets": sockets, "file": None if path is None else os.path.abspath(path)}
 
 
 def _describe(watcher: Any) -> dict[str, Any]:
@@ -160,10 +164,15 @@ def _describe(watcher: Any) -> dict[str, Any]:
         "stop_signal": int(watcher.stop_signal),
         "stop_children": bool(watcher.stop_children),
         "uid": watcher.uid,
+        "spawn_error": SPAWN_ERRORS.get(watcher.name, ""),
+        "last": ENDS.last(watcher.name),
+        "crashes": ENDS.crashes(watcher.name, time.monotonic()),
         "hooks": sorted(watcher.hooks),
         "cmd": watcher.cmd,
+        "args": watcher.args,
         "stderr": _file_of(watcher.stderr_stream_conf),
         "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
+        "foreign": {key: str(value) for key, value in watcher._options.items() if not key.startswith("sockshare")},
         "processes": [
             {
                 "pid": p.pid,
@@ -176,6 +185,23 @@ def _describe(watcher: Any) -> dict[str, Any]:
             for p in [*retiring, *live]
         ],
     }
+
+
+def _report(arbiter: Any, pid: int) -> dict[str, Any]:
+    """How *pid* ended, who wanted that, and what it wrote last; see `sockshare.host.verbs.Witness`."""
+    processes = [*(one.process for one in _retiring)]
+    for watcher in arbiter.iter_watchers():
+        processes += watcher.processes.values()
+        read_rest(watcher, pid)
+    report = ENDS.report(pid)
+    process = next((one for one in processes if one.pid == pid), None)
+    if process is not None and report["status"] is None:
+        code = process.poll()  # it is not buried; so does circusd look for the dead itself
+        if code is not None:
+            report["status"] = -code if code < 0 else code << 8
+            report["stopped"] = was_stopped(process)
+    report["wait_status"] = report.pop("status")  # circus's answers have a status of their own
+    return report
 
 
 def _file_of(conf: Any) -> str | None:

@@ -62,6 +62,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._options: Mapping[str, str] = config
         self._mistakes: list[str] = []  # found before circusd was asked
         self._told_mistakes: list[str] = []
+        self._foreign: list[str] | None = None  # what in the configuration is none of circus's; None: not looked at
         self._warnings: set[str] = set()
         self._unsupported = unsupported()
         self._runtime_dir: str | None = None  # the configured one, if it could be made
@@ -254,7 +255,9 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             if warning not in self._warnings:
                 self._warnings.add(warning)
                 log.warning("%s", warning)
-        mistakes = [*self._mistakes, *configuration.mistakes]
+        if self._foreign is None or self._foreign:  # once it was right, a later file is circus's to read first
+            self._foreign = [str(mistake) for mistake in settings.foreign_sections(told.get("file"))]
+        mistakes = [*self._mistakes, *self._foreign, *configuration.mistakes]
         self._configure(configuration._replace(mistakes=mistakes, warnings=warnings))
 
     def _configure(self, configuration: Configuration) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import pwd
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from circus.config import read_config
 from circus.watcher import Watcher
 
 from sockshare.core.spec import (
@@ -17,6 +19,8 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_descriptors,
+    check_foreign,
     check_givers,
     check_timeouts,
     parse_plugin_options,
@@ -25,6 +29,10 @@ from sockshare.core.spec import (
 from sockshare.core.suggest import did_you_mean
 from sockshare.host.verbs import Configuration
 from sockshare.kernel import listeners
+
+from .verbs import words
+
+log = logging.getLogger(__name__)
 
 PREFIX = "sockshare."
 
@@ -116,6 +124,10 @@ def _read_watcher(
     options = {key: str(value) for key, value in watcher["options"].items()}
     ours = {key[len(PREFIX) :]: value for key, value in options.items() if key.startswith(PREFIX)}
     spec, mistakes = parse_program(name, section, ours, PREFIX, sockets)
+    mistakes += check_foreign(section, watcher.get("foreign", {}), PREFIX, sockets, is_ours=bool(ours))
+    command = " ".join([str(watcher["cmd"]), *map(str, words(watcher.get("args")))])
+    given = ours.get("sockets", "").replace(",", " ").split()
+    mistakes += check_descriptors(section, "cmd", command, given, sockets, PREFIX)
     known = [f"{PREFIX}{field}" for field in ProgramSpec.__struct_fields__ if field != "name"]
     mistakes += [
         Mistake(section, key, f"no such key{did_you_mean(key, known)}") for key in options if not key.startswith(PREFIX)
@@ -124,6 +136,31 @@ def _read_watcher(
         mistakes += check_givers(section, PREFIX, spec, watchers)
         mistakes += check_timeouts(spec, float(watcher["graceful_timeout"]), "before_signal" in watcher["hooks"])
     return spec, mistakes
+
+
+def foreign_sections(path: str | None) -> list[Mistake]:
+    """Refuse the sections in circusd's configuration at *path* that are supervisord's: circus passes over them.
+
+    None where that can't be read: circusd may have been started by a user who may.
+    """
+    try:
+        parser, _ = read_config(path)
+    except Exception as error:  # configparser's, open(2)'s
+        log.debug("can't read %s: %s", path, error)
+        return []
+    mistakes = []
+    for section in parser.sections():
+        kind, _, name = section.partition(":")
+        if kind == "sockshare":
+            ours = f"write [socket:{name}] with host and port, and what else it has as {name}.KEY in [plugin:sockshare]"
+        elif section == "rpcinterface:sockshare":
+            ours = "its keys go to [plugin:sockshare]"
+        elif kind == "program" and any(key.startswith("sockshare") for key in parser.options(section)):
+            ours = f"write [watcher:{name}], and its keys as {PREFIX}KEY"
+        else:
+            continue
+        mistakes.append(Mistake(section, "[]", f"it is supervisord's, and circus passes over it; {ours}"))
+    return mistakes
 
 
 def warnings(configuration: Configuration, told: Mapping[str, Any]) -> list[str]:

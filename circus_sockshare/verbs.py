@@ -123,6 +123,18 @@ class CircusVerbs:
             name: {
                 "numprocesses": watcher["numprocesses"],
                 "active": watcher["status"] == "active",
+                "state": watcher["status"],
+                "command": " ".join([str(watcher["cmd"]), *map(str, words(watcher.get("args")))]),
+                "places": [
+                    {
+                        "process": name,
+                        "pid": 0,
+                        "state": watcher["status"],
+                        "spawn_error": watcher.get("spawn_error", ""),
+                        "last": watcher.get("last"),
+                        "crashes": watcher.get("crashes", 0),
+                    }
+                ],
                 "stderr": watcher["stderr"],
                 "stop_signal": self._stop_signal(name) or watcher["stop_signal"],
                 "stop_timeout": watcher["graceful_timeout"],
@@ -144,6 +156,15 @@ class CircusVerbs:
     def _stop_signal(self, program: str) -> int | None:
         spec = self.specs.get(program)
         return None if spec is None else spec.stop_signal
+
+    def report(self, pid: int, answer: Answer) -> None:
+        """See `Witness`."""
+        self._circusd.ask(
+            lambda told: answer.give(status=told["wait_status"], stopped=told["stopped"], output=told["output"]),
+            lambda refusal: answer.refuse(f"can't tell how pid {pid} ended: {refusal.reason}", silent=refusal.silent),
+            op="report",
+            pid=pid,
+        )
 
     def start(self, program: str, answer: Answer) -> None:
         """See `Verbs`."""
@@ -239,6 +260,11 @@ class CircusVerbs:
             patience=patience,
             signal=stop_signal or self._stop_signal(program),
         )
+
+
+def words(args: object) -> Sequence[object]:
+    """A watcher's ``args``: circus takes a text as well as a list."""
+    return [args] if isinstance(args, str) else args if isinstance(args, list | tuple) else []
 
 
 def _partial(call: Callable[[Refusal], None], refusal: Refusal) -> Callable[[], None]:

@@ -165,7 +165,7 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
     def __init__(self, controller: Any) -> None:
         super().__init__(controller)
         for plugin in controller.options.plugins:
-            for name in ("do_reread", "do_update"):
+            for name in ("do_reread", "do_update", "do_reload"):
                 if hasattr(plugin, name):
                     setattr(plugin, name, self._refusing(getattr(plugin, name)))
 

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor import options as supervisor_options
 from supervisor.process import Subprocess
+from supervisor.rpcinterface import SupervisorNamespaceRPCInterface
+from supervisor.xmlrpc import Faults, RPCError
 
 from sockshare.core.platforms import unsupported
 from sockshare.host.launch import launched
+
+from . import daemonlog, ends
 
 if TYPE_CHECKING:
     from .plugin import Plugin
@@ -45,6 +49,8 @@ def install() -> None:
     if getattr(server_options, "knows_sockshare", False):
         return
     server_options.knows_sockshare = True
+    ends.install()
+    _wrap_restart()
     for name, wrap in (
         ("process_groups_from_parser", _wrap_parse),
         ("processes_from_section", _wrap_section),
@@ -68,6 +74,24 @@ def _wrap_command(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_execv_args
 
 
+def _wrap_restart() -> None:
+    """Have ``supervisorctl reload`` refuse what would be the end of supervisord, and of all that it runs."""
+    original = SupervisorNamespaceRPCInterface.restart
+
+    @functools.wraps(original)
+    def restart(self: Any) -> Any:
+        self._update("restart")  # a supervisord that ends already says that
+        try:
+            plugin().try_configuration(self.supervisord.options)
+        except ValueError as error:
+            raise RPCError(Faults.CANT_REREAD, str(error)) from error
+        except Exception:
+            log.exception("hooks: can't try the configuration")
+        return original(self)
+
+    SupervisorNamespaceRPCInterface.restart = restart
+
+
 def _wrap_parse(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_groups_from_parser(self: Any, parser: Any) -> Any:
         wrong = unsupported()
@@ -75,8 +99,12 @@ def _wrap_parse(original: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError(wrong)
         try:
             declaration = plugin().parse(self, parser)
-        except ValueError:
-            raise  # a mistake of the user's: a usage error at the start, a fault for `reread`
+        except ValueError as error:
+            # A mistake of the user's: a fault for `reread`; the end of one that starts, which says so to nobody but a
+            # stderr that it may not have.
+            if not hasattr(self.configroot.supervisord, "process_group_configs"):
+                daemonlog.append(getattr(self.configroot.supervisord, "logfile", None), str(error))
+            raise
         except Exception as error:
             log.exception("sections: can't read the configuration")
             declaration = plugin().as_before(self, parser)

@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at whether the runtime directory is still there.
 _LOOK_EVERY = 1.0
 
+#: Where supervisorctl looks for the configuration by itself.
+_FOUND_BY_ITSELF = ("/etc/supervisord.conf", "/etc/supervisor/supervisord.conf")
+
 _TOO_LATE = (
     "supervisord runs without it, and can't be given it by reread or update; `supervisorctl reload` brings it in"
 )
@@ -57,7 +60,9 @@ class Plugin:
         self._reread: Declaration | None = None  # what was read since
         self._specs: Mapping[str, ProgramSpec] = {}
         self._twins = Twins(self.loop, self.supervisord, self._applied)
-        self._verbs = SupervisorVerbs(self.supervisord, self._twins)
+        self._verbs = SupervisorVerbs(self.loop, self.supervisord, self._twins)
+        self._file: str | None = None
+        self._trying = False  # whether a configuration is read to see what a `reload` would find
         self._directory: str | None = None
         self._runtime_dir: str | None = None
         self._refusals: list[str] = []  # why the configured one, or any, could not be made
@@ -104,7 +109,14 @@ class Plugin:
             raise BadConfiguration(wrong)
         declaration = sections.read(parser, options.here)
         if _runs_already(options) and not self._is_of(options):
+            # What is recommended must not end it: a supervisord that can't bind does not start.
+            self.registry.check(declaration.sockets, own=os.getpid())
+            if self._trying:
+                return None
             raise BadConfiguration(str(Mistake(section, sections.FACTORY, _TOO_LATE)))
+        if options.configfile and self._file is None:  # before supervisord has changed its directory
+            path = os.path.abspath(options.configfile)
+            self._file = None if path in _FOUND_BY_ITSELF else path
         if self._is_of(options):
             self.registry.check(declaration.sockets)
         else:
@@ -114,6 +126,18 @@ class Plugin:
         self._warn(options, declaration)
         program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
+
+    def try_configuration(self, options: Any) -> None:
+        """Read the configuration of *options*, those of the supervisord that runs, as its `reload` is about to.
+
+        Raises:
+            ValueError: It would not start with it.
+        """
+        self._trying = True
+        try:
+            options.process_config(do_usage=False)
+        finally:
+            self._trying = False
 
     def as_before(self, options: Any, parser: Any = None) -> Declaration | None:
         """Go on with what is in force, where a bug of ours keeps us from reading what was to be: a `reload` of
@@ -210,7 +234,8 @@ class Plugin:
         directory = self._make_directory()
         if directory is not None:
             try:
-                manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
+                name = meeting_name(os.getpid())
+                manager = Manager("supervisor", os.getpid(), os.geteuid(), name, file=self._file)
                 self.host = Host(
                     self.loop, self._verbs, manager, directory, nonsense=self._restart_broker, begun=self._begun
                 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from sockshare.core.errors import BadConfiguration
-from sockshare.kernel import binding, listeners
+from sockshare.kernel import binding, listeners, occupants
+from sockshare.kernel.occupants import Occupant
 
 from .sections import Socket
 
@@ -36,8 +38,11 @@ class Registry:
         """Their names."""
         return frozenset(self._held)
 
-    def check(self, wanted: Mapping[str, Socket]) -> None:
+    def check(self, wanted: Mapping[str, Socket], *, own: int = 0) -> None:
         """Find out whether `apply` would do it; nothing changes.
+
+        Args:
+            own: The supervisord whose programs may have an address: it ends them first.
 
         Raises:
             BadConfiguration: It would not.
@@ -48,7 +53,9 @@ class Registry:
                 try:
                     binding.check(declared.binding)
                 except OSError as error:
-                    mistakes.append(_sentence(name, declared, error))
+                    found = _occupants(declared, error)
+                    if not own or not found or {one.manager for one in found} != {own}:
+                        mistakes.append(_sentence(name, declared, error, own))
         if mistakes:
             raise BadConfiguration("\n".join(mistakes))
 
@@ -119,5 +126,16 @@ class Registry:
             log.error("%s: can't change it in place: %s", name, error)
 
 
-def _sentence(name: str, declared: Socket, error: OSError) -> str:
-    return f"[sockshare:{name}] socket: can't bind {declared.binding.address}: {error.strerror or error}"
+def _sentence(name: str, declared: Socket, error: OSError, own: int = 0) -> str:
+    by = occupants.describe(_occupants(declared, error), own=own)
+    return f"[sockshare:{name}] socket: can't bind {declared.binding.address}: {error.strerror or error}{by}"
+
+
+def _occupants(declared: Socket, error: OSError) -> list[Occupant]:
+    """Who has the address of *declared*, which could not be bound for that."""
+    if error.errno != errno.EADDRINUSE:
+        return []
+    address = declared.binding.address
+    if address.path:
+        return occupants.of_path(address.path, binding.private(address.path))
+    return occupants.of_port(address.scheme, address.host, address.port)

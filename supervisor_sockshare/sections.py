@@ -17,6 +17,8 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_descriptors,
+    check_foreign,
     check_givers,
     parse_plugin_options,
     parse_program,
@@ -94,16 +96,52 @@ def read(parser: Any, here: str | None) -> Declaration:
     mistakes: list[Mistake] = []
 
     def get(section: str, key: str) -> str:
+        _check_percent(parser.get(section, key, fallback=""))
         expansions = {"here": here, "program_name": section.partition(":")[2]}
         return str(parser.saneget(section, key, "", expansions=expansions)).strip()
 
     runtime_dir = _read_interface(parser, get, mistakes)
+    mistakes += _check_sections(parser)
     sockets = _read_sockets(parser, get, mistakes)
     programs = _read_programs(parser, get, [*_names(parser)], mistakes)
     _check_commands(parser, get, programs, {name: one.spec for name, one in sockets.items()}, mistakes)
     if mistakes:
         raise BadConfiguration("\n".join(str(mistake) for mistake in mistakes))
     return Declaration(sockets, programs, runtime_dir, _warnings(parser, sockets, programs))
+
+
+def _check_percent(value: str) -> None:
+    """Refuse what supervisord would expand without a word: ``50%.sock`` becomes ``50ock`` (printf-style formatting).
+
+    Raises:
+        ValueError: There is a ``%`` that begins no expansion.
+    """
+    if "%" in re.sub(r"%%|%\(\w+\)[-#0 +]*[\d.]*[a-z]", "", value):
+        raise ValueError(f"{value!r} has a % that begins no %(name)s; write %% for the sign itself")
+
+
+def _check_sections(parser: Any) -> list[Mistake]:
+    """Refuse sections that are circus's: supervisord passes over what it does not know."""
+    mistakes = []
+    for section in parser.sections():
+        kind, _, name = section.partition(":")
+        if kind == "socket":
+            host, port = parser.get(section, "host", fallback="127.0.0.1"), parser.get(section, "port", fallback="8000")
+            path = parser.get(section, "path", fallback="")
+            address = f"unix://{path}" if path else f"tcp://{host}:{port}"
+            message = (
+                f"it is circus's, and supervisord passes over it; write [sockshare:{name}] with socket = {address}"
+            )
+        elif section == "plugin:sockshare":
+            message = f"it is circus's, and supervisord passes over it; its keys go to [{interface(parser)}]"
+        elif kind == "watcher" and any(key.startswith("sockshare") for key in parser.options(section)):
+            message = (
+                f"it is circus's, and supervisord passes over it; write [program:{name}], and its keys as {PREFIX}KEY"
+            )
+        else:
+            continue
+        mistakes.append(Mistake(section, "[]", message))
+    return mistakes
 
 
 def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str, ProgramSpec]) -> list[str]:
@@ -283,6 +321,9 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
             mistakes.append(Mistake(section, "[]", f"{BROKER} is sockshare's own; give the program another name"))
             continue
         ours = {}
+        foreign = {key: parser.get(section, key) for key in parser.options(section) if not key.startswith("sockshare")}
+        is_ours = any(key.startswith(PREFIX) for key in parser.options(section))
+        mistakes += check_foreign(section, foreign, PREFIX, names, is_ours=is_ours)
         for key in parser.options(section):
             if key.startswith(PREFIX):
                 try:
@@ -310,11 +351,13 @@ def _check_commands(
     specs: Mapping[str, SocketSpec],
     mistakes: list[Mistake],
 ) -> None:
+    names = _names(parser)
     for section in parser.sections():
         program = programs.get(section.partition(":")[2].strip())
-        if section.startswith("program:") and program is not None and parser.has_option(section, "command"):
-            try:
-                command = get(section, "command")
-            except ValueError:
-                continue  # supervisord's to say
+        if not _is_program(section) or not parser.has_option(section, "command"):
+            continue
+        command = parser.get(section, "command")  # as it stands: what supervisord expands in it is its own
+        sockets = parser.get(section, f"{PREFIX}sockets", fallback="").replace(",", " ").split()
+        mistakes += check_descriptors(section, "command", command, sockets, names, PREFIX)
+        if program is not None:
             mistakes += check_command(section, "command", command, program.sockets, specs)

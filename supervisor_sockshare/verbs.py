@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from supervisor.states import ProcessStates
+from supervisor.states import ProcessStates, getProcessStateDescription
 
 from sockshare.core.spec import ProgramSpec
 from sockshare.host.verbs import Answer
 from sockshare.kernel import peers, processes
 
+from .ends import ENDS
 from .places import name_of, program_of
+from .polling import PollLoop
 from .twins import CannotStart, Twins
 
 log = logging.getLogger(__name__)
@@ -28,7 +32,8 @@ class SupervisorVerbs:
         supervisord: The Supervisor object there is now.
     """
 
-    def __init__(self, supervisord: Callable[[], Any], twins: Twins) -> None:
+    def __init__(self, loop: PollLoop, supervisord: Callable[[], Any], twins: Twins) -> None:
+        self._loop = loop
         self._supervisord = supervisord
         self._twins = twins
         self.specs: Mapping[str, ProgramSpec] = {}
@@ -66,6 +71,19 @@ class SupervisorVerbs:
             "numprocesses": len(places),
             "names": [str(place) for place in places],
             "active": any(place.process.state in _ACTIVE for place in places),
+            "state": _state([place.process.state for place in places]),
+            "command": str(config.command),
+            "places": [
+                {
+                    "process": str(place),
+                    "pid": int(place.process.pid or 0),
+                    "state": getProcessStateDescription(place.process.state),
+                    "spawn_error": _spawn_error(place.process),
+                    "last": ENDS.last(str(place)),
+                    "crashes": ENDS.crashes(str(place), time.monotonic()),
+                }
+                for place in places
+            ],
             "stderr": _file(config.stdout_logfile if config.redirect_stderr else config.stderr_logfile),
             "stop_signal": (spec and spec.stop_signal) or int(config.stopsignal),
             "stop_timeout": config.stopwaitsecs,
@@ -82,6 +100,15 @@ class SupervisorVerbs:
             "configuration": reading,
             "stopped": self._twins.stopped(program),
         }
+
+    def report(self, pid: int, answer: Answer) -> None:
+        """See `Witness`. A process that has died, and is not buried, still has its last lines to give."""
+        process = self._supervisord().options.pidhistory.get(pid)
+        if process is not None and process.pid == pid and not processes.alive(pid):
+            self._loop.hurry()
+            self._loop.call_later(0.0, lambda: answer.give(**ENDS.report(pid)))
+            return
+        answer.give(**ENDS.report(pid))
 
     def start(self, program: str, answer: Answer) -> None:
         """See `Verbs`."""
@@ -130,6 +157,20 @@ class SupervisorVerbs:
             return
         log.info("%s: %s %s", program, "given up" if kill else "retired", retired or "none")
         answer.give(retired=retired, stopped=self._twins.is_stopped(program))
+
+
+def _state(states: Sequence[int]) -> str:
+    """The state that all of them are in, or how many are in which."""
+    counted = Counter(getProcessStateDescription(state) for state in states)
+    if len(counted) == 1:
+        return str(next(iter(counted)))
+    return ", ".join(f"{count} {name}" for name, count in counted.most_common())
+
+
+def _spawn_error(process: Any) -> str:
+    """Why *process* could not be started; what it did afterwards is told by how it ended."""
+    reason = str(process.spawnerr or "")
+    return "" if reason.startswith(("Exited too quickly", "Bad exit code")) else reason
 
 
 def _leader(pid: int) -> list[int]:

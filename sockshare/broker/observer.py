@@ -14,6 +14,7 @@ import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sockshare.core import ends
 from sockshare.core.errors import NotPermitted
 from sockshare.core.readiness import Evidence
 from sockshare.kernel import epoll, epoll_rights, peers, processes, strike, waits
@@ -43,6 +44,7 @@ class Facts(NamedTuple):
     waited: bool  # whether it was seen to wait without a registration
     held: bool  # whether a thread of it is held
     owned: frozenset[int] | None  # the inodes of all sockets of its process tree; None: it may not be looked into
+    unseen: str = ""  # why its registrations can't be seen, so that none in the list says nothing
 
 
 class Observer:
@@ -215,7 +217,13 @@ class Observer:
 
     def facts(self, pid: int, sockets: Collection[str]) -> dict[str, Facts]:
         """What is to be seen of *pid* and each of *sockets*: /proc is gone through once for all of them."""
-        registrations = self.registrations(pid, sockets)
+        unseen = ""
+        try:
+            registrations = epoll.registrations(pid, self._inodes(sockets))
+        except ProcessLookupError:
+            registrations = []
+        except NotPermitted as error:
+            registrations, unseen = [], str(error)
         refusal = self.refusal(pid)
         held, waited = self.holds(pid), self.waited(pid, sockets)
         owned = self.owned(pid)
@@ -231,7 +239,7 @@ class Observer:
             inode = self.inode(name)
             mine = [entry for entry in registrations if entry.inode == inode]
             why = refusal or _not_kept([wait for wait in found if inode in wait.sockets])
-            facts[name] = Facts(mine, None if mine and refusal is None else why, inode in waited, held, owned)
+            facts[name] = Facts(mine, None if mine and refusal is None else why, inode in waited, held, owned, unseen)
         return facts
 
     def owned(self, pid: int) -> frozenset[int] | None:
@@ -284,12 +292,9 @@ class Observer:
     def end_of(self, pid: int) -> str:
         """How *pid*, which has just died, ended; in words for after its name."""
         try:
-            status = processes.exit_code(pid)
+            return ends.describe(processes.exit_code(pid))
         except (OSError, ValueError):
-            return "has died"
-        if status & 0x7F:
-            return f"was killed by signal {status & 0x7F}"
-        return f"exited with status {status >> 8}"
+            return ends.describe(None)
 
     def _inodes(self, sockets: Iterable[str]) -> list[int]:
         return [inode for inode in map(self.inode, sockets) if inode >= 0]

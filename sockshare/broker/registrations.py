@@ -328,6 +328,10 @@ class Registrations:
         self.resume(managed.pid, sockets)
         return "it takes part again"
 
+    def is_quiesced(self, pid: int) -> bool:
+        """Whether somebody has had *pid* quiesced, and not woken."""
+        return pid in self._quiesced
+
     def line(self, name: str) -> Line | None:
         """The line of the socket *name*."""
         return self._lines.get(name)

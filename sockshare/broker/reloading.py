@@ -64,6 +64,7 @@ class Reloading:
             state.addresses,
             state.reply,
             self._leftovers,
+            state.manager_name,
         )
 
     def take_up(self) -> None:

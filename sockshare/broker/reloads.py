@@ -6,14 +6,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
-from sockshare.core import steps
+from sockshare.core import ends, steps
 from sockshare.core.cost import Cost
 from sockshare.core.errors import ExitStatus, ManagerError, ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.004
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
+#: Seconds that a manager has to say how a process ended; the old one is to take over again.
+_REPORTED_WITHIN = 1.0
 
 
 #: Seconds that are waited for the manager's word on whether a process that died was stopped by somebody else.
@@ -62,6 +64,8 @@ class Services(NamedTuple):
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
     leftovers: Leftovers
+    #: What the manager is called: circusd, supervisord.
+    manager: str = "its manager"
 
 
 Ended = Callable[["Reload", dict[str, Any]], None]
@@ -109,6 +113,7 @@ class Reload:
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
         self._drainers: dict[int, Drainer] = {}
+        self._output: str | None = None  # what the new process wrote last, where its manager has told
         self._kept_from_few: int | None = None
         self._left: set[int] = set()  # the pids of those that are another reload's to drain
         self._verifying: asyncio.Task[None] | None = None
@@ -218,8 +223,6 @@ class Reload:
         pid = known.identity.pid
         reason = self._services.observer.end_of(pid)
         self._services.observer.let_go(pid)
-        if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
-            self._stderr.read()
         drainer = self._drainers.get(pid) if self._rollout.is_replaced(pid) else None
         if drainer is not None or self._rollout.concerns(pid):
             self._run(self._died(pid, reason, drainer))
@@ -231,7 +234,10 @@ class Reload:
         cost = None if drainer is None else self._loop.create_task(drainer.cost())
         if self._rollout.concerns(pid):
             await self._learn_stopped()
-        self._gone(pid, reason, None if cost is None else await cost)
+        if self._rollout.is_new(pid):
+            await self._mourn(pid, reason)
+        else:
+            self._gone(pid, reason, None if cost is None else await cost)
 
     def _gone(self, pid: int, reason: str, cost: Cost | None) -> None:
         self._feed(steps.Gone(pid, reason, cost))
@@ -247,6 +253,31 @@ class Reload:
             return
         for pid in programs.get(self.program, {}).get("stopped", ()):
             self._feed(steps.Stopped(pid))
+
+    async def _mourn(self, pid: int, reason: str) -> None:
+        """The new process *pid* is gone: what its manager saw of that goes before the *reason* that we saw."""
+        report: Mapping[str, Any] = {}
+        old_waits = self._rollout.is_waited_for(pid)
+        if old_waits:  # to serve again, and with it those who connect: not for a manager's words
+            self._gone(pid, reason, None)
+        try:
+            report = await self._services.host.ask("report", within=_REPORTED_WITHIN, pid=pid)
+        except ManagerError as error:  # a host of the version before, or one that is busy
+            log.info("%s: %s", self.program, error)
+        self._output = None if "output" not in report else str(report["output"])
+        if report.get("stopped") or report.get("status") is not None:
+            manager = self._services.manager
+            seen, reason = (
+                reason,
+                ends.describe(report.get("status"), stopped=bool(report.get("stopped")), manager=manager),
+            )
+            self._rollout.amend(pid, seen, reason)
+        if not old_waits:
+            self._gone(pid, reason, None)
+
+    def _last_lines(self) -> str:
+        """What the new process wrote last, or else what its file has since it was started."""
+        return self._stderr.read() if self._output is None else self._output
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -378,7 +409,7 @@ class Reload:
 
     async def _start(self, effect: steps.Start) -> None:
         self._services.roster.begin_generation(self.program)
-        self._stderr = StderrTail(self._stderr.path)
+        self._stderr, self._output = StderrTail(self._stderr.path), None
         self._journal()
         configuration = self._rollout.plan.configuration
         # A host of the version before passes them over, and has one reading and one turn.
@@ -421,8 +452,11 @@ class Reload:
         try:
             self._services.roster.enter(process.pid, self.program, process.name)
         except ProcessLookupError:
-            self._stderr.read()
-            self._feed(steps.Gone(process.pid, "has died", Cost(unseen="no broker looked on as it ended")))
+            reason = ends.describe(None)
+            if self._rollout.is_new(process.pid):
+                self._run(self._mourn(process.pid, reason))
+            else:
+                self._gone(process.pid, reason, Cost(unseen="no broker looked on as it ended"))
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
@@ -615,7 +649,7 @@ class Reload:
         }
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
-            event["stderr"] = self._stderr.read()
+            event["stderr"] = self._last_lines()
             if self.answer is not None and self.answer["exit"] == ExitStatus.OK:
                 # It was said to be done, and what was left of the old version has not ended well: `status` says it.
                 before = [self.answer["reason"]] if self.answer["result"] == "failed" else []
@@ -632,7 +666,7 @@ class Reload:
             "exit": int(finish.exit),
             "reason": finish.reason,
             "seconds": self._seconds(),
-            "stderr": self._stderr.read() if finish.exit is not ExitStatus.OK else "",
+            "stderr": self._last_lines() if finish.exit is not ExitStatus.OK else "",
             "cost": finish.cost and finish.cost._asdict(),
         }
         self._told.set()

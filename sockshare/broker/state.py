@@ -56,6 +56,7 @@ class State:
         self.manager: dict[str, Any] = msgspec.to_builtins(hello.manager)
         #: The key by which a program's section names its sockets.
         self.sockets_key = self.key("sockets")
+        self.manager_name = {"circus": "circusd", "supervisor": "supervisord"}.get(self.manager["kind"], "the manager")
         self.learn(hello)
         self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}

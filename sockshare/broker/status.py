@@ -32,12 +32,23 @@ async def status_document(
     state: State, reloading: Reloading, retirements: Retirements, leftovers: Leftovers, host: HostLink
 ) -> dict[str, Any]:
     """The document, as interface version 1 has it; every part that can't be learned is null."""
-    told: dict[str, Any] | None = None
+    silent = None
     try:
-        told = (await host.ask("processes"))["programs"]
-    except ManagerError:
-        pass
-    programs = told or {}
+        programs = (await host.ask("processes"))["programs"]
+    except ManagerError as error:
+        programs, silent = {}, str(error)
+    return await describe(state, reloading, retirements, leftovers, programs, silent)
+
+
+async def describe(
+    state: State,
+    reloading: Reloading,
+    retirements: Retirements,
+    leftovers: Leftovers,
+    programs: Mapping[str, Any],
+    silent: str | None,
+) -> dict[str, Any]:
+    """The document about *programs*, as the manager has told of them; or *silent*, why it has not."""
     specs = dict(state.programs)  # a new configuration is the next document's
     members = {
         name: state.roster.enter_all(name, facts["processes"]) for name, facts in programs.items() if name in specs
@@ -55,7 +66,7 @@ async def status_document(
         listed = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
         sockets.append(_socket(state, name, listed, scan, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
-    left = await leftovers.find(told, scan)
+    left = await leftovers.find(None if silent is not None else programs, scan)
     left_out = await _add_others(state, sockets, members, scan)
     return {
         "version": VERSION,
@@ -67,7 +78,7 @@ async def status_document(
         "sockets": sockets,
         "programs": [
             {
-                **_program(state, reloading, retirements, name, programs.get(name)),
+                **_program(state, reloading, retirements, name, programs.get(name), silent),
                 "leftovers": [_leftover(name, one, programs.get(name)) for one in left.get(name, ())],
             }
             for name in state.programs
@@ -99,7 +110,12 @@ async def _add_others(
 
 
 def _program(
-    state: State, reloading: Reloading, retirements: Retirements, name: str, facts: dict[str, Any] | None
+    state: State,
+    reloading: Reloading,
+    retirements: Retirements,
+    name: str,
+    facts: dict[str, Any] | None,
+    silent: str | None,
 ) -> dict[str, Any]:
     running = retirements.under_way(name)
     reload: dict[str, Any] = {"state": running.step if running else "idle", "draining": []}
@@ -111,6 +127,7 @@ def _program(
         reload["last"] = {key: answer[key] for key in ("result", "seconds", "reason")}
     return {
         "name": name,
+        **_state(facts, silent, state.manager_name),
         "active": None if facts is None else facts["active"],
         "numprocesses": None if facts is None else facts["numprocesses"],
         "sockets": list(state.programs[name].sockets),
@@ -126,6 +143,17 @@ def _leftover(program: str, one: Leftover, facts: Mapping[str, Any] | None) -> d
         "unseen": one.unseen or None,
         "remedy": one.remedy(program, runs=facts is not None and bool(facts["active"])),
     }
+
+
+def _state(facts: Mapping[str, Any] | None, silent: str | None, manager: str) -> dict[str, Any]:
+    """The manager's state of a program; null with the reason where it is not told."""
+    if silent is not None:
+        return {"state": None, "unseen": silent}
+    if facts is None:
+        return {"state": None, "unseen": f"{manager} does not run it yet"}
+    if facts.get("state") is None:
+        return {"state": None, "unseen": f"the sockshare in {manager} is older than the broker, and does not tell"}
+    return {"state": facts["state"]}
 
 
 def _socket(
@@ -202,14 +230,18 @@ def _holder(
         if claims[0][0].means is not Means.SUSPEND:
             registered = first is not None and first.standing is not Standing.WAITING
             suspended = False
+    ready: bool | None = managed.ready is not None or bool(found) or bool(entries) or facts.waited
+    seen: dict[str, Any] = {"ready": ready, "registered": registered, "suspended": suspended}
+    if facts.unseen and not claims:
+        # What was said is known all the same; that nothing is seen says nothing.
+        seen = {"ready": ready or None, "registered": None, "suspended": None, "unseen": facts.unseen}
     return {
         "pid": managed.pid,
         "program": managed.program,
         "process": managed.name,
         "generation": managed.generation,
-        "ready": managed.ready is not None or bool(found) or bool(entries) or facts.waited,
-        "registered": registered,
-        "suspended": suspended,
+        **seen,
+        "quiesced": state.registrations.is_quiesced(managed.pid),
         "kept_by": kept_by,
         "not_kept": why_not,
         "standing": None if first is None else first.standing.value,

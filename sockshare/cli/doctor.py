@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from sockshare.client import managers
 from sockshare.core.errors import ExitStatus, NoBroker
-from sockshare.kernel import meeting
 
 from .connection import Endpoint, connect
 from .status import refused
@@ -35,20 +34,8 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
 
 
 def _managers() -> list[_Finding]:
-    """Those that run here without a broker: usually what is missing is in their configuration."""
-    findings = []
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        try:
-            words = meeting.arguments(pid)
-            if not meeting.is_manager(words) or meeting.find(pid) is not None:
-                continue
-        except ProcessLookupError:
-            continue
-        sections = {"supervisord": "[rpcinterface:sockshare]", "circusd": "[plugin:sockshare]"}
-        name = "supervisord" if "supervisord" in " ".join(words) else "circusd"
-        sentence = f"it runs no broker: does its configuration have {sections[name]}, and was it started since?"
-        findings.append(_problem(f"{name} (pid {pid})", sentence))
-    return findings
+    """Why those that run here have no broker for this user: usually what is missing is in their configuration."""
+    return [_problem(subject, sentence) for subject, sentence in managers.reasons()]
 
 
 def _problem(subject: str, sentence: str) -> _Finding:
@@ -61,5 +48,7 @@ def _show(findings: Sequence[_Finding], *, as_json: bool) -> None:
         return
     for one in findings:
         print(f"{one['level']}: {one['subject']}: {one['sentence']}")
+        for line in one.get("lines", ()):
+            print(f"  | {line}")
     if not any(one["level"] == "problem" for one in findings):
         print("all is well")

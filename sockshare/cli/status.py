@@ -67,10 +67,17 @@ def not_serving(document: _Document) -> list[str]:
     ready = {
         entry["name"]
         for entry in document.get("sockets", ())
-        if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))
+        if any(
+            holder.get("ready") and not holder.get("suspended") and not holder.get("quiesced")
+            for holder in entry.get("holders", ())
+        )
     }
-    # Of others this user may see no more than the name.
-    unseen = {entry["name"] for entry in document.get("sockets", ()) if "holders" not in entry}
+    # Of others this user may see no more than the name; and of some processes the broker can't see.
+    unseen = {
+        entry["name"]
+        for entry in document.get("sockets", ())
+        if "holders" not in entry or any(holder.get("unseen") for holder in entry["holders"])
+    }
     programs = document.get("programs", ())
     if any("sockets" in program for program in programs):
         named = {name for program in programs for name in program.get("sockets", ())}
@@ -92,7 +99,8 @@ def tables(document: _Document) -> list[Table]:
         for holder in entry.get("holders", ()):
             registered = _registered(holder)
             cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
-            cells += [holder.get("ready"), registered, holder.get("kept_by"), holder.get("connections")]
+            ready = "?" if holder.get("unseen") and holder.get("ready") is None else holder.get("ready")
+            cells += [ready, registered, holder.get("kept_by"), holder.get("connections")]
             holders.append(tuple(_text(cell) for cell in cells))
         alike: dict[tuple[str, str], list[int]] = {}
         for other in entry.get("others", ()):
@@ -101,13 +109,15 @@ def tables(document: _Document) -> list[Table]:
     for program in document.get("programs", ()):
         reload = program.get("reload") or {}
         last = reload.get("last") or {}
-        cells = [program["name"], _step(reload), last.get("result"), last.get("seconds"), last.get("reason", "")]
+        state = "?" if program.get("unseen") else program.get("state")
+        cells = [program["name"], state, _step(reload)]
+        cells += [last.get("result"), last.get("seconds"), last.get("reason", "")]
         programs.append(tuple(_text(cell) for cell in cells))
     return [
         Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
         Table(("PROCESS", "PID", "SOCKET", "GENERATION", "READY", "REGISTERED", "KEPT BY", "CONNECTIONS"), holders),
         Table(("SOCKET", "ALSO OPEN IN PID", "BELOW", "COMMAND"), others),
-        Table(("PROGRAM", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
+        Table(("PROGRAM", "STATE", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
     ]
 
 
@@ -120,6 +130,7 @@ def remarks(document: _Document) -> list[str]:
     if scan.get("unfinished"):
         said.append(f"for {scan['unfinished']} the time did not suffice")
     remarks = [_VIEWS[document["view"]]] if document.get("view") in _VIEWS else []
+    remarks += [f"?: {why}" for why in _unseen(document)]
     remarks += [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
     for program in document.get("programs", ()):
         for one in program.get("leftovers", ()):
@@ -136,6 +147,14 @@ def _step(reload: _Document) -> str:
     return ", ".join([_text(reload.get("state")), *(f"{one} drains" for one in draining)])
 
 
+def _unseen(document: _Document) -> list[str]:
+    """Why some things can't be seen, each once."""
+    holders = [holder for entry in document.get("sockets", ()) for holder in entry.get("holders", ())]
+    return list(
+        dict.fromkeys(str(one["unseen"]) for one in [*holders, *document.get("programs", ())] if one.get("unseen"))
+    )
+
+
 def _registration(entry: _Document) -> str:
     """Its policy, and what has come of it."""
     if "holders" not in entry:
@@ -150,8 +169,10 @@ def _registration(entry: _Document) -> str:
 
 def _registered(holder: _Document) -> str:
     """Whether it has the registration, and if not why."""
-    if holder.get("paused"):
+    if holder.get("paused") or holder.get("quiesced"):
         return "quiesced"
+    if holder.get("unseen"):
+        return "?"
     if holder.get("standing") == "held" and holder.get("held_for") is not None:
         return f"held for {holder['held_for']:.0f} s"
     if holder.get("standing") == "revoking":

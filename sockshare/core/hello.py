@@ -26,6 +26,7 @@ class Manager(msgspec.Struct, frozen=True):
     pid: int
     uid: int
     endpoint: str | None = None  # where it takes commands by ZeroMQ; none: only through the host
+    file: str | None = None  # its configuration, where that has to be said to its own command
 
 
 class Configuration(msgspec.Struct, frozen=True):

@@ -362,6 +362,24 @@ class Rollout:
         may `supersede` this one, once it has been `answered`."""
         return not self._over and (self._serves or (self.answered and not self._turns))
 
+    def is_new(self, pid: int) -> bool:
+        """Whether *pid* is a process that this reload has had started, and that has not been told to stop."""
+        return any(
+            turn.newcomer is not None and turn.newcomer.pid == pid and turn.state not in _UNDONE for turn in self._turns
+        )
+
+    def is_waited_for(self, pid: int) -> bool:
+        """Whether an old process is suspended in favour of *pid*, a new one."""
+        return any(
+            turn.newcomer is not None and turn.newcomer.pid == pid and _suspended_in(turn) not in (None, pid)
+            for turn in self._turns
+        )
+
+    def amend(self, pid: int, said: str, known: str) -> None:
+        """Let the reason of a failure be what is *known* by now of the death of *pid*, instead of what was *said*."""
+        status, reason = self._failure
+        self._failure = (status, reason.replace(f"(pid {pid}) {said}", f"(pid {pid}) {known}"))
+
     def begin(self, now: float) -> list[Effect]:
         """Begin the first turn."""
         self.began = now
@@ -371,7 +389,7 @@ class Rollout:
         if not self._pending:
             return [
                 *effects,
-                *self._fail(None, ExitStatus.INTERNAL, f"can't reload {self.plan.program}: it has no running process"),
+                *self._fail(None, ExitStatus.INTERNAL, "it has no running process"),
                 *self._go_on(now),
             ]
         return [*effects, *self._go_on(now)]

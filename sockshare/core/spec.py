@@ -364,22 +364,101 @@ def check_command(
         key: Where *command* stands in *section*.
         sockets: What the program may have, of *specs*.
     """
-    words = command.split()
-    ours = next(
-        (at for at, word in enumerate(words[:-1]) if word.endswith("sockshare") and words[at + 1] == "exec"), None
-    )
-    if ours is None:
+    own = _exec_options(command)
+    if own is None:
         return []
-    rest = words[ours + 2 :]
-    own = rest[: rest.index("--")] if "--" in rest else rest
-    chosen = [word for at, word in enumerate(own) if at and own[at - 1] == "--socket"]
-    chosen += [word[9:] for word in own if word.startswith("--socket=")]
+    chosen = _chosen(own)
     means = Means.COOPERATE if "--registration" in own else Means.SUSPEND
     return [
         Mistake(section, key, f"{name!r} has registration = {specs[name].registration}, which {_WHY_NOT[means]}")
         for name in sockets
         if name in specs and (not chosen or name in chosen) and not supports(Policy.of(specs[name].registration), means)
     ]
+
+
+def _exec_options(command: str) -> list[str] | None:
+    """The words between ``sockshare exec`` and the program in *command*; None if it does not go by that."""
+    words = command.split()
+    at = next(
+        (at for at, word in enumerate(words[:-1]) if word.endswith("sockshare") and words[at + 1] == "exec"), None
+    )
+    if at is None:
+        return None
+    rest = words[at + 2 :]
+    return rest[: rest.index("--")] if "--" in rest else rest
+
+
+def _chosen(options: list[str]) -> list[str]:
+    """The sockets that the *options* of ``exec`` choose; none: all that the program may have."""
+    chosen = [word for at, word in enumerate(options) if at and options[at - 1] == "--socket"]
+    return [name.lower() for name in [*chosen, *(word[9:] for word in options if word.startswith("--socket="))]]
+
+
+#: ``{fd:NAME}``, and what was meant for it: with blanks, in capitals, with another mark, not closed.
+_DESCRIPTOR = re.compile(r"\{\s*fd\s*[:=]\s*([^\s{}]*)\s*\}?", re.IGNORECASE)
+
+
+def check_descriptors(
+    section: str, key: str, command: str, sockets: Collection[str], shared: Collection[str], prefix: str
+) -> list[Mistake]:
+    """Refuse a *command* in which ``sockshare exec`` could not replace a ``{fd:NAME}``.
+
+    Args:
+        key: Where *command* stands in *section*.
+        sockets: What the program may have, of *shared*, all that there are.
+        prefix: Of the program's keys.
+    """
+    own = _exec_options(command)
+    if own is None:
+        return []
+    chosen = _chosen(own)
+    given = [name for name in sockets if not chosen or name.lower() in chosen]
+    found = {match[0]: match[1] for match in _DESCRIPTOR.finditer(command)}
+    mistakes = []
+    for text, name in found.items():
+        exact = text == f"{{fd:{name}}}"
+        if exact and (name in given or name.lower() in given):
+            continue
+        meant = next((one for one in shared if one.lower() == name.lower()), None)
+        suggestion = did_you_mean(name, shared)
+        if not exact:
+            if meant is None and not suggestion:
+                continue  # {fd: 3} may as well be a program's own text
+            what = f"{text} is not replaced; write {{fd:{meant}}}" if meant else f"{text} is not replaced{suggestion}"
+        elif meant is not None and chosen:
+            what = f"{text} is not replaced, as --socket does not choose {meant!r}; add --socket {meant}"
+        elif meant is not None:
+            whole = " ".join([*sockets, meant])
+            what = f"{text} needs a socket that the section does not name; write {prefix}sockets = {whole}"
+        elif name.isdecimal() and len(shared) > 0:
+            one = next(iter(given or shared))
+            what = f"{text} needs the name of a socket, not a number; write {{fd:{one}}}"
+        else:
+            known = suggestion or f" (there are: {', '.join(sorted(shared))})" if shared else " (there are none)"
+            what = f"{text} needs a socket, and there is no {name!r}{known}"
+        mistakes.append(Mistake(section, key, what))
+    return mistakes
+
+
+def check_foreign(
+    section: str, options: Mapping[str, str], prefix: str, shared: Collection[str], *, is_ours: bool
+) -> list[Mistake]:
+    """Refuse those of *options*, of a program's *section* and not ours by their names, that were meant for us.
+
+    Args:
+        prefix: What the names of our keys begin with there.
+        shared: The names of the sockets that there are.
+        is_ours: Whether the section has keys of ours; in another one ``ready`` may be a third party's.
+    """
+    whole = [prefix + key for key in _PROGRAM]
+    mistakes = []
+    for key, value in options.items():
+        names_ours = key == "sockets" and bool(set(value.replace(",", " ").split()).intersection(shared))
+        if key in _PROGRAM and (is_ours or names_ours):
+            mistakes.append(Mistake(section, key, f"no such key; did you mean '{prefix}{key}'?"))
+        elif "sock" in key.lower() and (suggestion := did_you_mean(key, whole)):
+            mistakes.append(Mistake(section, key, f"no such key{suggestion}"))
+    return mistakes
 
 
 _WHY_NOT = {

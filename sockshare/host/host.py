@@ -27,7 +27,7 @@ from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
 from .store import DescriptorStore
-from .verbs import Answer, Configuration, Holding, Manager, Placing, Verbs
+from .verbs import Answer, Configuration, Holding, Manager, Placing, Verbs, Witness
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _LOOK_AGAIN = 2.0
 _NO_DESCRIPTOR = "can't open descriptors: {}; raise the limit of open files of {} (LimitNOFILE, ulimit -n, minfds)"
 
 #: The verbs that only ask.
-_QUERIES = frozenset({"whois", "processes", "notify"})
+_QUERIES = frozenset({"whois", "processes", "report", "notify"})
 _KINDS = {"broker": socket.SOCK_STREAM, "door": socket.SOCK_SEQPACKET}
 
 
@@ -251,6 +251,7 @@ class Host:
                 "pid": self._manager.pid,
                 "uid": self._manager.uid,
                 "endpoint": self._manager.endpoint,
+                "file": self._manager.file,
             },
             "directory": self.directory.path,
             "listeners": list(self._listeners),
@@ -413,6 +414,8 @@ class Host:
                 answer,
                 message.get("stop_signal"),
             )
+        elif verb == "report" and isinstance(self._verbs, Witness):
+            self._verbs.report(message["pid"], answer)
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):

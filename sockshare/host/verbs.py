@@ -17,6 +17,7 @@ class Manager(NamedTuple):
     uid: int
     name: str  # that of its meeting point
     endpoint: str | None = None  # where it takes commands, if whoever may write there may command us
+    file: str | None = None  # its configuration, where its own command would not find that
 
 
 class Configuration(NamedTuple):
@@ -87,6 +88,14 @@ class Verbs(Protocol):
         Args:
             stop_signal: The stop signal, where it is not what the program's section or the manager says.
         """
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """What a manager can tell besides, which sees how its processes end and what they write."""
+
+    def report(self, pid: int, answer: Answer) -> None:
+        """`status` of waitpid(2), or null; `stopped`: by its manager; `output`: the last lines that *pid* wrote."""
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ def tree(pid: int) -> list[int]:
     # The list grows while it is walked. A kernel may skip a child when a sibling ends during the read, and a process
     # may fork at any moment: who needs them all reads again until nothing is new.
     for parent in found:
-        found += [child for child in _children(parent) if child not in found]
+        found += [child for child in children(parent) if child not in found]
     return found
 
 
@@ -55,11 +55,20 @@ def exit_code(pid: int) -> int:
     Raises:
         ProcessLookupError: Its parent has: nothing is left of it.
         ValueError: It has not ended.
+        PermissionError: It may not be looked into: /proc says 0 for what it does not show (proc_pid_stat(5)).
     """
     fields = _stat(pid)
     if fields[0] not in (b"Z", b"X"):
         raise ValueError(f"can't tell how pid {pid} ended: it runs")
-    return int(fields[49])
+    status = int(fields[49])
+    if not status and uid(pid) != os.geteuid() and not has_cap_sys_ptrace():
+        raise PermissionError(f"can't tell how pid {pid} ended: it is another user's, and CAP_SYS_PTRACE is missing")
+    return status
+
+
+def has_cap_sys_ptrace() -> bool:
+    """Whether this process has it. Root does unless somebody took it away, as container runtimes do."""
+    return bool(int(_status(os.getpid(), b"CapEff"), 16) >> 19 & 1)
 
 
 def command(pid: int) -> list[str]:
@@ -165,7 +174,8 @@ def socket_descriptors(pid: int) -> dict[int, int]:
     return found
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that *pid* has started and that are not buried; none when it is gone."""
     # A child belongs to the thread that forked it, so every thread is asked.
     found: list[int] = []
     try:

@@ -26,6 +26,7 @@ from sockshare.broker.retirements import Retirement
 from sockshare.broker.roster import Known, Managed
 from sockshare.broker.state import State
 from sockshare.core.cost import Cost
+from sockshare.core.errors import ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
 from sockshare.core.records import Learned, Records
 from sockshare.core.steps import Plan, Process
@@ -46,6 +47,7 @@ class World:
         self.addresses: list[Address] = []
         self.new = NEW  # what the manager starts
         self.full: asyncio.Future[None] | None = None  # until the host has read what it was told
+        self.report: dict[str, Any] = {}  # what it says of the new one's end
         self.answers = asyncio.Event()  # whether the manager does
         self.answers.set()
         self._managed: dict[int, Managed] = {}
@@ -57,8 +59,14 @@ class World:
         self.done.append(("journal", key, fields.get("rollout", fields).get("state")))
 
     async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        within = fields.pop("within", None)
         self.done.append((verb, fields))
-        await self.answers.wait()
+        try:
+            await asyncio.wait_for(self.answers.wait(), within)
+        except asyncio.TimeoutError:
+            raise ManagerSilent("silent") from None
+        if verb == "report":
+            return self.report
         return {"pid": self.new.pid, "process": self.new.name} if verb == "start" else {}
 
     # The roster, the observer, the introductions.
@@ -111,7 +119,7 @@ class World:
     @property
     def services(self) -> Services:
         one = cast(Any, self)
-        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell, one)
+        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell, one, "supervisord")
 
     def _tell(self, caller: Caller, fields: dict[str, Any]) -> bool:
         self.done.append(("told", fields.get("event", {}).get("step"), fields))
@@ -253,6 +261,30 @@ def test_new_one_that_is_given_up_has_its_time() -> None:
         play(body)
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("step", ["hold", "quiesce"])
+@pytest.mark.parametrize(
+    ("report", "reason", "stderr"),
+    [
+        ({"status": 3 << 8, "stopped": False, "output": "why"}, "web:2 (pid 5000021) exited with status 3", "why"),
+        ({"status": 9, "stopped": True, "output": ""}, "web:2 (pid 5000021) was stopped by supervisord", ""),
+        ({}, "web:2 (pid 5000021) has died", ""),
+    ],
+)
+def test_reason_is_what_the_manager_saw_of_its_end(step: str, report: dict[str, Any], reason: str, stderr: str) -> None:
+    """Its status, who wanted it, its last lines: before the switch, and after it, when the old one can't wait."""
+
+    async def body(world: World) -> None:
+        world.report = report
+        case = Case(world, PLAN._replace(ready_hold=60.0 if step == "hold" else 0.0, quiesce=60.0))
+        await case.comes_to(step)
+        case.dies(NEW)
+        await world.until(lambda: case.answers, "it is over")
+        assert case.answers[0]["reason"] == reason
+        assert case.answers[0]["stderr"] == stderr
+
+    play(body)
 
 
 @contextmanager

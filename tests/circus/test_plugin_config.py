@@ -51,6 +51,32 @@ def mistakes(answer: Mapping[str, Any], inherited: Mapping[str, socket.socket], 
     return "\n".join(settings.read(SECTION, {**OPTIONS, **options}, answer, inherited)[0].mistakes)
 
 
+def test_what_the_configuration_shows_of_descriptors_and_names_is_refused(sock: socket.socket) -> None:
+    """What `exec` could not replace, in `cmd` or `args`; a key that has lost its prefix."""
+    web = {
+        "cmd": "sockshare exec -- x",
+        "args": "--fd {fd:wbe}",
+        "options": {},
+        "foreign": {"sockets": "web", "x": "y"},
+    }
+    assert mistakes(told(sock, web), {"web": sock}).splitlines() == [
+        "[watcher:web] sockets: no such key; did you mean 'sockshare.sockets'?",
+        "[watcher:web] cmd: {fd:wbe} needs a socket, and there is no 'wbe'; did you mean 'web'?",
+    ]
+
+
+def test_sections_of_supervisord_are_refused(tmp_path: Path) -> None:
+    """circus passes over them, so the sockets would not be there; also in an included file."""
+    (tmp_path / "circus.ini").write_text("[circus]\ninclude = more.ini\n[program:x]\ncommand = cat\n")
+    (tmp_path / "more.ini").write_text("[sockshare:web]\nsocket = tcp://127.0.0.1:1\n[program:y]\nsockshare_ready=x\n")
+    said = [str(mistake) for mistake in settings.foreign_sections(str(tmp_path / "circus.ini"))]
+    assert [line.partition("; ")[2] for line in said] == [
+        "write [socket:web] with host and port, and what else it has as web.KEY in [plugin:sockshare]",
+        "write [watcher:y], and its keys as sockshare.KEY",
+    ]
+    assert settings.foreign_sections(str(tmp_path / "none")) == []
+
+
 def test_programs_and_sockets_are_read(sock: socket.socket) -> None:
     """The specs go over the link as they are, with the socket's descriptor and the users that may ask."""
     answer = told(sock, {"uid": "12345", "options": {"sockshare.sockets": "web", "sockshare.stop_signal": "QUIT"}})
@@ -185,8 +211,8 @@ def test_meeting_point_goes_with_circusd(circusd: Circusds) -> None:
 
 
 def test_broker_meets_at_the_default_place_when_runtime_dir_is_bad(circusd: Circusds) -> None:
-    """The refused broker still says what is wrong, and so does the log, with no traceback."""
-    stage = circusd("uvicorn", leave=True, plugin={"runtime_dir": "/dev/null/x", "logfile": "/dev/null/log"})
+    """The refused broker still says what is wrong, and so does the log, with no traceback; values may have spaces."""
+    stage = circusd("uvicorn", leave=True, plugin={"runtime_dir": "/dev/null/x y", "logfile": "/dev/null/log"})
     stage.start()
     assert stage.process is not None
     pid = stage.process.pid
@@ -196,7 +222,7 @@ def test_broker_meets_at_the_default_place_when_runtime_dir_is_bad(circusd: Circ
     said = stage.sockshare("status").stdout + stage.sockshare("status").stderr
     logged = Path(point, "sockshare.log").read_text()
     for text in (said, logged):
-        assert "can't write runtime directory /dev/null/x: Not a directory" in text
+        assert "can't write runtime directory /dev/null/x y: Not a directory" in text
         assert "can't write logfile /dev/null/log: Not a directory" in text
         assert "Traceback" not in text
 

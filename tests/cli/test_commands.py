@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,16 @@ def test_status_exits_3_when_a_named_socket_is_not_served(host: Host, change: di
     assert done.returncode == 3
     assert "web: no ready process" in done.stderr
     assert not_serving({**document, "programs": [{"name": "web", "sockets": []}]}) == []
+
+
+def test_status_exits_0_where_the_broker_cannot_see(host: Host) -> None:
+    """That nothing is seen of a process does not say that it does not serve; ``?``, and why, is shown."""
+    unseen = {**HOLDER, "ready": None, "registered": None, "suspended": None, "unseen": "it is uid 5's"}
+    host.start(status={**STATUS, "sockets": [{**STATUS["sockets"][0], "holders": [unseen]}]})
+    done = host.run("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r" \? +\? ", done.stdout), done.stdout
+    assert "?: it is uid 5's" in done.stdout
 
 
 def test_every_mistake_is_printed_when_configuration_was_refused(host: Host) -> None:

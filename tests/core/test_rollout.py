@@ -1333,6 +1333,19 @@ def test_process_that_dies_while_what_the_new_one_has_left_ends_is_told() -> Non
     assert drive.finish.reason == "web:3 (pid 21) was killed by signal 9; and web:1 (pid 11) has died meanwhile"
 
 
+def test_what_is_known_later_of_a_death_is_of_that_process_alone() -> None:
+    """The manager tells how the new process ended after it was seen to be gone; the old one's end stays as it was."""
+    drive = Drive(plan(), swept=None).to_warm()
+    assert drive.rollout.is_new(21)
+    assert not drive.rollout.is_waited_for(21)
+    drive.feed(Gone(21, "has died"), Settled())
+    drive.feed(Gone(11))
+    drive.rollout.amend(11, "has died", "exited with status 3")
+    drive.rollout.amend(21, "has died", "was killed by signal 9")
+    drive.feed(Swept(of=21))
+    assert drive.finish.reason == "web:3 (pid 21) was killed by signal 9; and web:1 (pid 11) has died meanwhile"
+
+
 def test_time_out_says_what_was_last_seen_to_be_lacking() -> None:
     """In the place of what is waited for; of another process nothing is taken."""
     drive = Drive(plan()).to_warm()

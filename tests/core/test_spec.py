@@ -19,6 +19,8 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_descriptors,
+    check_foreign,
     check_givers,
     check_timeouts,
     parse_plugin_options,
@@ -296,6 +298,59 @@ def test_command_is_refused_where_its_registration_can_not_be_kept(command: str,
     found = check_command("watcher:web", "cmd", command, ["web"], specs)
     assert bool(found) == refused
     assert all(str(mistake).startswith(f"[watcher:web] cmd: 'web' has registration = {policy}") for mistake in found)
+
+
+@pytest.mark.parametrize(
+    ("rest", "sockets", "said"),
+    [
+        ("-- x --fd {fd:web}", ["web"], ""),
+        ("-- x --fd {fd:WEB}", ["web"], ""),
+        ("--socket web -- x {fd:web}", ["web", "api"], ""),
+        ("-- node -e 'listen({fd: 3})'", ["web"], ""),
+        ("-- x {fd:web}", [], "{fd:web} needs a socket that the section does not name; write p_sockets = web"),
+        ("-- x {fd:api}", ["web"], "{fd:api} needs a socket that the section does not name; write p_sockets = web api"),
+        ("-- x {fd:wbe}", ["web"], "{fd:wbe} needs a socket, and there is no 'wbe'; did you mean 'web'?"),
+        ("-- x {fd:zzz}", ["web"], "{fd:zzz} needs a socket, and there is no 'zzz' (there are: api, web)"),
+        ("-- x {fd:0}", ["web"], "{fd:0} needs the name of a socket, not a number; write {fd:web}"),
+        ("-- x '{ fd:web }'", ["web"], "{ fd:web } is not replaced; write {fd:web}"),
+        ("-- x {FD:web}", ["web"], "{FD:web} is not replaced; write {fd:web}"),
+        ("-- x {fd=web}", ["web"], "{fd=web} is not replaced; write {fd:web}"),
+        ("-- x {fd:web", ["web"], "{fd:web is not replaced; write {fd:web}"),
+        ("-- x {fd:web }", ["web"], "{fd:web } is not replaced; write {fd:web}"),
+        (
+            "--socket=web -- x {fd:api}",
+            ["web", "api"],
+            "{fd:api} is not replaced, as --socket does not choose 'api'; add --socket api",
+        ),
+    ],
+)
+def test_descriptor_that_exec_could_not_replace_is_refused(rest: str, sockets: list[str], said: str) -> None:
+    """What `exec` would say at each start is said once, before the first; with what to write instead."""
+    found = check_descriptors("program:web", "command", f"sockshare exec {rest}", sockets, ["web", "api"], "p_")
+    assert [str(mistake) for mistake in found] == ([f"[program:web] command: {said}"] if said else [])
+
+
+def test_descriptors_are_what_somebody_else_replaces_where_there_is_no_exec() -> None:
+    """A script may pass the command on to `sockshare exec`: that is seen only when it runs. No socket, no list."""
+    assert check_descriptors("s", "cmd", "start.sh x {fd:web}", [], ["web"], "") == []
+    found = check_descriptors("s", "cmd", "sockshare exec -- x {fd:web}", [], [], "")
+    assert "(there are none)" in str(found[0])
+
+
+def test_key_without_its_prefix_is_refused() -> None:
+    """A manager passes over what it does not know, so the sockets would be nobody's; a stranger's key is not ours."""
+    keys = dict.fromkeys(("ready", "sockshre_ready", "priority", "socket_owner"), "x")
+    misspelt = "[program:web] sockshre_ready: no such key; did you mean 'sockshare_ready'?"
+    sockets = "[program:web] sockets: no such key; did you mean 'sockshare_sockets'?"
+    ready = "[program:web] ready: no such key; did you mean 'sockshare_ready'?"
+    for named, is_ours, said in (
+        ("web, api", False, [sockets, misspelt]),
+        ("api", False, [misspelt]),
+        ("api", True, [sockets, ready, misspelt]),
+    ):
+        options = {"sockets": named, **keys}
+        found = check_foreign("program:web", options, "sockshare_", ["web"], is_ours=is_ours)
+        assert [str(mistake) for mistake in found] == said
 
 
 @pytest.mark.parametrize("value", ["http://host/x", "http:x", "http:/a b", "https:/x", "http:", "http:/a\nb"])

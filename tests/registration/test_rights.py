@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -71,6 +72,15 @@ def test_degraded_mode_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
             assert f"it runs as uid {NOBODY}" in one["not_kept"] or "may not be looked into" in one["not_kept"]
         wait_until(lambda: scene.log().count("degraded: ") >= 3, 10, "the log says it")
         assert set(scene.tally(10)) <= set(scene.stage.pids())  # they serve, all of them
+        for one in facts(scene):  # and nothing says that they do not
+            assert (one["ready"], one["registered"], one["suspended"]) == (None, None, None)
+            assert "Permission denied" in one["unseen"]
+        status, doctor = scene.stage.sockshare("status"), scene.stage.sockshare("doctor")
+        assert (status.returncode, status.stderr) == (0, ""), status
+        assert re.search(r"^web:\d+ .* web +\d+ +\? +\?", status.stdout, re.MULTILINE), status.stdout
+        assert "can't see whether it is served" in doctor.stdout
+        assert "not ready" not in doctor.stdout
+        assert "nor waits" not in doctor.stdout
 
 
 def test_one_runs_at_a_time_behind_exec_registration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,36 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, str]], tuple[str, ...]]] = {
     ),
     "our program's name": ({"program:sockshare-broker": {"command": "cat"}}, ("[program:sockshare-broker]", "own")),
     "misspelt section": ({"sockshare.web": {"socket": "tcp://127.0.0.1:1"}}, ("[sockshare.web]", "[sockshare:NAME]")),
+    "socket of circus": (
+        {"socket:web": {"host": "127.0.0.1", "port": "1001"}},
+        ("[socket:web] []:", "circus's", "[sockshare:web] with socket = tcp://127.0.0.1:1001"),
+    ),
+    "plugin of circus": ({"plugin:sockshare": {"use": "x"}}, ("[plugin:sockshare] []:", "[rpcinterface:sockshare]")),
+    "key without its prefix": (
+        {"program:web": {"sockets": "web"}},
+        ("[program:web] sockets:", "did you mean 'sockshare_sockets'?"),
+    ),
+    "misspelt prefix": ({"program:web": {"sockshre_ready": "hold"}}, ("sockshre_ready:", "'sockshare_ready'?")),
+    "descriptor of no socket": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:wbe}"}},
+        ("[program:web] command:", "{fd:wbe}", "did you mean 'web'?"),
+    ),
+    "descriptor without the key": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:web}", "sockshare_sockets": ""}},
+        ("[program:web] command:", "{fd:web}", "write sockshare_sockets = web"),
+    ),
+    "number of a descriptor": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:0}"}},
+        ("[program:web] command:", "{fd:0}", "write {fd:web}"),
+    ),
+    "blank in a descriptor": (
+        {"program:web": {"command": "sockshare exec -- x --fd '{ fd:web }'"}},
+        ("[program:web] command:", "{ fd:web } is not replaced; write {fd:web}"),
+    ),
+    "odd percent": (
+        {"sockshare:web": {"socket": "unix:///tmp/50%.sock"}},
+        ("[sockshare:web] socket:", "write %% for the sign"),
+    ),
     "runtime_dir": (
         {"rpcinterface:sockshare": {"runtime_dir": "run"}},
         ("[rpcinterface:sockshare] runtime_dir:", "not an absolute path"),
@@ -155,34 +186,54 @@ def test_exit_status_of_what_is_not_ours_is_supervisors(stage: Supervisord, comm
 
 
 def test_supervisord_does_not_start_where_it_cannot_bind() -> None:
-    """A taken port, a file that is no socket: exit status 2 and the section."""
+    """A taken port, a file that is no socket: exit status 2 and the section, also in its log; and who has the port."""
     with supervisord("plain", leave=True) as stage, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         changed(stage, {"sockshare:web": {"socket": f"tcp://127.0.0.1:{taken.getsockname()[1]}"}})
-        assert_refused(run("supervisord", stage), ("[sockshare:web] socket: can't bind tcp://",))
+        stage.log.write_text("of an earlier life\n")
+        who = f"Address already in use by pid {os.getpid()} ("
+        assert_refused(run("supervisord", stage), ("[sockshare:web] socket: can't bind tcp://", who))
+        assert (
+            "CRIT sockshare: can't start: [sockshare:web] socket: can't bind tcp://127.0.0.1" in stage.log.read_text()
+        )
+        assert who in stage.log.read_text()
         changed(stage, {"sockshare:web": {"socket": f"unix://{stage.configuration}"}})
         assert_refused(run("supervisord", stage), ("[sockshare:web] socket:", "not a socket"))
         assert stage.configuration.exists()
 
 
 def test_running_supervisord_does_not_get_the_section_halfway() -> None:
-    """Added to a supervisord that runs without it, it is refused until `reload`, which takes it; and lets it go."""
+    """Added to a supervisord that runs without it, it is refused until `reload`, which takes it; and lets it go.
+
+    Not while somebody has the address, but for what supervisord runs itself: that `reload` would be its end.
+    """
     with supervisord("plain", leave=True) as stage:
-        stage.sections["program:web"]["command"] = "/bin/sleep 1000"
+        takes = f"import socket, time; s = socket.create_server(('127.0.0.1', {stage.port})); time.sleep(1000)"
+        stage.sections["program:web"]["command"] = f'{sys.executable} -c "{takes}"'
         ours = {name: stage.sections.pop(name) for name in ("rpcinterface:sockshare", "sockshare:web")}
         stage.configure()
         stage.start()
         wait_until(stage.alive, 20, "supervisord answers", 0.05)
+        wait_until(lambda: listens(stage.port), 20, "the program has its port", 0.05)
         stage.sections |= ours
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            changed(stage, {"sockshare:web": {"socket": f"tcp://127.0.0.1:{taken.getsockname()[1]}"}})
+            for command in ("reread", "reload"):
+                said = ("[sockshare:web] socket: can't bind", f"in use by pid {os.getpid()} (")
+                assert_refused(run("supervisorctl", stage, command), said)
+            assert stage.alive()
+        stage.sections["program:web"]["command"] = "/bin/sleep 1000"
         stage.configure()
         for command in ("reread", "update"):
             said = ("[rpcinterface:sockshare] supervisor.rpcinterface_factory:", "`supervisorctl reload` brings it in")
             assert_refused(run("supervisorctl", stage, command), said)
-        assert not listens(stage.port)
+        stage.head, _, _ = stage.head.partition("[ctlplugin:sockshare]")
+        stage.configure()
         assert run("supervisorctl", stage, "reload").returncode == 0
         wait_until(lambda: stage.sockshare("status").returncode in (0, 3), 20, "the broker answers", 0.1)
         assert listens(stage.port)
+        assert "there is no [ctlplugin:sockshare]" in stage.sockshare("doctor").stdout
         for name in ours:
             del stage.sections[name]
         stage.configure()

@@ -58,10 +58,18 @@ CLI = (
     mutant(
         "cli: suspended process serves",
         f"{_CLI}/status.py",
-        'if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))',
-        'if any(holder.get("ready") for holder in entry.get("holders", ()))',
+        'holder.get("ready") and not holder.get("suspended") and not holder.get("quiesced")',
+        'holder.get("ready")',
         f"{_TESTS}/test_commands.py::test_status_exits_3_when_a_named_socket_is_not_served",
         felt="status exits 0 while nobody accepts",
+    ),
+    mutant(
+        "cli: what can't be seen is not served",
+        f"{_CLI}/status.py",
+        'if "holders" not in entry or any(holder.get("unseen") for holder in entry["holders"])',
+        'if "holders" not in entry',
+        f"{_TESTS}/test_commands.py::test_status_exits_0_where_the_broker_cannot_see",
+        felt="status exits 3 in a container in which everything serves",
     ),
     mutant(
         "cli: second interrupt cancels once more",

@@ -10,6 +10,30 @@ _REGISTRATION = f"{_CORE}/registration.py"
 
 CORE = (
     mutant(
+        "core: stop is a crash",
+        f"{_CORE}/ends.py",
+        "        if not stopped:\n            self._crashes",
+        "        if True:\n            self._crashes",
+        f"{_TESTS}/test_ends.py::test_crashes_count_for_a_minute_and_stops_do_not",
+        felt="doctor takes a program that was restarted by hand for one that crashes",
+    ),
+    mutant(
+        "core: descriptor of any socket that there is",
+        f"{_CORE}/spec.py",
+        "if exact and (name in given or name.lower() in given):",
+        "if exact and (name in shared or name.lower() in shared):",
+        f"{_TESTS}/test_spec.py::test_descriptor_that_exec_could_not_replace_is_refused",
+        felt="a program whose section does not name its socket crashes at each start, and doctor does not say why",
+    ),
+    mutant(
+        "core: what can't be seen is not there",
+        f"{_CORE}/diagnosis.py",
+        "        if unseen is not None:\n",
+        "        if unseen is None:\n",
+        f"{_TESTS}/test_diagnosis.py::test_what_can_not_be_seen_is_not_said_to_be_missing",
+        felt="doctor says that nobody serves where it may not look",
+    ),
+    mutant(
         "core: ticket of another process",
         _TICKETS,
         "if ticket is None or ticket.identity != identity or not ticket.open or now",

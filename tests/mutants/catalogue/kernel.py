@@ -10,6 +10,14 @@ _LANES, _EPOLL, _GATE, _STRIKE = (f"{_KERNEL}/{name}.py" for name in ("lanes", "
 
 KERNEL = (
     mutant(
+        "kernel: address is another one's only if it is the same",
+        f"{_KERNEL}/occupants.py",
+        "    return one == other or one in anywhere or other in anywhere\n",
+        "    return one == other\n",
+        f"{_TESTS}/test_occupants.py::test_port_is_its_processs",
+        felt="who has 0.0.0.0:80 is not named when 127.0.0.1:80 can't be bound",
+    ),
+    mutant(
         "kernel: our sockets have their mode after bind",
         _LISTENERS,
         "        os.fchmod(sock.fileno(), mode)\n",

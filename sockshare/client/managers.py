@@ -1,0 +1,201 @@
+"""The circusds and supervisords of this machine, and why one of them has no broker for a command: what people are told.
+
+Only what has already failed comes here: all of /proc is looked at, and configurations are read.
+"""
+
+from __future__ import annotations
+
+import configparser
+import glob
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sockshare.kernel import meeting, peers, processes
+
+from . import door
+
+#: Where supervisord looks for its configuration, from its own directory (its documentation, "Configuration File").
+_SUPERVISORD = ("supervisord.conf", "etc/supervisord.conf", "/etc/supervisord.conf", "/etc/supervisor/supervisord.conf")
+#: The section that loads us, the key that does, and what its value begins with.
+_LOADS = {
+    "supervisord": ("rpcinterface:", "supervisor.rpcinterface_factory", "supervisor_sockshare"),
+    "circusd": ("plugin:", "use", "circus_sockshare"),
+}
+_OURS = {"supervisord": "[rpcinterface:sockshare]", "circusd": "[plugin:sockshare]"}
+_LONGEST_COMMAND = 80
+
+
+class Manager(NamedTuple):
+    """One that runs."""
+
+    pid: int
+    name: str
+    uid: int
+    file: str  # its configuration; empty where that can't be told
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid}, uid {self.uid}, {self.file or 'configuration not known'})"
+
+
+def running() -> Iterator[Manager]:
+    """All that can be seen, by pid."""
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        words = meeting.arguments(pid)
+        if meeting.is_manager(words):
+            try:
+                yield manager(pid, words)
+            except ProcessLookupError:
+                continue
+
+
+def manager(pid: int, words: list[str] | None = None) -> Manager:
+    """What process *pid*, a manager with the arguments *words*, is.
+
+    Raises:
+        ProcessLookupError: It is gone.
+    """
+    words = meeting.arguments(pid) if words is None else words
+    name = "supervisord" if "supervisord" in " ".join(words) else "circusd"
+    return Manager(pid, name, meeting.user(pid), _file(pid, name, words))
+
+
+def _file(pid: int, name: str, words: list[str]) -> str:
+    at = next((at for at, word in enumerate(words) if meeting.is_manager([os.path.basename(word)])), None)
+    if at is None:  # python -m supervisor.supervisord
+        at = next((at for at, word in enumerate(words) if word.endswith((".supervisord", ".circusd"))), len(words))
+    rest = words[at + 1 :]
+    try:
+        directory = os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        directory = ""
+    given = ""
+    for at, word in enumerate(rest):
+        if name == "circusd" and not word.startswith("-") and word.endswith((".ini", ".conf", ".cfg")):
+            given = word
+        elif name == "supervisord" and word in ("-c", "--configuration"):
+            given = "".join(rest[at + 1 : at + 2])
+        elif name == "supervisord" and word.startswith(("-c", "--configuration=")) and not word.startswith("--c="):
+            given = word.removeprefix("--configuration=").removeprefix("-c")
+    if given:
+        return os.path.join(directory, given) if directory or os.path.isabs(given) else ""
+    candidates = [os.path.join(directory, one) for one in _SUPERVISORD] if name == "supervisord" and directory else []
+    return next(filter(os.path.exists, candidates), "")
+
+
+def why_no_broker(one: Manager) -> str:
+    """Why a command of this user has no broker of *one*, after its name, and what to do; empty where it has."""
+    try:
+        point = meeting.find(one.pid)
+    except ProcessLookupError:
+        return "it has ended just now"
+    if point is None:
+        return _why_no_point(one)
+    if one.uid != os.geteuid() and os.geteuid() == 0:
+        return f"it is another user's; say --endpoint {point}"
+    if one.uid not in (0, os.geteuid()):
+        return "it is another user's; run the command as that user, or as root"
+    if door.accepts(point):
+        return ""
+    reason = door.read(point, meeting.STOPPED)
+    return f"its broker does not answer at {point}: {reason or 'it is being started anew; ask again'}"
+
+
+def _why_no_point(one: Manager) -> str:
+    loads = _loads(one)
+    section = _OURS[one.name]
+    again = f"`{control(one)} reload`" if one.name == "supervisord" else "end circusd, and start it again"
+    if loads is None:
+        return f"it has no broker; can't read its configuration: does it have {section}, and was it started since?"
+    if not loads:
+        return f"it has no broker: its configuration has no {section}; add it, then {again}"
+    if one.uid == os.geteuid():
+        obstacle = meeting.obstacle(one.uid)
+        if obstacle is not None:
+            return f"it has no broker: it can't make its runtime directory ({obstacle}); set runtime_dir in {section}"
+    if _started(one.pid) < os.stat(one.file).st_mtime:
+        return f"it has no broker: its configuration was changed since it was started; {again}"
+    return f"it has no broker, though its configuration has {section}: its log has the reason"
+
+
+def control(one: Manager) -> str:
+    """How a supervisord's own command is called."""
+    return (
+        f"supervisorctl -c {shlex.quote(one.file)}"
+        if one.file and not one.file.startswith("/etc/")
+        else "supervisorctl"
+    )
+
+
+def _loads(one: Manager) -> bool | None:
+    """Whether its configuration loads sockshare; None if that can't be read."""
+    parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";", "#"))
+    try:
+        with open(one.file) as file:
+            parser.read_file(file)
+        for path in _included(one, parser):
+            parser.read(path)
+    except (OSError, configparser.Error, UnicodeDecodeError):
+        return None
+    prefix, key, beginning = _LOADS[one.name]
+    return any(
+        section.startswith(prefix) and parser.get(section, key, fallback="").startswith(beginning)
+        for section in parser.sections()
+    )
+
+
+def _included(one: Manager, parser: configparser.RawConfigParser) -> list[str]:
+    here = os.path.dirname(one.file)
+    if one.name == "supervisord":
+        patterns = parser.get("include", "files", fallback="").replace("%(here)s", here).split()
+    else:
+        patterns = parser.get("circus", "include", fallback="").split()
+        patterns += [os.path.join(one, "*.ini") for one in parser.get("circus", "include_dir", fallback="").split()]
+    return [path for pattern in patterns for path in sorted(glob.glob(os.path.join(here, pattern)))]
+
+
+def _started(pid: int) -> float:
+    """When *pid* was started, seconds since the epoch; the clock may have been set since."""
+    with open("/proc/uptime") as file:
+        uptime = float(file.read().split()[0])
+    try:
+        return time.time() - uptime + peers.start_time(pid) / os.sysconf("SC_CLK_TCK")
+    except ProcessLookupError:
+        return time.time()
+
+
+def orphans() -> list[tuple[int, str]]:
+    """Processes that were given sockets by a manager which has ended, with their commands; as far as we may look."""
+    found = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        try:
+            environment = processes.content(f"/proc/{pid}/environ")
+        except OSError:
+            continue
+        if b"SOCKSHARE_FD_" not in environment or any(_is_manager(one) for one in peers.ancestors(pid)):
+            continue
+        found.append((pid, shlex.join(processes.command(pid))[:_LONGEST_COMMAND]))
+    return found
+
+
+def _is_manager(pid: int) -> bool:
+    try:
+        return meeting.is_manager(meeting.arguments(pid)) or meeting.find(pid) is not None
+    except ProcessLookupError:
+        return False
+
+
+def reasons() -> list[tuple[str, str]]:
+    """Why this user has no broker: whom it is about, and the reason with what to do; at least one."""
+    said = [(str(one), reason) for one in running() if (reason := why_no_broker(one))]
+    left = orphans()
+    if left:
+        pids = " ".join(str(pid) for pid, _ in left)
+        listed = ", ".join(f"pid {pid} ({command})" for pid, command in left)
+        end = f"they hold its sockets; end them (`kill {pids}`) before it is started again"
+        said.append(("a manager that has ended", f"{len(left)} of its processes run on: {listed}; {end}"))
+    return said or [
+        ("manager", "no circusd and no supervisord runs here; start one, with sockshare in its configuration")
+    ]

@@ -1,0 +1,118 @@
+"""Why a command finds no broker: each cause has its own sentence, which says what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sockshare.client import managers
+from sockshare.kernel import meeting
+from tests.client.test_finding import point
+
+NOBODY = 65534
+#: Becomes another user, if it is told to (who could not start it), and waits.
+WAITS = "import os, sys\nos.setuid(int(os.environ.get('BECOME', os.geteuid())))\nprint(flush=True)\nsys.stdin.read()\n"
+
+
+@contextmanager
+def running(directory: Path, name: str, *arguments: str, uid: int | None = None) -> Iterator[managers.Manager]:
+    """A process that is called *name*, in *directory*."""
+    script = directory / name
+    script.write_text(WAITS)
+    with subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        cwd=directory,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **({} if uid is None else {"BECOME": str(uid)})},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield managers.manager(process.pid)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "section", "does"),
+    [
+        ("supervisord", ["-n", "-c", "x.conf"], "rpcinterface:sockshare", "`supervisorctl -c {file} reload`"),
+        ("supervisord", ["-cx.conf"], "rpcinterface:sockshare", "`supervisorctl -c {file} reload`"),
+        ("supervisord", ["--configuration=x.conf"], "rpcinterface:sockshare", "`supervisorctl -c {file} reload`"),
+        ("circusd", ["--log-level", "info", "x.conf"], "plugin:sockshare", "end circusd, and start it again"),
+    ],
+)
+def test_manager_without_a_broker_is_told_by_its_configuration(
+    tmp_path: Path, name: str, arguments: list[str], section: str, does: str
+) -> None:
+    """It has no section of ours; it has one since; it had one, and does not serve; it can't be read."""
+    file = tmp_path / "x.conf"
+    include = "[include]\nfiles = *.more\n" if name == "supervisord" else "[circus]\ninclude = *.more\n"
+    key, value = (
+        ("supervisor.rpcinterface_factory", "supervisor_sockshare:make_rpcinterface")
+        if name == "supervisord"
+        else ("use", "circus_sockshare.SockShare")
+    )
+    file.write_text(include)
+    with running(tmp_path, name, *arguments) as one:
+        assert str(one) == f"{name} (pid {one.pid}, uid {os.geteuid()}, {file})"
+        does = does.format(file=file)
+        assert managers.why_no_broker(one).endswith(f"its configuration has no [{section}]; add it, then {does}")
+        (tmp_path / "our.more").write_text(f"[{section}]\n{key} = {value}\n")
+        os.utime(file, (2_000_000_000, 2_000_000_000))
+        assert managers.why_no_broker(one).endswith(f"was changed since it was started; {does}")
+        os.utime(file, (1, 1))
+        assert "its log has the reason" in managers.why_no_broker(one)
+        file.unlink()
+        assert "can't read its configuration" in managers.why_no_broker(one)
+        assert (str(one), managers.why_no_broker(one)) in managers.reasons()
+    assert managers.why_no_broker(one) == "it has ended just now"
+
+
+def test_broker_that_is_away_is_told_with_the_reason(tmp_path: Path) -> None:
+    """It is started anew; or its host knows why there is none."""
+    target = tmp_path / "run"
+    target.mkdir()
+    with running(tmp_path, "circusd", "x.ini") as one, point(one.pid, target) as where:
+        assert (
+            managers.why_no_broker(one) == f"its broker does not answer at {where}: it is being started anew; ask again"
+        )
+        (target / meeting.STOPPED).write_text("broker stopped: do this")
+        assert managers.why_no_broker(one).endswith(": broker stopped: do this")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts a manager of another user")
+def test_manager_of_another_user_is_told_with_its_endpoint(tmp_path: Path) -> None:
+    """Root can ask it, and is told how."""
+    target = tmp_path / "run"
+    target.mkdir()
+    with running(tmp_path, "circusd", "x.ini", uid=NOBODY) as one:
+        base = Path(meeting.points(one.pid)[-1]).parent
+        base.mkdir(mode=0o711, exist_ok=True)
+        os.chown(base, NOBODY, NOBODY)
+        with point(one.pid, target) as where:
+            assert managers.why_no_broker(one) == f"it is another user's; say --endpoint {where}"
+    assert str(one.uid) in str(one)
+
+
+def test_process_that_its_manager_left_behind_is_told(tmp_path: Path) -> None:
+    """It holds the sockets; what stands in backticks ends it."""
+    environment = {**os.environ, "SOCKSHARE_FD_WEB": "3"}
+    # Its parent ends at once, so that it is nobody's (of ours init's, or a reaper's, which is no manager).
+    begin = f"{sys.executable} -c 'import time; time.sleep(100)' >/dev/null & echo $!"
+    started = subprocess.run(["sh", "-c", begin], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    pid = int(started.stdout)
+    try:
+        assert pid in [one for one, _ in managers.orphans()]
+        (said,) = [sentence for subject, sentence in managers.reasons() if subject == "a manager that has ended"]
+        assert f"pid {pid} (" in said
+        assert "`kill " in said
+    finally:
+        os.kill(pid, 9)

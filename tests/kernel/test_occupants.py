@@ -1,0 +1,86 @@
+"""Who has an address."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sockshare.kernel import occupants
+from sockshare.kernel.occupants import Occupant, describe
+
+TAKES = """
+import socket, sys
+family, kind, address = sys.argv[1:]
+sock = socket.socket(getattr(socket, family), getattr(socket, kind))
+sock.bind(address if family == "AF_UNIX" else (address, 0))
+if kind == "SOCK_STREAM":
+    sock.listen()
+print(sock.getsockname() if family == "AF_UNIX" else sock.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def taken(family: str, kind: str, address: str) -> Iterator[tuple[int, str]]:
+    """The pid of a process that has a socket at *address*, and its port."""
+    command = [sys.executable, "-c", TAKES, family, kind, address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.pid, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "bound", "wanted", "found"),
+    [
+        ("AF_INET", "tcp", "127.0.0.1", "127.0.0.1", True),
+        ("AF_INET", "tcp", "127.0.0.1", "0.0.0.0", True),
+        ("AF_INET", "tcp", "0.0.0.0", "127.0.0.1", True),
+        ("AF_INET", "tcp", "127.0.0.1", "127.0.0.2", False),
+        ("AF_INET6", "tcp", "::", "127.0.0.1", True),
+        ("AF_INET6", "tcp", "::1", "::1", True),
+        ("AF_INET", "udp", "127.0.0.1", "127.0.0.1", True),
+    ],
+)
+def test_port_is_its_processs(family: str, kind: str, bound: str, wanted: str, found: bool) -> None:
+    """By pid and command; at an address that would meet."""
+    with taken(family, {"tcp": "SOCK_STREAM", "udp": "SOCK_DGRAM"}[kind], bound) as (pid, port):
+        who = occupants.of_port(kind, wanted, int(port))
+        assert [one.pid for one in who] == ([pid] if found else [])
+        assert all(one.command.startswith(sys.executable) for one in who)
+        assert occupants.of_port({"tcp": "udp", "udp": "tcp"}[kind], wanted, int(port)) == []
+
+
+def test_path_is_its_processs(tmp_path: Path) -> None:
+    """One of several names; a file that nobody is bound to is nobody's."""
+    path = str(tmp_path / "a b.sock")
+    with taken("AF_UNIX", "SOCK_STREAM", path) as (pid, _):
+        assert [one.pid for one in occupants.of_path("/nowhere", path)] == [pid]
+    assert occupants.of_path(path) == []
+
+
+def test_own_socket_is_not_told() -> None:
+    """Who asks knows what it has."""
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        assert occupants.of_port("tcp", "127.0.0.1", own.getsockname()[1]) == []
+
+
+def test_sentence_says_how_it_becomes_free() -> None:
+    """One, several, another manager's, those of who asks."""
+    one, two = Occupant(5, "x --y", 0), Occupant(6, "z", 0)
+    assert describe([one]) == " by pid 5 (x --y); end it: kill 5"
+    assert describe([one, two]) == " by pid 5 (x --y), pid 6 (z); end them: kill 5 6"
+    assert describe([]) == ""
+    mine = Occupant(7, "w", os.getpid())
+    assert describe([mine], own=os.getpid()) == ""
+    assert f"of the manager pid {os.getpid()} (" in describe([mine])
+    assert "kill" not in describe([mine]).rpartition(")")[2]
