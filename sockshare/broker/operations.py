@@ -244,6 +244,7 @@ class Operations:
                 f"can't reload {request.program!r}: no such program{did_you_mean(request.program, programs)}"
             )
         if spec is None:
+            self._state.check_section(request.program)
             raise UnknownProgram(
                 f"can't reload {request.program!r}: its section does not name any sockets ({self._state.sockets_key})"
             )

@@ -55,7 +55,7 @@ async def status_document(
     return {
         "version": VERSION,
         "state": "refused" if state.mistakes else "serving",
-        "mistakes": state.mistakes,
+        "mistakes": [*state.mistakes, *state.refused_sections],
         "warnings": state.warnings,
         "manager": {"kind": state.manager["kind"], "pid": state.manager["pid"]},
         "broker": {"pid": os.getpid(), "refusals": state.refusals},
@@ -99,6 +99,7 @@ def _program(
     return {
         "name": name,
         "active": None if facts is None else facts["active"],
+        "on_demand": facts is not None and bool(facts.get("on_demand")),
         "numprocesses": None if facts is None else facts["numprocesses"],
         "sockets": list(state.programs[name].sockets),
         "reload": reload,
@@ -120,13 +121,12 @@ def _socket(
         address = state.sockets[name].address or listeners.address(duplicate)
     finally:
         duplicate.close()
-    holders = [
-        {
-            **_holder(state, name, managed, facts[managed.pid][name], established),
-            "holds": scan.holds(managed.pid, inode),
-        }
-        for managed in members
-    ]
+    holders = []
+    for managed in members:
+        holds = scan.holds(managed.pid, inode)
+        holder = {**_holder(state, name, managed, facts[managed.pid][name], established), "holds": holds}
+        # What it has said, it may have said of a socket that was in this one's place.
+        holders.append({**holder, "ready": holder["ready"] and holds is not False})
     line = state.registrations.line(name)
     return {
         "name": name,

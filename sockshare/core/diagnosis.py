@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 
@@ -49,6 +49,8 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
 
 
 def _of_manager(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
+    for mistake in facts.get("mistakes", ()):
+        yield Finding("problem", words.manager, f"{mistake}; what of that section was in force, if any, goes on")
     for warning in facts["warnings"]:
         yield Finding("problem", words.manager, warning)
     if facts["silent"] is not None:
@@ -70,7 +72,7 @@ def _of_kernel(facts: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("note", "kernel", f"no {name}: {without}")
 
 
-def _of_socket(entry: Mapping[str, Any], programs: Iterable[Mapping[str, Any]], words: Words) -> Iterator[Finding]:
+def _of_socket(entry: Mapping[str, Any], programs: Sequence[Mapping[str, Any]], words: Words) -> Iterator[Finding]:
     name, holders = entry["name"], entry["holders"]
     users = [program["name"] for program in programs if name in program["sockets"]]
     if not users:
@@ -78,6 +80,8 @@ def _of_socket(entry: Mapping[str, Any], programs: Iterable[Mapping[str, Any]], 
             f"no section names it; write {words.sockets_key} = {name} in the [{words.section}:] that is to serve it"
         )
         yield Finding("note", f"socket {name}", sentence)
+    elif not holders and any(one.get("on_demand") for one in programs if one["name"] in users):
+        yield Finding("note", f"socket {name}", f"no process serves it until a connection comes ({', '.join(users)})")
     elif not holders:
         starts = " or ".join(f"`{words.control} start {user}`" for user in users)
         yield Finding("problem", f"socket {name}", f"no process serves it, connections wait: {starts}")
@@ -119,8 +123,9 @@ def _of_holder(
         return  # one has just started, the other is held off its socket: as it should be
     if holder["open"] is False:
         section = f"[{words.section}:{holder['program']}]"
-        sentence = f"it does not have the socket {name}: let the command in {section} begin with `sockshare exec --`"
-        yield "problem", f"{sentence}, or let the program call sockshare.attach()"
+        newer = f"if the socket was added or changed since it started, run `sockshare reload {holder['program']}`"
+        sentence = f"let the command in {section} begin with `sockshare exec --`, or let the program call"
+        yield "problem", f"it does not have the socket {name}: {newer}; else {sentence} sockshare.attach()"
         return
     if not holder["ready"]:
         yield "problem", f"it has the socket {name}, and has not said that it is ready nor waits for connections on it"
