@@ -39,6 +39,9 @@ _LOOK_EVERY = 0.004
 _FIND_EVERY = 0.1
 
 
+#: Seconds that the manager may take to say whether it has stopped the new process; the old one is held off meanwhile.
+_JUDGED_WITHIN = 0.5
+
 #: So many of what a reload told are remembered.
 _EVENTS = 1000
 
@@ -97,6 +100,7 @@ class Reload:
         self._kept_from_few: int | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._noticed: set[object] = set()  # how the new process was seen to wait for connections
+        self._judging = False  # whether it is found out why the new process has died
         self._failures = 0  # how many brokers have ended by a bug in it
         self._patience: float | None = None  # what the one that is given up needs of it, once that is known
 
@@ -166,8 +170,26 @@ class Reload:
         pid = known.identity.pid
         reason = self._services.observer.end_of(pid)
         self._services.observer.let_go(pid)
-        if self._rollout.newcomer is not None and pid == self._rollout.newcomer.pid:
-            self._stderr.read()
+        self._gone(pid, reason)
+
+    def _gone(self, pid: int, reason: str) -> None:
+        if self._rollout.newcomer is None or pid != self._rollout.newcomer.pid:
+            self._feed(steps.Gone(pid, reason))
+            return
+        self._stderr.read()
+        self._judging = True
+        self._run(self._judge(pid, reason))
+
+    async def _judge(self, pid: int, reason: str) -> None:
+        """Find out whether it was the manager that has stopped the new process: that is no fault of the new version."""
+        try:
+            answer = await self._services.host.ask("processes", _JUDGED_WITHIN)
+        except ManagerError as error:
+            log.debug("%s: can't tell whether the manager has stopped pid %d: %s", self.program, pid, error)
+        else:
+            if pid in answer.get("told_to_end", ()):
+                reason = "was stopped by its manager"
+        self._judging = False
         self._feed(steps.Gone(pid, reason))
 
     def said(self, managed: Managed) -> None:
@@ -273,7 +295,11 @@ class Reload:
         if expires is not None and expires > now:
             times.append(expires)
         if times:
-            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._feed, steps.Tick())
+            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._tick)
+
+    def _tick(self) -> None:
+        if not self._judging:  # else what comes of that is next
+            self._feed(steps.Tick())
 
     def _run(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)
@@ -332,8 +358,7 @@ class Reload:
         try:
             self._services.roster.enter(process.pid, self.program, process.name)
         except ProcessLookupError:
-            self._stderr.read()
-            self._feed(steps.Gone(process.pid, "has died"))
+            self._gone(process.pid, "has died")
 
     async def _observe(self, process: Process) -> None:
         # No kernel event tells of another process's EPOLL_CTL_ADD, so it is looked for, while the process starts only.
@@ -394,6 +419,8 @@ class Reload:
             known=list(effect.known),
             count=effect.size,
             kill=effect.kill,
+            size=self._rollout.plan.size,
+            proven=self._rollout.state not in (State.WARM, State.HOLD, State.RESPAWN),
             patience=effect.patience,
         )
         return bool(answer.get("stopped"))
