@@ -293,4 +293,12 @@ HOST = (
         f"{_TESTS}/test_versions.py::test_messages_of_a_later_broker_are_passed_over",
         felt="an upgraded broker is killed again and again",
     ),
+    mutant(
+        "host: other sockets end a reload",
+        _FILE,
+        "        if any(key.startswith(_RELOADS) for key in self._journal.records):\n",
+        "        if False:\n",
+        f"{_TESTS}/test_host.py::test_other_sockets_wait_for_the_end_of_a_reload",
+        felt="a reloadconfig of another section undoes the reload that runs",
+    ),
 )
