@@ -183,9 +183,9 @@ class Reload:
     async def _judge(self, pid: int, reason: str) -> None:
         """Find out whether it was the manager that has stopped the new process: that is no fault of the new version."""
         try:
-            answer = await self._services.host.ask("processes", _JUDGED_WITHIN)
-        except ManagerError as error:
-            log.debug("%s: can't tell whether the manager has stopped pid %d: %s", self.program, pid, error)
+            answer = await asyncio.wait_for(self._services.host.ask("processes"), _JUDGED_WITHIN)
+        except (ManagerError, asyncio.TimeoutError) as error:
+            log.debug("%s: can't tell whether the manager has stopped pid %d: %r", self.program, pid, error)
         else:
             if pid in answer.get("told_to_end", ()):
                 reason = "was stopped by its manager"
