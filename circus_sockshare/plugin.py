@@ -262,6 +262,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         gone = self._sockets.drop(told["sockets"])
         if self._host is not None and "use_sockets" in self._options and self._sockets.missing(told["sockets"]):
             self._fetching = True
+            self._host.outdate()
             try:
                 done = partial(self._fetched, told)
                 self._sockets.fetch(self._circusd, self._host.directory, told["sockets"], done)

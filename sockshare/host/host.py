@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sockshare
@@ -85,6 +86,7 @@ class Host:
         self._nonsense = nonsense
         self._say_begun = begun
         self._begun = False
+        self._known: set[str] = set()  # the programs that the broker was told of
         self._outdated = False  # the broker has other sockets than are configured
         self._unreadable = ""  # why the broker says that it can't serve us
         self._passed_over: set[str] = set()
@@ -185,7 +187,12 @@ class Host:
             self._outdated = True
             self._renew()
         elif before.message() != configuration.message():
+            self._known = {program["name"] for program in configuration.programs}
             self._send(self._link, {"type": "programs", **self._message()})
+
+    def outdate(self) -> None:
+        """Let the broker have other sockets than it is about to be `configure`d with: the next one will have them."""
+        self._outdated = self._link is not None
 
     def _renew(self) -> None:
         """Have the next broker, to which sockets come with the hello, once no reload runs that this would undo."""
@@ -249,6 +256,7 @@ class Host:
         self.drain()
         self._link = link = Channel(sock)
         self._writing = self._begun = self._outdated = False
+        self._known = {program["name"] for program in self._configuration.programs}
         self._unreadable = ""
         self._failures = 0
         self._loop.add_reader(link.fileno(), self._readable)
@@ -387,7 +395,7 @@ class Host:
                 self._begun = True
                 self._say_begun()
             number = message["id"]
-            answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))
+            answer = Answer(partial(self._give, link, number))
             try:
                 self._answer(link, number, message, answer)
             except Exception as error:
@@ -447,6 +455,12 @@ class Host:
             self._trouble("notify", "")
             found = {"type": "answer", "id": number, "ok": True, "path": self._notify.path(pid)}
             self._send(link, found, [sock.fileno()])
+
+    def _give(self, link: Channel, number: int, fields: Message) -> None:
+        process = fields.get("process")
+        if self._outdated and isinstance(process, dict) and process.get("program") not in self._known:
+            return  # it is of a program of which only the next broker knows: who waits asks that one
+        self._reply(link, {"type": "answer", "id": number, **fields})
 
     @guarded(log)
     def _reply(self, link: Channel, message: Message) -> None:

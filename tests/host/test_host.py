@@ -332,12 +332,12 @@ def test_other_sockets_wait_for_the_end_of_a_reload(tmp_path: Path, shared: sock
             async with embedded(tmp_path, shared) as one:
                 await do(one, journal=[["reload:web", {"a": 1}]], ask={"verb": "settle", **SETTLE})
                 one.host.configure(one.configuration(other))
-                report = await do(one, ask={"verb": "settle", **SETTLE})
+                report = await do(one, ask={"verb": "settle", **SETTLE})  # it is there, and was told nothing
                 assert (report["answer"]["ok"], report["told"], len(one.started)) == (True, [], 1)
                 # The same name and settings: it is another one all the same.
                 _, answer = await one.verbs.report()
                 answer.give(journal=[["reload:web", None]])
-                while "inodes" not in report:
+                while "hello" not in report:
                     report, _ = await one.verbs.report()
                 assert report["inodes"][2] == os.fstat(other.fileno()).st_ino
                 assert len(one.started) == 2
