@@ -41,7 +41,7 @@ def install() -> None:
         if process is None:
             return reap(self, pid, status)
         try:
-            status = _note(self, process, status)
+            status = note(self, process, status)
         except Exception:
             logger.exception("sockshare: can't keep how %s process %s ended", self.name, pid)
         return reap(self, pid, status)
@@ -79,7 +79,7 @@ def was_stopped(process: Any) -> bool:
     return bool(vars(process).get("was_stopped"))
 
 
-def _note(watcher: Any, process: Any, status: int | None) -> int | None:
+def note(watcher: Any, process: Any, status: int | None = None) -> int | None:
     """Keep how *process* ended; the status of it, which is there only once."""
     if status is None:
         try:

@@ -30,8 +30,8 @@ from circus.process import DEAD_OR_ZOMBIE, UNEXISTING, Process
 
 from sockshare.host.launch import launched
 
-from . import holding
-from .ends import ENDS, SPAWN_ERRORS, read_rest, was_stopped
+from . import configuration, descriptors, holding, on_demand, replacing
+from .ends import ENDS, SPAWN_ERRORS, note, read_rest, was_stopped
 
 #: What circusd may be in the middle of when a process is started; anything else may be about to stop or replace it.
 _HARMLESS = (None, "manage_watchers", "arbiter_start_watchers", "arbiter_add_watcher")
@@ -57,6 +57,8 @@ def install() -> None:
     initialize.knows_sockshare = True  # type: ignore[attr-defined]
     Controller.initialize = initialize
     Process.format_args = _wrap_command(Process.format_args)
+    for patch in (configuration, on_demand, replacing):
+        patch.install()
     atexit.register(_remove_meeting_point, os.getpid())
 
 
@@ -98,6 +100,9 @@ class Sockshare(Command):  # type: ignore[misc]
     name = "sockshare"
     properties = ["op"]  # noqa: RUF012
 
+    def __init__(self) -> None:
+        self._in_force: dict[str, Any] | None = None  # the last configuration that was right, section by section
+
     def message(self, *args: Any, **options: Any) -> None:
         """Refuse to be called from a command line."""
         raise MessageError("it serves the sockshare plugin; use `sockshare status`, `sockshare reload`")
@@ -113,9 +118,17 @@ class Sockshare(Command):  # type: ignore[misc]
         if time.monotonic() > props.get("before", math.inf):
             raise MessageError("it was asked too long ago")
         if op == "processes":
-            return _processes(arbiter)
+            return {**_processes(arbiter), "in_force": self._in_force, "unapplied": configuration.unapplied}
         if op == "report":
             return _report(arbiter, int(props["pid"]))
+        if op == "in_force":
+            self._in_force = props["configuration"]
+            return {}
+        if op == "send":
+            descriptors.send(arbiter, props["names"], props["to"])
+            return {}
+        if op == "settle" and props["name"].lower() not in arbiter._watchers_names:
+            return {"retired": [], "stopped": True}  # it was taken out, with all its processes
         watcher = self._get_watcher(arbiter, props["name"])
         if op == "start":
             return _start(arbiter, watcher)
@@ -133,7 +146,7 @@ class Sockshare(Command):  # type: ignore[misc]
 def _processes(arbiter: Any) -> dict[str, Any]:
     watchers = {
         watcher.name: _describe(watcher)
-        for watcher in arbiter.iter_watchers()
+        for watcher in configuration.watchers(arbiter)
         if not watcher.name.startswith("plugin:") and watcher.name not in _CIRCUS_OWN
     }
     sockets = [
@@ -149,7 +162,12 @@ def _processes(arbiter: Any) -> dict[str, Any]:
         if sock.fileno() >= 0
     ]
     path = getattr(arbiter, "config_file", None)
-    return {"watchers": watchers, "sockets": sockets, "file": None if path is None else os.path.abspath(path)}
+    return {
+        "watchers": watchers,
+        "sockets": sockets,
+        "told_to_end": replacing.told_to_end(),
+        "file": None if path is None else os.path.abspath(path),
+    }
 
 
 def _describe(watcher: Any) -> dict[str, Any]:
@@ -157,6 +175,7 @@ def _describe(watcher: Any) -> dict[str, Any]:
     retiring = [one.process for one in _retiring if one.watcher is watcher and not _is_dead(one.process)]
     return {
         "numprocesses": watcher.numprocesses,
+        "wanted": replacing.wanted(watcher),
         "singleton": bool(watcher.singleton),
         "status": watcher.status(),
         "respawn": bool(watcher.respawn),
@@ -171,6 +190,7 @@ def _describe(watcher: Any) -> dict[str, Any]:
         "cmd": watcher.cmd,
         "args": watcher.args,
         "stderr": _file_of(watcher.stderr_stream_conf),
+        "on_demand": bool(watcher.on_demand),
         "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
         "foreign": {key: str(value) for key, value in watcher._options.items() if not key.startswith("sockshare")},
         "processes": [
@@ -224,14 +244,15 @@ def _start(arbiter: Any, watcher: Any) -> dict[str, Any]:
         raise ConflictError(f"circusd is busy ({running})")
     if not watcher.is_active():
         raise (ConflictError if watcher.status() == "starting" else MessageError)(f"the watcher is {watcher.status()}")
-    watcher.numprocesses += 1
+    replacing.begin(watcher)
     try:
         started = holding.spawn(watcher)
         if started is None:
             raise MessageError("circusd could not start it, or a hook forbade it; circusd's log has the reason")
     except BaseException:
-        watcher.numprocesses -= 1
+        replacing.withdraw(watcher)
         raise
+    replacing.on_probation(watcher, started.pid)
     return {"pid": started.pid, "wid": started.wid}
 
 
@@ -240,13 +261,12 @@ def _is_busy(arbiter: Any) -> bool:
 
 
 def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
-    """*watcher* has *count* processes from now on, and none of *retire*."""
-    count = int(props["count"])
+    """*watcher* has *count* processes from now on, and none of *retire*; see `replacing.settle`."""
     retire, known = set(props["retire"]), set(props["known"])
     for process in list(watcher.processes.values()):
-        if _is_dead(process):
+        if _is_dead(process) and not process.stopping:
             watcher.reap_process(process.pid)
-    watcher.numprocesses = count
+    count = replacing.settle(watcher, int(props["count"]), props.get("size"), proven=props.get("proven", True))
     going = [process for pid, process in watcher.processes.items() if pid in retire]
     staying = [process for process in watcher.processes.values() if process not in going and not process.stopping]
     # A new process that crashed was respawned before we were told: as many as are too many, the youngest first.
@@ -259,7 +279,7 @@ def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]
         for _ in range(count - len(staying)):
             holding.spawn(watcher)
     stopped = watcher.is_stopping() or watcher.is_stopped()
-    return {"retired": [process.pid for process in going], "stopped": stopped}
+    return {"retired": [process.pid for process in going], "stopped": stopped, "count": count}
 
 
 def _release(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +314,7 @@ _retiring: list[_Retiring] = []
 
 
 class _Retiring:
-    """A process that was told to end: circus's signal, events and timeout, then SIGKILL, then its burial.
+    """A process that was told to end: circus's signal, its event ``kill`` and its timeout, then SIGKILL.
 
     One that is given up has *patience* seconds instead of circus's timeout, or with none SIGKILL instead of the signal;
     and nobody who descends from it is left.
@@ -316,10 +336,12 @@ class _Retiring:
         else:
             killed = holding.stop_process(watcher, process, signal.SIGKILL, watcher.graceful_timeout)
             _kill(self._doomed)
+        replacing.forget(process.pid)  # it is us who told it
         if killed.done():
             killed.result()  # raises what kept the signal from being sent; circus still has the process then
         watcher.processes.pop(process.pid, None)
         _retiring.append(self)
+        replacing.draining(watcher, process)
         self._loop.add_future(killed, self._signalled)
 
     def _descendants(self) -> list[Any]:
@@ -343,17 +365,15 @@ class _Retiring:
         if self.process.is_alive():
             self._loop.call_later(_DYING, self._bury)
             return
+        # No event `reap`: circus has none for what it stops itself, and plugins (Flapping) take it for a crash.
         _retiring.remove(self)
-        watcher, process = self.watcher, self.process
+        replacing.ended(self.process)
         try:
-            if process.pid not in watcher.processes:  # its pid may have a new owner by now
-                watcher.processes[process.pid] = process
-                watcher.reap_process(process.pid)  # which tells subscribers and hooks
+            note(self.watcher, self.process)
+            self.process.stop()  # closes its pipes
         except Exception:
-            logger.exception("sockshare: can't reap pid %s of %s", process.pid, watcher.name)
-            watcher.processes.pop(process.pid, None)
-        finally:
-            self._over.set_result(None)
+            logger.exception("sockshare: can't close what pid %s of %s had", self.process.pid, self.watcher.name)
+        self._over.set_result(None)
 
     async def over(self) -> None:
         """Return when it is dead."""

@@ -114,15 +114,16 @@ class CircusVerbs:
     def processes(self, answer: Answer) -> None:
         """See `Verbs`; a process that is on its way out is none of a program's any more."""
         self.refresh(
-            lambda: answer.give(programs=self._describe()),
+            lambda: answer.give(programs=self._describe(), told_to_end=self._told.get("told_to_end", [])),
             lambda refusal: answer.refuse(f"can't learn what runs: {refusal.reason}"),
         )
 
     def _describe(self) -> dict[str, Any]:
         return {
             name: {
-                "numprocesses": watcher["numprocesses"],
+                "numprocesses": watcher.get("wanted", watcher["numprocesses"]),
                 "active": watcher["status"] == "active",
+                "on_demand": watcher.get("on_demand", False),
                 "state": watcher["status"],
                 "command": " ".join([str(watcher["cmd"]), *map(str, words(watcher.get("args")))]),
                 "places": [
@@ -204,9 +205,40 @@ class CircusVerbs:
         stop_signal: int | None = None,
     ) -> None:
         """See `Verbs`."""
+        self._settle(program, retire, known, count, kill, patience, None, True, answer, stop_signal)
 
+    def settle_counted(
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        size: int,
+        proven: bool,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
+        """See `Counting`."""
+        self._settle(program, retire, known, count, kill, patience, size, proven, answer, stop_signal)
+
+    def _settle(
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        size: int | None,
+        proven: bool,
+        answer: Answer,
+        stop_signal: int | None,
+    ) -> None:
         def done(told: dict[str, Any]) -> None:
-            log.info("%s: %d processes from now on; retired %s", program, count, told["retired"] or "none")
+            now = told.get("count", count)
+            log.info("%s: %d processes from now on; retired %s", program, now, told["retired"] or "none")
             answer.give(retired=told["retired"], stopped=told["stopped"])
 
         self._starting.pop(program, None)  # an attempt that is still to come would be one too many
@@ -223,6 +255,8 @@ class CircusVerbs:
             kill=kill,
             patience=patience,
             signal=stop_signal or self._stop_signal(program),
+            size=size,
+            proven=proven,
         )
 
     def claim(self, program: str, pid: int, answer: Answer) -> None:

@@ -266,6 +266,7 @@ class Operations:
                 f"can't reload {request.program!r}: no such program{did_you_mean(request.program, programs)}"
             )
         if spec is None:
+            self._state.check_section(request.program)
             raise UnknownProgram(
                 f"can't reload {request.program!r}: its section does not name any sockets ({self._state.sockets_key})"
             )
@@ -277,8 +278,6 @@ class Operations:
         standing = [one for one in facts["processes"] if not one.get("stopping") and one["pid"] not in left]
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = await plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
-        if before is not None and left and plan.configuration is None:
-            plan = plan._replace(size=before.plan.size)  # circus counts those that drain from outside, too
         if self._is_known(request):  # it was asked twice
             return self._follow(caller, request)
         running = self._retirements.under_way(request.program)

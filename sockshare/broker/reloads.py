@@ -44,8 +44,9 @@ _FIND_EVERY = 0.1
 _REPORTED_WITHIN = 1.0
 
 
-#: Seconds that are waited for the manager's word on whether a process that died was stopped by somebody else.
-_STOPPED_WITHIN = 0.25
+#: Seconds that are waited for the manager's word on whether a process that died was stopped by somebody else; the old
+#: one may be held off meanwhile.
+_STOPPED_WITHIN = 0.5
 
 #: So many of what a reload told are remembered.
 _EVENTS = 1000
@@ -120,6 +121,7 @@ class Reload:
         self._noticed: set[object] = set()  # how the new process was seen to wait for connections
         self._lacking: dict[int, str] = {}  # what new processes were last seen to lack
         self._told = asyncio.Event()
+        self._judging = 0  # of how many processes it is found out why they have died
         self._failures = 0  # how many brokers have ended by a bug in it
         self._patience: dict[int, float] = {}  # what those that are given up need of it, once that is known
 
@@ -233,7 +235,11 @@ class Reload:
         # At once: the kernel soon forgets how its connections have ended.
         cost = None if drainer is None else self._loop.create_task(drainer.cost())
         if self._rollout.concerns(pid):
-            await self._learn_stopped()
+            self._judging += 1
+            try:
+                await self._learn_stopped()
+            finally:
+                self._judging -= 1
         if self._rollout.is_new(pid):
             await self._mourn(pid, reason)
         else:
@@ -248,10 +254,13 @@ class Reload:
         """Ask the manager which processes it was told to stop by others: they have not failed."""
         try:
             asked = self._services.host.ask("processes")
-            programs = (await asyncio.wait_for(asked, _STOPPED_WITHIN)).get("programs", {})
-        except (ManagerError, TimeoutError, asyncio.TimeoutError):
+            answer = await asyncio.wait_for(asked, _STOPPED_WITHIN)
+        except (ManagerError, TimeoutError, asyncio.TimeoutError) as error:
+            log.debug("%s: can't tell what the manager has stopped: %r", self.program, error)
             return
-        for pid in programs.get(self.program, {}).get("stopped", ()):
+        # What circus itself has told to end may be an old process, which its own reload stops.
+        ended = [pid for pid in answer.get("told_to_end", ()) if self._rollout.is_new(pid)]
+        for pid in [*answer.get("programs", {}).get(self.program, {}).get("stopped", ()), *ended]:
             self._feed(steps.Stopped(pid))
 
     async def _mourn(self, pid: int, reason: str) -> None:
@@ -260,10 +269,13 @@ class Reload:
         old_waits = self._rollout.is_waited_for(pid)
         if old_waits:  # to serve again, and with it those who connect: not for a manager's words
             self._gone(pid, reason, None)
+        self._judging += not old_waits
         try:
             report = await self._services.host.ask("report", within=_REPORTED_WITHIN, pid=pid)
         except ManagerError as error:  # a host of the version before, or one that is busy
             log.info("%s: %s", self.program, error)
+        finally:
+            self._judging -= not old_waits
         self._output = None if "output" not in report else str(report["output"])
         if report.get("stopped") or report.get("status") is not None:
             manager = self._services.manager
@@ -387,7 +399,11 @@ class Reload:
         if expires is not None and expires > now:
             times.append(expires)
         if times:
-            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._feed, steps.Tick())
+            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._tick)
+
+    def _tick(self) -> None:
+        if not self._judging:  # else what comes of that is next
+            self._feed(steps.Tick())
 
     def _run(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)
@@ -550,6 +566,8 @@ class Reload:
             known=list(effect.known),
             count=effect.size,
             kill=effect.kill,
+            size=self._rollout.plan.size,
+            proven=self._rollout.state_of(effect.turn) not in (State.WARM, State.HOLD, State.RESPAWN),
             patience=effect.patience,
             **self._told_signal(),
         )

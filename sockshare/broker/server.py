@@ -77,6 +77,7 @@ class Broker:
         self._authority = Authority(state.manager)
         self._uids = {0, os.geteuid(), state.manager["uid"], *hello.uids, *self._authority.owner()}
         self._uids.update(records.admitted)
+        self._strange_uids: set[int] = set()
         self._filters = bool(hello.uids) and not self._authority.everybody()
         self._directory = hello.directory
         # A command that re-attaches to its reload must not find it missing, and begin it anew.
@@ -125,9 +126,13 @@ class Broker:
             return
         configuration = read_programs(message, self._hello_of_host)
         self._state.learn(configuration)
-        uids = set(configuration.uids)
-        if self._filters and not uids <= self._uids:
-            self._end(f"there are new user ids: {sorted(uids - self._uids)}")
+        self._strange_uids = set(configuration.uids) - self._uids if self._filters else set()
+        self._admit_new()
+
+    def _admit_new(self) -> None:
+        """Have the next broker where programs run as users that this one does not let in, once no reload runs."""
+        if self._strange_uids and not self._reloading.running and not self._retirements.running:
+            self._end(f"there are new user ids: {sorted(self._strange_uids)}")
 
     def _is_admitted(self, uid: int) -> bool:
         return not self._filters or uid in self._uids
@@ -211,6 +216,7 @@ class Broker:
 
     def _expire(self) -> None:
         self._handout.expire()
+        self._admit_new()
         if closing.unfinished() >= closing.MOST:
             # Only where descriptors can't be refused. Nothing waits for them as a process ends.
             self._end("strangers have sent descriptors that can't be closed")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sockshare.core.errors import NotPermitted, ProtocolError, SockshareError, UnknownSocket
+from sockshare.core.errors import BadConfiguration, NotPermitted, ProtocolError, SockshareError, UnknownSocket
 from sockshare.core.hello import Configuration, Hello
 from sockshare.core.records import Learned, Records
 from sockshare.core.spec import ProgramSpec
@@ -57,6 +57,7 @@ class State:
         #: The key by which a program's section names its sockets.
         self.sockets_key = self.key("sockets")
         self.manager_name = {"circus": "circusd", "supervisor": "supervisord"}.get(self.manager["kind"], "the manager")
+        self._section = "watcher" if self.manager["kind"] == "circus" else "program"
         self.learn(hello)
         self.sockets = {spec.name: spec for spec in hello.sockets}
         self.shared = {name: (os.fstat(fd).st_ino, fd) for name, fd in zip(self.sockets, shared, strict=False)}
@@ -89,6 +90,7 @@ class State:
     def learn(self, configuration: Configuration) -> None:
         """Take what the host says of the manager's configuration."""
         self.mistakes = configuration.mistakes
+        self.refused_sections = configuration.refused
         self._warnings = configuration.warnings
         self.programs = {spec.name: spec for spec in configuration.programs}
 
@@ -115,24 +117,35 @@ class State:
             return
         whom = f"{managed.name} (pid {known.identity.pid})"
         if name in self.shared:
-            section = "watcher" if self.manager["kind"] == "circus" else "program"
             raise NotPermitted(
                 f"can't hand {name!r} to {whom}: its section does not name it; "
-                f"add it to {self.sockets_key} in [{section}:{managed.program}]"
+                f"add it to {self.sockets_key} in [{self._section}:{managed.program}]"
             )
         raise UnknownSocket(f"can't duplicate socket {name!r} for {whom}: no such socket{did_you_mean(name, allowed)}")
+
+    def check_section(self, program: str) -> None:
+        """Refuse *program* if its section is refused, and nothing of it was in force before.
+
+        Raises:
+            BadConfiguration: It is; the message has each mistake.
+        """
+        wrong = [one for one in self.refused_sections if one.startswith(f"[{self._section}:{program}] ")]
+        if wrong and program not in self.programs:
+            raise BadConfiguration("\n".join(wrong))
 
     def managed_of(self, known: Known, pid: int) -> Managed:
         """The managed process that *known* (pid *pid*) is or descends from, if its program may have sockets.
 
         Raises:
             NotPermitted: There is none, or it may not.
+            BadConfiguration: The section of its program is refused.
         """
         managed = known.managed
         if managed is None:
             manager = f"{self.manager['kind']} (pid {self.manager['pid']})"
             raise NotPermitted(f"can't hand out sockets to pid {pid}: it is no process that {manager} runs")
         if managed.program not in self.programs:
+            self.check_section(managed.program)
             raise NotPermitted(
                 f"can't hand out sockets to {managed.name} (pid {pid}): "
                 f"the section of {managed.program} has no {self.sockets_key}"

@@ -71,7 +71,7 @@ async def describe(
     return {
         "version": VERSION,
         "state": "refused" if state.mistakes else "serving",
-        "mistakes": state.mistakes,
+        "mistakes": [*state.mistakes, *state.refused_sections],
         "warnings": state.warnings,
         "manager": {"kind": state.manager["kind"], "pid": state.manager["pid"]},
         "broker": {"pid": os.getpid(), "refusals": state.refusals},
@@ -129,6 +129,7 @@ def _program(
         "name": name,
         **_state(facts, silent, state.manager_name),
         "active": None if facts is None else facts["active"],
+        "on_demand": facts is not None and bool(facts.get("on_demand")),
         "numprocesses": None if facts is None else facts["numprocesses"],
         "sockets": list(state.programs[name].sockets),
         "reload": reload,
@@ -171,13 +172,12 @@ def _socket(
         address = state.sockets[name].address or listeners.address(duplicate)
     finally:
         duplicate.close()
-    holders = [
-        {
-            **_holder(state, name, managed, facts[managed.pid][name], established),
-            "holds": scan.holds(managed.pid, inode),
-        }
-        for managed in members
-    ]
+    holders = []
+    for managed in members:
+        holds = scan.holds(managed.pid, inode)
+        holder = {**_holder(state, name, managed, facts[managed.pid][name], established), "holds": holds}
+        # What it has said, it may have said of a socket that was in this one's place.
+        holders.append({**holder, "ready": holder["ready"] and holds is not False})
     line = state.registrations.line(name)
     return {
         "name": name,

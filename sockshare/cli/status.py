@@ -47,6 +47,8 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
     missing = not_serving(document)
     for name in missing:
         print(f"sockshare: {name}: no ready process holds this socket", file=sys.stderr)
+    if document.get("mistakes"):
+        return ExitStatus.USAGE
     return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
 
 
@@ -80,7 +82,9 @@ def not_serving(document: _Document) -> list[str]:
     }
     programs = document.get("programs", ())
     if any("sockets" in program for program in programs):
-        named = {name for program in programs for name in program.get("sockets", ())}
+        # What is started at its first connection serves once there is one.
+        standing = [one for one in programs if not one.get("on_demand") or one.get("active")]
+        named = {name for program in standing for name in program.get("sockets", ())}
     else:
         named = {entry["name"] for entry in document.get("sockets", ())} if programs else set()
     return sorted(named - ready - unseen)
@@ -200,7 +204,13 @@ def _show(document: _Document) -> None:
     manager, broker = document.get("manager") or {}, document.get("broker") or {}
     name = {"circus": "circusd", "supervisor": "supervisord"}.get(manager.get("kind", ""), "manager")
     title = f"{name} (pid {_text(manager.get('pid'))}), broker (pid {_text(broker.get('pid'))})"
-    title = "\n".join([title, *(f"WARNING: {warning}" for warning in document.get("warnings", ()))])
+    title = "\n".join(
+        [
+            title,
+            *(f"REFUSED: {mistake}" for mistake in document.get("mistakes", ())),
+            *(f"WARNING: {warning}" for warning in document.get("warnings", ())),
+        ]
+    )
     shown = [table for table in tables(document) if table.rows]
     if not sys.stdout.isatty():
         said = ["\n".join(remarks(document))] if remarks(document) else []

@@ -73,6 +73,8 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
 
 
 def _of_manager(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
+    for mistake in facts.get("mistakes", ()):
+        yield Finding("problem", words.manager, f"{mistake}; what of that section was in force, if any, goes on")
     for warning in facts["warnings"]:
         yield Finding("problem", words.manager, warning)
     if facts["silent"] is not None:
@@ -105,6 +107,8 @@ def _of_socket(entry: Mapping[str, Any], facts: Mapping[str, Any], words: Words)
             f"no section names it; write {words.sockets_key} = {name} in the [{words.section}:] that is to serve it"
         )
         yield Finding("note", subject, sentence)
+    elif not holders and any(one.get("on_demand") for one in facts["programs"] if one["name"] in users):
+        yield Finding("note", subject, f"no process serves it until a connection comes ({', '.join(users)})")
     elif not holders:
         starts = " or ".join(f"`{words.control} start {user}`" for user in users)
         sentence = f"see {' and '.join(f'program {user}' for user in down)}" if down else starts
@@ -172,7 +176,9 @@ def _of_program(name: str, cause: Mapping[str, Any], facts: Mapping[str, Any], w
     )
     unreplaced = _unreplaced(cause["command"])
     wanted = [entry for entry in facts["sockets"] if name in _users(facts, entry["name"])]
-    down = [place for place in cause["places"] if is_down(place) and (wanted or not _is_idle(place))]
+    waits = any(one.get("on_demand") for one in facts["programs"] if one["name"] == name)  # for a first connection
+    may_be_idle = waits or not wanted
+    down = [place for place in cause["places"] if is_down(place) and not (may_be_idle and _is_idle(place))]
     for place in down[:_SHOWN]:
         sentence, lines = _why_down(name, place, facts, words)
         # One that somebody has stopped, and others stand in for, is as it was wanted; what has no sockets is not ours.
@@ -303,8 +309,9 @@ def _of_holder(
         return  # one has just started, the other is held off its socket: as it should be
     if holder["open"] is False:
         section = f"[{words.section}:{holder['program']}]"
-        sentence = f"it does not have the socket {name}: let the command in {section} begin with `sockshare exec --`"
-        yield "problem", f"{sentence}, or let the program call sockshare.attach()"
+        newer = f"if the socket was added or changed since it started, run `sockshare reload {holder['program']}`"
+        sentence = f"let the command in {section} begin with `sockshare exec --`, or let the program call"
+        yield "problem", f"it does not have the socket {name}: {newer}; else {sentence} sockshare.attach()"
         return
     if holder.get("shell"):
         yield (

@@ -34,6 +34,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
     programs: list[ProgramSpec]
     mistakes: list[str] = []
+    refused: list[str] = []  # mistakes that cost their own section only
     warnings: list[str] = []
     uids: list[int] = []  # the users that programs run as; none: not known, so anybody may ask
 

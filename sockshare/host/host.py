@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sockshare
@@ -27,7 +28,7 @@ from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
 from .store import DescriptorStore
-from .verbs import Answer, Configuration, Holding, Manager, Placing, Verbs, Witness
+from .verbs import Answer, Configuration, Counting, Holding, Manager, Placing, Verbs, Witness
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,12 @@ _DIES_WITHIN = 0.5
 _LOOK_AGAIN = 2.0
 _NO_DESCRIPTOR = "can't open descriptors: {}; raise the limit of open files of {} (LimitNOFILE, ulimit -n, minfds)"
 
+#: What the keys of reloads that run begin with, in the journal.
+_RELOADS = ("reload:", "retirement:")
 #: The verbs that only ask.
 _QUERIES = frozenset({"whois", "processes", "report", "notify"})
+#: What is said with `settle`, in this order.
+_SETTLE = ("program", "retire", "known", "count", "kill", "patience")
 _KINDS = {"broker": socket.SOCK_STREAM, "door": socket.SOCK_SEQPACKET}
 
 
@@ -81,6 +86,8 @@ class Host:
         self._nonsense = nonsense
         self._say_begun = begun
         self._begun = False
+        self._known: set[str] = set()  # the programs that the broker was told of
+        self._outdated = False  # the broker has other sockets than are configured
         self._unreadable = ""  # why the broker says that it can't serve us
         self._passed_over: set[str] = set()
         self._listeners: dict[str, socket.socket] = {}
@@ -176,12 +183,23 @@ class Host:
         before, self._configuration = self._configuration, configuration
         if self._link is None:
             return
-        if [description for description, _ in before.sockets] != [
-            description for description, _ in configuration.sockets
-        ]:
-            self._nonsense()  # sockets come with the hello only
+        if self._outdated or before.sockets != configuration.sockets:
+            self._outdated = True
+            self._renew()
         elif before.message() != configuration.message():
+            self._known = {program["name"] for program in configuration.programs}
             self._send(self._link, {"type": "programs", **self._message()})
+
+    def outdate(self) -> None:
+        """Let the broker have other sockets than it is about to be `configure`d with: the next one will have them."""
+        self._outdated = self._link is not None
+
+    def _renew(self) -> None:
+        """Have the next broker, to which sockets come with the hello, once no reload runs that this would undo."""
+        if any(key.startswith(_RELOADS) for key in self._journal.records):
+            log.info("host: the sockets are others when the reload is over that runs")
+        else:
+            self._nonsense()
 
     def _message(self) -> Message:
         """What a broker is told of the configuration, and of our own troubles."""
@@ -192,7 +210,7 @@ class Host:
         """Let *sentence* be the trouble of *subject*; "": it has none (any more)."""
         if self._troubles.say(subject, sentence):
             log.log(logging.ERROR if sentence else logging.INFO, "%s: %s", subject, sentence or "all is well again")
-            if self._link is not None and not self._draining:
+            if self._link is not None and not self._draining and not self._outdated:
                 self._send(self._link, {"type": "programs", **self._message()})
         if self._troubles.sentences and not self._looking:
             self._looking = True
@@ -237,7 +255,8 @@ class Host:
         """Say hello to a new broker over *sock*, which becomes the host's, and answer it."""
         self.drain()
         self._link = link = Channel(sock)
-        self._writing = self._begun = False
+        self._writing = self._begun = self._outdated = False
+        self._known = {program["name"] for program in self._configuration.programs}
         self._unreadable = ""
         self._failures = 0
         self._loop.add_reader(link.fileno(), self._readable)
@@ -362,7 +381,10 @@ class Host:
     def _hear(self, link: Channel, message: Message) -> None:
         kind = message.get("type")
         if kind == "journal":
-            self._journal.put(str(message["key"]), message["record"])
+            key, record = str(message["key"]), message["record"]
+            self._journal.put(key, record)
+            if self._outdated and record is None and key.startswith(_RELOADS) and not self._draining:
+                self._renew()
         elif kind == "forget":
             self._store.forget(str(message["key"]))
         elif kind == "unreadable":
@@ -374,7 +396,7 @@ class Host:
                 self._begun = True
                 self._say_begun()
             number = message["id"]
-            answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))
+            answer = Answer(partial(self._give, link, number))
             try:
                 self._answer(link, number, message, answer)
             except Exception as error:
@@ -404,16 +426,7 @@ class Host:
                 message["program"], message["retire"], message["known"], message["configuration"], answer
             )
         elif verb == "settle":
-            self._verbs.settle(
-                message["program"],
-                message["retire"],
-                message["known"],
-                message["count"],
-                message["kill"],
-                message["patience"],
-                answer,
-                message.get("stop_signal"),
-            )
+            self._settle(message, answer)
         elif verb == "report" and isinstance(self._verbs, Witness):
             self._verbs.report(message["pid"], answer)
         elif verb == "claim" and isinstance(self._verbs, Holding):
@@ -433,6 +446,15 @@ class Host:
         else:
             answer.refuse(f"can't {verb}: this host has no such verb (its link is of version {versions.LINK})")
 
+    def _settle(self, message: Message, answer: Answer) -> None:
+        program, retire, known, count, kill, patience = (message[field] for field in _SETTLE)
+        stop_signal = message.get("stop_signal")
+        if isinstance(self._verbs, Counting) and "size" in message:
+            size, proven = message["size"], message["proven"]
+            self._verbs.settle_counted(program, retire, known, count, kill, patience, size, proven, answer, stop_signal)
+        else:
+            self._verbs.settle(program, retire, known, count, kill, patience, answer, stop_signal)
+
     def _give_notify(self, link: Channel, number: int, pid: int, answer: Answer) -> None:
         try:
             sock = self._notify.open(pid)
@@ -449,6 +471,12 @@ class Host:
             self._trouble("notify", "")
             found = {"type": "answer", "id": number, "ok": True, "path": self._notify.path(pid)}
             self._send(link, found, [sock.fileno()])
+
+    def _give(self, link: Channel, number: int, fields: Message) -> None:
+        process = fields.get("process")
+        if self._outdated and isinstance(process, dict) and process.get("program") not in self._known:
+            return  # it is of a program of which only the next broker knows: who waits asks that one
+        self._reply(link, {"type": "answer", "id": number, **fields})
 
     @guarded(log)
     def _reply(self, link: Channel, message: Message) -> None:

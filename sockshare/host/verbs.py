@@ -28,12 +28,13 @@ class Configuration(NamedTuple):
     sockets: list[tuple[dict[str, Any], socket.socket]]
     uids: list[int]  # the users that programs run as; none: not known, so anybody may ask
     warnings: Sequence[str] = ()  # what works, but not as its author may think; for `status` and `doctor`
+    refused: Sequence[str] = ()  # mistakes that cost their own section only: what was in force of it goes on
 
     def message(self) -> Message:
         """What goes over the link of it, without the sockets."""
         facts = self._asdict()
         del facts["sockets"]
-        return {**facts, "warnings": list(self.warnings)}
+        return {**facts, "refused": list(self.refused), "warnings": list(self.warnings)}
 
 
 class Answer:
@@ -96,6 +97,30 @@ class Witness(Protocol):
 
     def report(self, pid: int, answer: Answer) -> None:
         """`status` of waitpid(2), or null; `stopped`: by its manager; `output`: the last lines that *pid* wrote."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """What a manager can do besides, that may be told another number of processes while a reload runs."""
+
+    def settle_counted(
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        size: int,
+        proven: bool,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
+        """As `Verbs.settle`, where *program* had *size* processes outside of a reload when this one began.
+
+        Where the manager was told otherwise since, *count* changes by as much; to fewer only if what is new has
+        *proven* itself, or goes.
+        """
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from circus_sockshare import settings
+from circus_sockshare.inherited import Inherited
 from sockshare.cli.stage import wait_until
 from sockshare.core.spec import SocketSpec
 from sockshare.kernel import listeners, meeting
@@ -143,7 +144,8 @@ def test_socket_is_recognized_by_inode_not_by_number(sock: socket.socket) -> Non
         sockets = told(sock, fd=other.fileno())["sockets"] + [{"name": "gone", "inode": 1, "so_reuseport": False}]
         known = {listeners.inode(fd) for fd in (sock.fileno(), other.fileno())}
         sock.detach() if duplicate < 0 else None
-        found = settings.inherit(sockets)
+        found = Inherited()
+        found.take(sockets, map(int, os.listdir("/proc/self/fd")))
         try:
             assert set(found) == {"web"}
             assert listeners.inode(found["web"].fileno()) in known
@@ -248,3 +250,38 @@ def _answers(stage: Circusd) -> bool:
         return bool(stage.call("status", timeout=1.0)["statuses"].get("web") == "active")
     except TimeoutError:
         return False
+
+
+def test_mistake_costs_its_own_section_once_all_was_right(sock: socket.socket) -> None:
+    """What was in force of it goes on; of a new one nothing is. At first, it costs everything."""
+    first = told(sock)
+    configuration, specs = settings.read(SECTION, {**OPTIONS, "web.registration": "exclusive"}, first, {"web": sock})
+    good = settings.in_force(SECTION, {**OPTIONS, "web.registration": "exclusive"}, first, configuration)
+    # Three mistakes: in the plugin's section, in a program's that was right before, in a new one.
+    second = told(sock, {"options": {"sockshare.sockets": "web", "sockshare.ready": "soon"}})
+    second["watchers"]["new"] = {**second["watchers"]["web"], "options": {"sockshare.sockets": "wbe"}}
+    second["watchers"]["fine"] = {**second["watchers"]["web"], "options": {"sockshare.sockets": "web"}}
+    options = {**OPTIONS, "web.registration": "exclusiv"}
+    assert len(settings.read(SECTION, options, second, {"web": sock})[0].mistakes) == 3
+    second["in_force"] = good
+    configuration, now = settings.read(SECTION, options, second, {"web": sock})
+    assert (configuration.mistakes, len(configuration.refused)) == ([], 3)
+    assert (now["web"], "new" in now, now["fine"].sockets) == (specs["web"], False, ("web",))
+    assert configuration.sockets[0][0]["registration"] == "exclusive"
+    # That is what goes on from here on, also where it is read the next time.
+    again = settings.in_force(SECTION, options, second, configuration)
+    assert again is not None
+    assert again["options"]["web.registration"] == "exclusive"
+    assert sorted(again["programs"]) == ["fine", "web"]
+    # A socket that is gone is none of the last good section's any more.
+    second["sockets"] = []
+    configuration, now = settings.read(SECTION, options, {**second, "in_force": again}, {})
+    assert now["web"].sockets == ()
+    assert any("no such socket 'web'" in mistake for mistake in configuration.refused)
+
+
+def test_socket_that_each_process_binds_is_refused_only_to_who_names_it(sock: socket.socket) -> None:
+    """Others of circus's may have such a one."""
+    answer = told(sock, so_reuseport=True, name="other")
+    answer["sockets"] += told(sock)["sockets"]
+    assert mistakes(answer, {"web": sock}) == ""

@@ -84,10 +84,24 @@ def test_nothing_is_found_where_all_is_well() -> None:
 HOLDER = "site:web (pid 20)"
 
 
+def test_program_that_is_started_on_demand_is_no_problem_before() -> None:
+    """Its sockets wait for their first connection."""
+    facts = changed("socket", holders=[])
+    facts["programs"][0]["on_demand"] = True
+    [found] = findings(facts)
+    assert (found.level, "until a connection comes (site)" in found.sentence) == ("note", True)
+
+
 @pytest.mark.parametrize(
     ("facts", "level", "subject", "said"),
     [
         (changed("top", warnings=["there is no X"]), "problem", "supervisord", "there is no X"),
+        (
+            changed("top", mistakes=["[x] y: z"]),
+            "problem",
+            "supervisord",
+            "[x] y: z; what of that section was in force",
+        ),
         (changed("top", silent="late"), "problem", "supervisord", "does not answer (late)"),
         (changed("top", impossible="no such bits"), "problem", "kernel", "can't be suspended: no such bits"),
         (changed("top", kernel=[("A", "so what")]), "note", "kernel", "no A: so what"),

@@ -322,3 +322,24 @@ def test_nothing_but_the_journal_is_left_when_host_closes(tmp_path: Path, shared
     assert {entry.name for entry in tmp_path.iterdir()} == {"journal.json", "notify"}
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+def test_other_sockets_wait_for_the_end_of_a_reload(tmp_path: Path, shared: socket.socket) -> None:
+    """They come with the hello, and the end of the broker would undo a reload that runs; the next broker has them."""
+
+    async def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            async with embedded(tmp_path, shared) as one:
+                await do(one, journal=[["reload:web", {"a": 1}]], ask={"verb": "settle", **SETTLE})
+                one.host.configure(one.configuration(other))
+                report = await do(one, ask={"verb": "settle", **SETTLE})  # it is there, and was told nothing
+                assert (report["answer"]["ok"], report["told"], len(one.started)) == (True, [], 1)
+                # The same name and settings: it is another one all the same.
+                _, answer = await one.verbs.report()
+                answer.give(journal=[["reload:web", None]])
+                while "hello" not in report:
+                    report, _ = await one.verbs.report()
+                assert report["inodes"][2] == os.fstat(other.fileno()).st_ino
+                assert len(one.started) == 2
+
+    run(body)

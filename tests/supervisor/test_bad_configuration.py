@@ -269,3 +269,21 @@ def test_supervisord_refuses_to_start_on_a_kernel_without_pidfd(tmp_path: Path) 
         assert stage.process is not None
         assert stage.process.wait(20) == 2
         assert "can't run sockshare: it needs pidfd_open(2)" in stage.tail(stage.output)
+
+
+def test_mistake_leaves_in_force_what_was() -> None:
+    """`reread` and `update` of a broken section, whosever it is: the programs' processes are respawned and reloaded."""
+    with supervisord("uvicorn") as stage:
+        for kind in ("unknown scheme", "seconds", "misspelt interface key"):
+            changed(stage, MISTAKES[kind][0])
+            for command in ("reread", "update"):
+                assert_refused(run("supervisorctl", stage, command), MISTAKES[kind][1])
+            [old] = stage.pids()
+            assert stage.kill(old)
+            stage.wait_for_answer(stage.port)
+            assert stage.pids() != [old]
+        stage.deploy("v2")
+        assert stage.reload().status == 0
+        assert stage.ask(stage.port) == "v2"
+        assert stage.kill(stage.broker())
+        wait_until(lambda: stage.sockshare("status").returncode == 0, 10, "the next broker serves", 0.05)

@@ -256,10 +256,10 @@ class Circusd(Stage):
         done = self.sockshare("reload", program, "--json", *arguments, timeout=timeout)
         return Reload.read(done.returncode, done.stdout, done.stderr, began)
 
-    def status(self) -> dict[str, Any]:
-        """``sockshare status --json``, which must exit 0, or 3 while something is not ready."""
+    def status(self, *statuses: int) -> dict[str, Any]:
+        """``sockshare status --json``, which must exit 0, or 3 while something is not ready; or else by *statuses*."""
         done = self.sockshare("status", "--json", timeout=20)
-        assert done.returncode in (0, 3), f"status exited {done.returncode}: {done.stdout}{done.stderr}"
+        assert done.returncode in (statuses or (0, 3)), f"status exited {done.returncode}: {done.stdout}{done.stderr}"
         document: dict[str, Any] = json.loads(done.stdout)
         return document
 
