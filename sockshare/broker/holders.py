@@ -75,11 +75,12 @@ def _describe(pids: list[int], names: Mapping[int, str], most: int) -> Others:
             command = processes.command(pid)
         except OSError:
             continue  # it has ended
-        shown.append({"pid": pid, "process": below[pid], "command": _shown(command)})
+        shown.append({"pid": pid, "process": below[pid], "command": printable(command)})
     return Others(shown, max(0, len(pids) - most))
 
 
-def _shown(command: list[str]) -> str:
+def printable(command: list[str]) -> str:
+    """*command* in so much of a line as is fit for a terminal."""
     # Whoever starts a process chooses these bytes, and they are shown on an administrator's terminal.
     text = os.fsencode(shlex.join(command)).decode("utf-8", "replace")
     text = "".join(character if character.isprintable() else "?" for character in text)

@@ -56,6 +56,7 @@ class Reloading:
             self._introductions,
             state.addresses,
             state.reply,
+            state.guard.tell,
         )
 
     def take_up(self) -> None:

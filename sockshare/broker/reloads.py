@@ -23,6 +23,7 @@ from sockshare.core.steps import Plan, Process
 from .drain import Address, Drainer, Left
 from .endpoint import Caller
 from .giving_up import spare
+from .guard import Told
 from .hostlink import HostLink
 from .introductions import Introductions
 from .observer import Observer
@@ -55,6 +56,8 @@ class Services(NamedTuple):
     addresses: Callable[[Iterable[str]], list[Address]]
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
+    #: What there is to be said of the sockets of these names since then (`Guard.tell`).
+    reached: Callable[[Iterable[str], float], Told]
 
 
 Ended = Callable[["Reload", dict[str, Any]], None]
@@ -198,7 +201,7 @@ class Reload:
         if self._rollout.state is not State.ENDED:
             self._journal()
         self._keep_from_few()
-        for effect in effects:
+        for effect in self._judged(effects):
             if isinstance(effect, steps.Start):
                 self._run(self._start())
             elif isinstance(effect, steps.Find):
@@ -236,6 +239,24 @@ class Reload:
             # Its page is not waited for any more, and must not look like a client's request.
             self._verifying.cancel()
         self._schedule()
+
+    def _judged(self, effects: list[steps.Effect]) -> list[steps.Effect]:
+        """*effects*, whose last word says what came of the sockets: a program that nobody reaches is not *done*."""
+        if not any(isinstance(effect, steps.Finish) and effect.result == "ok" for effect in effects):
+            return effects
+        told = self._services.reached(self._expectation.sockets, self._rollout.began)
+        judged: list[steps.Effect] = []
+        for effect in effects:
+            if isinstance(effect, steps.Report) and effect.step == "done":
+                step, reason = ("failed", told.unreachable) if told.unreachable else ("done", told.mended)
+                effect = replace(effect, step=step, reason=reason or effect.reason)
+            elif isinstance(effect, steps.Finish):
+                reason = told.unreachable or told.mended or effect.reason
+                effect = replace(effect, reason=reason)
+                if told.unreachable:
+                    effect = replace(effect, result="failed", exit=ExitStatus.NOT_SERVING)
+            judged.append(effect)
+        return judged
 
     def _keep_from_few(self) -> None:
         """Hold the new process back from what only some may have, as long as the rollout says."""

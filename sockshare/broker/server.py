@@ -23,6 +23,7 @@ from sockshare.kernel.peers import Peer
 from .authority import Authority
 from .door import Door
 from .endpoint import Caller, Endpoint
+from .guard import Guard
 from .handout import HandOut
 from .hostlink import HostLink
 from .notify import NotifySocket, Refused
@@ -72,6 +73,16 @@ class Broker:
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
         self._reloading = Reloading(state, self._handout.introductions, link, records)
         self._retirements = Retirements(state, self._reloading, link)
+        state.guard = self._guard = Guard(
+            link,
+            state.roster,
+            state.holders,
+            state.sockets,
+            state.shared,
+            manager=state.manager,
+            replaced=self._replaced,
+            uses=state.names,
+        )
         self._authority = Authority(state.manager)
         self._uids = {0, os.geteuid(), state.manager["uid"], *hello.uids, *self._authority.owner()}
         self._uids.update(records.admitted)
@@ -94,6 +105,11 @@ class Broker:
             state.manager["pid"],
             ",".join(state.sockets),
         )
+
+    def _replaced(self) -> list[int]:
+        running = [*self._reloading.running.values(), *self._retirements.running]
+        # A new process that is held back is suspended too.
+        return [one.suspends for one in running if one.suspends is not None and one.suspends != one.holds_back]
 
     def _reply(self, caller: Caller, fields: dict[str, Any]) -> bool:
         return self._endpoint.reply(caller, fields)
@@ -186,6 +202,7 @@ class Broker:
         state = self._state
         state.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._handout.died(known)
+        self._guard.died(known)
         pid, managed = known.identity.pid, known.managed
         if managed is None or managed.pid != pid:
             return

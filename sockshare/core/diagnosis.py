@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from .reachability import UNREACHABLE
+
 
 class Finding(NamedTuple):
     """One thing that was found, in a sentence that says what to do."""
@@ -85,12 +87,30 @@ def _of_socket(entry: Mapping[str, Any], programs: Iterable[Mapping[str, Any]], 
         yield Finding(
             "problem", f"socket {name}", "no process that serves it is ready, connections wait: see the processes"
         )
+    yield from _of_reach(entry)
+
+
+def _of_reach(entry: Mapping[str, Any]) -> Iterator[Finding]:
+    subject = f"socket {entry['name']}"
     queue, backlog = entry["queue"], entry["backlog"]
     if queue is not None and backlog and queue >= backlog:
         sentence = (
             f"its queue is full ({queue} of {backlog}): add processes, or raise its backlog (and net.core.somaxconn)"
         )
-        yield Finding("problem", f"socket {name}", sentence)
+        yield Finding("problem", subject, sentence)
+    elif entry["state"] == UNREACHABLE:
+        yield Finding("problem", subject, f"clients don't reach it: {entry['why']}")
+    elif entry["drops"]:
+        sentence = (
+            f"the kernel has dropped {entry['drops']} that came to it since it was made: its queue was full, as a rule"
+        )
+        yield Finding("note", subject, sentence)
+    if entry["mended"] is not None:
+        times = entry["mended"]["times"]
+        often = f", the last of {times} times" if times > 1 else ""
+        yield Finding("note", subject, f"{entry['mended']['last']} ({entry['mended']['ago']:.0f} s ago{often})")
+    if entry.get("unseen"):
+        yield Finding("note", subject, f"not all of it can be seen: {entry['unseen']}")
 
 
 def _of_processes(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
@@ -120,7 +140,13 @@ def _of_holder(
     if holder["open"] is False:
         section = f"[{words.section}:{holder['program']}]"
         sentence = f"it does not have the socket {name}: let the command in {section} begin with `sockshare exec --`"
-        yield "problem", f"{sentence}, or let the program call sockshare.attach()"
+        yield (
+            "problem",
+            (
+                f"{sentence}, or let the program call sockshare.attach(); if the socket is another one than when it was"
+                f" started: `sockshare reload {holder['program']}`"
+            ),
+        )
         return
     if not holder["ready"]:
         yield "problem", f"it has the socket {name}, and has not said that it is ready nor waits for connections on it"

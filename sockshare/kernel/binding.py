@@ -1,7 +1,8 @@
 """The shared sockets that we bind ourselves, where the manager has none of its own (supervisord).
 
-A path in the file system is bound under a private name, and the public one is a hard link to it. A server that removes
-"its" path when it ends asks the socket for it (getsockname(2)) and removes the private name, which nobody needs.
+A path in the file system has a second, private name, a hard link: a server that removes "its" path when it ends leaves
+that one, from which the path is published again (`publish_again`). The socket itself is bound at the public path, where
+servers look for it that find what they have inherited by getsockname(2) (nginx, puma).
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _path(path: str) -> str:
 def make(binding: Binding, backlog: int = BACKLOG) -> socket.socket:
     """A bound, non-blocking, close-on-exec socket, which listens if its kind does.
 
-    A path that nothing answers at any more is replaced in one step; nobody meets it with other permissions than asked.
+    A path that nothing answers at any more is replaced; nobody meets it with other permissions than asked.
 
     Raises:
         OSError: As socket(2), bind(2), chown(2), link(2); ``EADDRINUSE`` also for a path with a living socket, or with
@@ -141,11 +142,9 @@ def make(binding: Binding, backlog: int = BACKLOG) -> socket.socket:
         try:
             if address.listens:
                 sock.listen(backlog)
-            if address.path:
-                _publish(address.path)
         except BaseException:
             if address.path:
-                _unlink(private(address.path))
+                _unlink_both(address.path)
             raise
     except BaseException:
         sock.close()
@@ -183,9 +182,7 @@ def adjust(binding: Binding) -> None:
     """
     path = binding.address.path
     if path:
-        if binding.owner is not None:
-            os.chown(path, *binding.owner)
-        os.chmod(path, binding.mode)
+        _permit(private(path) if os.path.exists(private(path)) else path, binding)
 
 
 def remove(sock: socket.socket, binding: Binding) -> None:
@@ -203,28 +200,43 @@ def remove(sock: socket.socket, binding: Binding) -> None:
 
 
 def private(path: str) -> str:
-    """The name under which the socket that is published at *path* is bound."""
+    """The second name of the socket that is published at *path*."""
     return path + _PRIVATE
 
 
 def _bind_path(sock: socket.socket, binding: Binding) -> None:
     path = binding.address.path
     _check_free(binding.address)
-    aside = private(path)
-    _unlink(aside)
-    # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between.
+    _unlink_both(path)
+    # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between. It does
+    # not listen yet either.
     os.fchmod(sock.fileno(), binding.mode & (0o700 if binding.owner is not None else 0o777))
-    sock.bind(aside)
+    sock.bind(path)
     try:
-        if binding.owner is not None:
-            os.chown(aside, *binding.owner)
-        os.chmod(aside, binding.mode)
+        os.link(path, private(path))
+        _permit(path, binding)
     except BaseException:
-        _unlink(aside)
+        _unlink_both(path)
         raise
 
 
-def _publish(path: str) -> None:
+def _permit(path: str, binding: Binding) -> None:
+    if binding.owner is not None:
+        os.chown(path, *binding.owner)
+    os.chmod(path, binding.mode)
+
+
+def _unlink_both(path: str) -> None:
+    _unlink(path)
+    _unlink(private(path))
+
+
+def publish(path: str) -> None:
+    """Have the socket whose private name is there at *path*, in one step, in place of whatever is there.
+
+    Raises:
+        OSError: As link(2), rename(2).
+    """
     aside = f"{path}~"
     _unlink(aside)
     os.link(private(path), aside)

@@ -17,6 +17,7 @@ import pytest
 
 from sockshare.broker.drain import Address
 from sockshare.broker.endpoint import Caller
+from sockshare.broker.guard import Told
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.introductions import Introductions
 from sockshare.broker.reloading import Reloading
@@ -42,6 +43,7 @@ class World:
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.addresses: list[Address] = []
+        self.told = Told("", "")
         self.new = NEW  # what the manager starts
         self.full: asyncio.Future[None] | None = None  # until the host has read what it was told
         self.answers = asyncio.Event()  # whether the manager does
@@ -105,7 +107,10 @@ class World:
     @property
     def services(self) -> Services:
         one = cast(Any, self)
-        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell)
+        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell, self._reached)
+
+    def _reached(self, names: Iterable[str], since: float) -> Told:
+        return self.told
 
     def _tell(self, caller: Caller, fields: dict[str, Any]) -> bool:
         self.done.append(("told", fields.get("event", {}).get("step"), fields))

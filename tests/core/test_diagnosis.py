@@ -20,6 +20,10 @@ WELL: dict[str, Any] = {
             "name": "web",
             "queue": 0,
             "backlog": 128,
+            "drops": 0,
+            "state": "ok",
+            "why": None,
+            "mended": None,
             "holders": [
                 {
                     "pid": 20,
@@ -74,6 +78,15 @@ HOLDER = "site:web (pid 20)"
         (changed("program", sockets=[]), "note", "socket web", "sockshare_sockets = web in the [program:]"),
         (changed("socket", holders=[]), "problem", "socket web", "`supervisorctl start site`"),
         (changed("socket", queue=128), "problem", "socket web", "(128 of 128)"),
+        (changed("socket", state="unreachable", why="it was shut down"), "problem", "socket web", "was shut down"),
+        (changed("socket", drops=7), "note", "socket web", "dropped 7"),
+        (changed("socket", unseen="no sock_diag"), "note", "socket web", "no sock_diag"),
+        (
+            changed("socket", mended={"times": 2, "last": "it was gone; published again", "ago": 3.0}),
+            "note",
+            "socket web",
+            "published again (3 s ago, the last of 2 times)",
+        ),
         (changed("holder", warning="uv forks"), "problem", HOLDER, "uv forks"),
         (changed("holder", suspended=True), "problem", HOLDER, "held off its socket"),
         (changed("holder", open=False), "problem", HOLDER, "`sockshare exec --`"),
