@@ -35,6 +35,8 @@ _LOOK_EVERY = 1.0
 _AT_ONCE = 8
 #: Seconds at least between two mendings of one socket: who breaks it without end costs no more than this.
 _MEND_EVERY = 0.01
+#: Seconds that a server has to bind a path that it has removed: published again meanwhile, it would keep it from that.
+_BINDS_WITHIN = 0.01
 #: Seconds around which a death counts as the moment's, and that a process has to end in that shut a socket down.
 _AROUND = 0.5
 #: Seconds between two requests to the host to make a socket anew.
@@ -184,6 +186,9 @@ class Guard:
     def _renamed(self) -> None:
         assert self._files is not None
         self._files.read()
+        self._loop.call_later(_BINDS_WITHIN, self._look_at_places)
+
+    def _look_at_places(self) -> None:
         for name, one in self._watched.items():
             if one.place is not None:
                 self._look(name)
@@ -258,6 +263,10 @@ class Guard:
         now = self._loop.time()
         if fault.kind is Kind.TAKEN or now - one.asked < _RENEW_EVERY:
             return
+        if self._manager["kind"] == "circus":
+            one.refusal = "only circusd can make it anew: circusctl restart"
+            return
+        one.refusal = "it is made anew: a `sockshare reload` of its programs gives it to them"
         one.asked = now
         self._run(self._renew(name, one))
 
@@ -267,7 +276,7 @@ class Guard:
             await self._link.ask("renew", socket=name, inode=one.inode)
         except ManagerError as error:
             one.refusal = str(error)
-            log.error("%s: %s; %s", name, self._fault(one), error)
+            log.error("%s: %s", name, self._fault(one))
 
     # Who it was.
 
@@ -310,7 +319,7 @@ class Guard:
 
 
 _ADVICE = {
-    Kind.SHUT_DOWN: "it can't be revived",
+    Kind.SHUT_DOWN: "",
     Kind.CONNECTED: "",
     Kind.GONE: "",
     Kind.TAKEN: "end what has bound it, and let it take its socket from sockshare",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from .reachability import UNREACHABLE
+from .reachability import UNREACHABLE, UNSERVED
 
 
 class Finding(NamedTuple):
@@ -87,6 +87,8 @@ def _of_socket(entry: Mapping[str, Any], programs: Iterable[Mapping[str, Any]], 
         yield Finding(
             "problem", f"socket {name}", "no process that serves it is ready, connections wait: see the processes"
         )
+    elif entry["state"] == UNSERVED:
+        yield Finding("problem", f"socket {name}", f"{entry['why']}, connections wait: see the processes")
     yield from _of_reach(entry)
 
 

@@ -27,7 +27,7 @@ from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
 from .store import DescriptorStore
-from .verbs import Answer, Configuration, Holding, Manager, Verbs
+from .verbs import Answer, Configuration, Holding, Manager, Renewing, Verbs
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +176,7 @@ class Host:
         before, self._configuration = self._configuration, configuration
         if self._link is None:
             return
-        if [description for description, _ in before.sockets] != [
-            description for description, _ in configuration.sockets
-        ]:
+        if before.sockets != configuration.sockets:
             self._nonsense()  # sockets come with the hello only
         elif before.message() != configuration.message():
             self._send(self._link, {"type": "programs", **self._message()})
@@ -406,6 +404,8 @@ class Host:
                 message["patience"],
                 answer,
             )
+        elif verb == "renew" and isinstance(self._verbs, Renewing):
+            self._verbs.renew(message["socket"], message["inode"], answer)
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):

@@ -117,10 +117,13 @@ def _path(path: str) -> str:
     return os.path.normpath(path)
 
 
-def make(binding: Binding, backlog: int = BACKLOG) -> socket.socket:
+def make(binding: Binding, backlog: int = BACKLOG, *, beside: bool = False) -> socket.socket:
     """A bound, non-blocking, close-on-exec socket, which listens if its kind does.
 
     A path that nothing answers at any more is replaced; nobody meets it with other permissions than asked.
+
+    Args:
+        beside: Whether a datagram socket that has the port, and SO_REUSEADDR, is no obstacle.
 
     Raises:
         OSError: As socket(2), bind(2), chown(2), link(2); ``EADDRINUSE`` also for a path with a living socket, or with
@@ -132,13 +135,15 @@ def make(binding: Binding, backlog: int = BACKLOG) -> socket.socket:
         if address.path:
             _bind_path(sock, binding)
         else:
-            if address.listens:
+            if address.listens or beside:
                 # What lingers of connections of an earlier life must not keep us from the port (socket(7)).
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if address.family == socket.AF_INET6:
                 # Said either way: the default is the machine's (net.ipv6.bindv6only).
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(binding.ipv6_only))
             sock.bind((address.host, address.port))
+            if not address.listens:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         try:
             if address.listens:
                 sock.listen(backlog)
@@ -188,15 +193,36 @@ def adjust(binding: Binding) -> None:
 def remove(sock: socket.socket, binding: Binding) -> None:
     """Close *sock* here, and remove its path if it still is this socket's."""
     path = binding.address.path
-    try:
-        ours = bool(path) and os.path.samefile(path, private(path))
-    except OSError:  # a server has removed the private name, as it thinks it must
-        ours = False
+    ours = bool(path) and _is_at(path, private(path))
     closing.close(sock, _CLOSED_WITHIN)
     if path:
         if ours or not _is_open(path, binding.address.kind):
             _unlink(path)
         _unlink(private(path))
+
+
+def renew(sock: socket.socket, binding: Binding, backlog: int = BACKLOG) -> socket.socket:
+    """As `make`, in place of *sock*, which nobody reaches any more and which is closed here; others may have it open.
+
+    Raises:
+        OSError: As `make`; *sock* is as before.
+    """
+    path = binding.address.path
+    if path and _is_at(path, private(path)):
+        _unlink(path)
+    elif not path:
+        # Those who have the old one open keep its port; with this, on both, that is no obstacle to a datagram socket.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    new = make(binding, backlog, beside=True)
+    closing.close(sock, _CLOSED_WITHIN)
+    return new
+
+
+def _is_at(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # a server has removed one of them, as it thinks it must
+        return False
 
 
 def private(path: str) -> str:

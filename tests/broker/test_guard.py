@@ -124,9 +124,9 @@ def test_each_socket_is_mended_by_its_guard(tmp_path: Path) -> None:
             path.unlink()
         # By itself, not because somebody asks.
         until(lambda: not answers(warned), "it is shut down", 10)
-        until(
-            lambda: entries(dialogue)["web"]["mended"] and answers(web) and paths["path"].exists(), "they are mended", 5
-        )
+        until(lambda: "web: it was shut down" in one.said() and "published again" in one.said(), "they are mended", 5)
+        assert answers(web)
+        assert answers(shared["path"][1])
         after = entries(dialogue)
         assert {name: entry["state"] for name, entry in after.items()} == {
             "web": "ok",

@@ -79,6 +79,12 @@ HOLDER = "site:web (pid 20)"
         (changed("socket", holders=[]), "problem", "socket web", "`supervisorctl start site`"),
         (changed("socket", queue=128), "problem", "socket web", "(128 of 128)"),
         (changed("socket", state="unreachable", why="it was shut down"), "problem", "socket web", "was shut down"),
+        (
+            changed("socket", state="unserved", why="nobody has it"),
+            "problem",
+            "socket web",
+            "nobody has it, connections",
+        ),
         (changed("socket", drops=7), "note", "socket web", "dropped 7"),
         (changed("socket", unseen="no sock_diag"), "note", "socket web", "no sock_diag"),
         (

@@ -135,7 +135,7 @@ def test_group_of_a_process_counts_for_its_own_user(uid: int, counts: bool) -> N
             config = SimpleNamespace(name="web", sockshare_program="web")
             process = SimpleNamespace(config=config, group=SimpleNamespace(config=SimpleNamespace(name="web")))
             supervisord = SimpleNamespace(options=SimpleNamespace(pidhistory={leader.pid: process}))
-            verbs = SupervisorVerbs(lambda: supervisord, cast(Twins, None))
+            verbs = SupervisorVerbs(lambda: supervisord, cast(Twins, None), lambda name, inode: None)
             told: list[dict[str, Any]] = []
             verbs.whois(member.pid, Answer(told.append))
             verbs.whois(leader.pid, Answer(told.append))
