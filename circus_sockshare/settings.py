@@ -6,7 +6,7 @@ import inspect
 import os
 import pwd
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -67,6 +67,9 @@ def read(
             spec_of = by_name.get(one["name"], SocketSpec(one["name"]))
             if one["blocking"]:  # circus's own key for the same
                 spec_of = msgspec.structs.replace(spec_of, blocking=True)
+            elsewhere = _elsewhere(section, one, inherited[one["name"]], specs.values())
+            if elsewhere:
+                spec_of = msgspec.structs.replace(spec_of, elsewhere=elsewhere)
             shared.append((msgspec.to_builtins(spec_of), inherited[one["name"]]))
     configuration = Configuration(
         programs=[msgspec.to_builtins(spec) for spec in specs.values()],
@@ -75,6 +78,18 @@ def read(
         uids=_uids(told["watchers"].values()),
     )
     return configuration, specs
+
+
+def _elsewhere(section: str, one: Mapping[str, Any], sock: socket.socket, programs: Iterable[ProgramSpec]) -> str:
+    """What is to be said where circusd has another socket of that name by now than *sock*: the inode tells."""
+    if listeners.inode(sock.fileno()) == one["inode"]:
+        return ""
+    at = f", at {one['at']}," if "at" in one else ""  # a circusd that runs an earlier version of ours does not say
+    reloads = "".join(f", then sockshare reload {spec.name}" for spec in programs if one["name"] in spec.sockets)
+    return (
+        f"circusd has another socket of this name since its section was changed{at} and nobody accepts there:"
+        f" circusctl restart {section}{reloads}"
+    )
 
 
 def _check_sockets(

@@ -7,6 +7,7 @@ from typing import Any
 from sockshare.core import diagnosis
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
+from sockshare.kernel import reach
 from sockshare.kernel.features import features
 
 from .hostlink import HostLink
@@ -30,9 +31,21 @@ async def examine(
     return await state.holders.worker.do(_findings, facts, state.observer, silent), facts
 
 
+def _closed(address: str) -> str:
+    """Whom the permissions of a path keep out."""
+    scheme, _, path = address.partition("://")
+    if not scheme.startswith("unix") or not path.startswith("/"):
+        return ""
+    try:
+        return reach.closed_to(path)
+    except OSError:
+        return ""  # that it is gone is said otherwise
+
+
 def _findings(facts: dict[str, Any], observer: Observer, silent: str | None) -> list[Finding]:
     owned: dict[int, frozenset[int] | None] = {}
     for entry in facts["sockets"]:
+        entry["closed"] = _closed(str(entry["address"]))
         for holder in entry["holders"]:
             pid = holder["pid"]
             if pid not in owned:

@@ -23,11 +23,18 @@ class Words(NamedTuple):
     section: str
     sockets_key: str
     control: str
+    opens: str  # what lets more users connect to a path
 
 
 _WORDS = {
-    "circus": Words("circusd", "watcher", "sockshare.sockets", "circusctl"),
-    "supervisor": Words("supervisord", "program", "sockshare_sockets", "supervisorctl"),
+    "circus": Words("circusd", "watcher", "sockshare.sockets", "circusctl", "umask in its section (in decimal)"),
+    "supervisor": Words(
+        "supervisord",
+        "program",
+        "sockshare_sockets",
+        "supervisorctl",
+        "socket_mode = 0770 with socket_owner = USER:GROUP, or socket_mode = 0777",
+    ),
 }
 
 
@@ -89,10 +96,10 @@ def _of_socket(entry: Mapping[str, Any], programs: Iterable[Mapping[str, Any]], 
         )
     elif entry["state"] == UNSERVED:
         yield Finding("problem", f"socket {name}", f"{entry['why']}, connections wait: see the processes")
-    yield from _of_reach(entry)
+    yield from _of_reach(entry, words)
 
 
-def _of_reach(entry: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_reach(entry: Mapping[str, Any], words: Words) -> Iterator[Finding]:
     subject = f"socket {entry['name']}"
     queue, backlog = entry["queue"], entry["backlog"]
     if queue is not None and backlog and queue >= backlog:
@@ -107,6 +114,8 @@ def _of_reach(entry: Mapping[str, Any]) -> Iterator[Finding]:
             f"the kernel has dropped {entry['drops']} that came to it since it was made: its queue was full, as a rule"
         )
         yield Finding("note", subject, sentence)
+    if entry["closed"]:
+        yield Finding("note", subject, f"{entry['closed']}; where its clients are others: {words.opens}")
     if entry["mended"] is not None:
         times = entry["mended"]["times"]
         often = f", the last of {times} times" if times > 1 else ""

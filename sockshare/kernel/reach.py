@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import select
 import socket
 import stat
@@ -122,6 +123,34 @@ def _misplaced(at: Place) -> Fault | None:
     if found.st_ino & _FILE_BITS != at.file:
         return Fault(Kind.TAKEN, f"{at.path} is another socket")
     return None
+
+
+def closed_to(path: str) -> str:
+    """Whom the permissions of *path* and of the directories on its way keep out, in words; "" if that is nobody.
+
+    Raises:
+        OSError: As stat(2).
+    """
+    status = os.stat(path)
+    mode = stat.S_IMODE(status.st_mode)
+    if not mode & 0o022:
+        return f"only root and {_user(status.st_uid)} may connect to it: {path} has mode {mode:04o}"
+    directory = os.path.dirname(os.path.abspath(path))
+    while True:
+        status = os.stat(directory)
+        if mode & 0o002 and not status.st_mode & 0o001:
+            permissions = f"mode {stat.S_IMODE(status.st_mode):04o}, of {_user(status.st_uid)}"
+            return f"not everybody whom {path} lets in (mode {mode:04o}) gets to it: {directory} has {permissions}"
+        if directory == "/":
+            return ""
+        directory = os.path.dirname(directory)
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def listen_again(sock: socket.socket, backlog: int) -> bool:

@@ -24,6 +24,7 @@ WELL: dict[str, Any] = {
             "state": "ok",
             "why": None,
             "mended": None,
+            "closed": "",
             "holders": [
                 {
                     "pid": 20,
@@ -84,6 +85,12 @@ HOLDER = "site:web (pid 20)"
             "problem",
             "socket web",
             "nobody has it, connections",
+        ),
+        (
+            changed("socket", closed="only root"),
+            "note",
+            "socket web",
+            "only root; where its clients are others: socket_m",
         ),
         (changed("socket", drops=7), "note", "socket web", "dropped 7"),
         (changed("socket", unseen="no sock_diag"), "note", "socket web", "no sock_diag"),

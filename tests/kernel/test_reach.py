@@ -223,3 +223,18 @@ def test_what_waits_and_what_was_dropped_is_counted() -> None:
         found = reach.load(sock)
         assert found.is_full
         assert found.drops
+
+
+def test_permissions_that_keep_clients_out_are_said(tmp_path: Path) -> None:
+    """Of the path itself, and of a directory on the way; where nothing is more closed than the path, nothing."""
+    path = tmp_path / "d" / "s"
+    path.parent.mkdir(0o755)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        path.chmod(0o700)
+        assert f"may connect to it: {path} has mode 0700" in reach.closed_to(str(path))
+        path.chmod(0o770)
+        assert reach.closed_to(str(path)) == ""
+        path.chmod(0o777)
+        path.parent.chmod(0o750)
+        assert f"{path.parent} has mode 0750, of " in reach.closed_to(str(path))
