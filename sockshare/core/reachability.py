@@ -32,7 +32,7 @@ def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool) -
     holders = entry["holders"]
     if any(_serves(one) for one in holders):
         return Verdict(None, "", unseen) if unseen else Verdict(OK)
-    if any(one["paused"] for one in holders):
+    if any(_is_paused(one) for one in holders):
         return Verdict(PAUSED, "its processes are quiesced")
     if any(one["ready"] is None for one in holders):
         return Verdict(None, "", "whether a process serves it can't be seen")
@@ -44,7 +44,11 @@ def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool) -
 
 
 def _serves(holder: Mapping[str, Any]) -> bool:
-    return bool(holder["ready"]) and not holder["suspended"] and not holder["paused"] and holder["holds"] is not False
+    return bool(holder["ready"]) and not holder["suspended"] and not _is_paused(holder) and holder["holds"] is not False
+
+
+def _is_paused(holder: Mapping[str, Any]) -> bool:
+    return bool(holder["paused"] or holder.get("quiesced"))
 
 
 def culprit(ended: Iterable[str], stopping: Iterable[str], holders: Iterable[str], *, complete: bool) -> str:

@@ -240,6 +240,20 @@ def keep_name(at: Place) -> None:
     os.link(at.path, aside)
 
 
+def forget_name(at: Place) -> None:
+    """Remove the private name of the file at *at*, if it is there.
+
+    Raises:
+        OSError: As unlink(2).
+    """
+    aside = binding.private(at.path)
+    try:
+        if os.lstat(aside).st_ino & _FILE_BITS == at.file:
+            os.unlink(aside)
+    except FileNotFoundError:
+        pass
+
+
 def load(sock: socket.socket) -> Load:
     """What waits on *sock*; what is not known is None."""
     try:

@@ -52,6 +52,8 @@ def staged(manager: str, program: str, path: Path, **keys: str) -> Iterator[Circ
         stage.up()
         wait_until(lambda: stage.sockshare("status").returncode == 0, 15, "all is ready", 0.05)
         yield stage
+        stage.stop()
+        assert not list(path.parent.iterdir())
 
 
 @pytest.fixture
