@@ -25,7 +25,7 @@ from sockshare.kernel.file_watch import FileWatch
 from sockshare.kernel.reach import Fault, Kind, Load, Place
 
 from .holders import Holders, printable, source
-from .hostlink import HostLink
+from .hostlink import ANSWER_WITHIN, HostLink
 from .roster import Known, Roster
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ _BINDS_WITHIN = 0.01
 _AROUND = 0.5
 #: Seconds between two requests to the host to make a socket anew.
 _RENEW_EVERY = 10.0
+#: Seconds for which circusd, once asked, is taken to have a socket still.
+_CONFIRMED_FOR = 0.1
 _DEATHS = 256
 
 
@@ -68,6 +70,7 @@ class _Watched:
     mended: Mended | None = None
     times: int = 0  # it was mended
     asked: float = -_RENEW_EVERY  # when the host was asked to make it anew
+    confirmed: float = -_CONFIRMED_FOR  # when the manager was asked whether it has it still
 
 
 class Told(NamedTuple):
@@ -219,6 +222,10 @@ class Guard:
             one.fault = found
             if one.spec.guard != "repair":
                 one.refusal = "guard = warn, so it is left as it is"
+            elif one.spec.elsewhere:
+                one.refusal = ""  # that is said instead
+            elif found.kind is Kind.GONE and self._may_be_given_up(name, one):
+                pass
             elif one.mended is not None and self._loop.time() - one.mended.at < _MEND_EVERY:
                 self._loop.call_later(_MEND_EVERY, self._look, name)
             else:
@@ -237,13 +244,32 @@ class Guard:
         queue = listeners.queue(sock)
         if queue is not None:
             one.backlog = queue.backlog
-        if one.place is not None and one.spec.guard == "repair":
+        if one.place is not None and one.spec.guard == "repair" and not one.spec.elsewhere:
             try:
                 reach.keep_name(one.place)
                 if self._files is not None:
                     self._files.add(one.place.path)
             except OSError as error:
                 log.debug("%s: %s", name, error)  # said when the name is needed
+
+    def _may_be_given_up(self, name: str, one: _Watched) -> bool:
+        """Whether circusd may have closed the socket, and its path with it: it tells nobody, so it is asked first."""
+        now = self._loop.time()
+        if self._manager["kind"] != "circus" or 0 <= now - one.confirmed < _CONFIRMED_FOR:
+            return False
+        if one.confirmed < now:
+            one.confirmed = now + ANSWER_WITHIN  # so long no other question
+            self._run(self._confirm(name, one))
+        return True
+
+    async def _confirm(self, name: str, one: _Watched) -> None:
+        try:
+            # If it has, the host learns of it by that, and the next broker is told.
+            await self._link.ask("processes")
+        except ManagerError as error:
+            log.debug("%s: %s", name, error)
+        one.confirmed = self._loop.time()
+        self._look(name)
 
     def _mend(self, name: str, one: _Watched, sock: socket.socket, fault: Fault) -> None:
         try:

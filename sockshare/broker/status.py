@@ -77,7 +77,11 @@ async def status_document(
 
 async def _judge(state: State, sockets: list[dict[str, Any]]) -> None:
     """Add to each of *sockets* whether clients reach it, and somebody accepts there."""
-    full = {entry["name"] for entry in sockets if state.guard.load(entry["name"]).is_full}
+    full = set()
+    for entry in sockets:
+        if state.guard.load(entry["name"]).is_full:
+            full.add(entry["name"])
+        await asyncio.sleep(0)
     if full:  # a moment's burst is none of it
         await asyncio.sleep(_FULL_FOR)
     for entry in sockets:

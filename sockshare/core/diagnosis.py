@@ -27,13 +27,19 @@ class Words(NamedTuple):
 
 
 _WORDS = {
-    "circus": Words("circusd", "watcher", "sockshare.sockets", "circusctl", "umask in its section (in decimal)"),
+    "circus": Words(
+        "circusd",
+        "watcher",
+        "sockshare.sockets",
+        "circusctl",
+        "umask in its section (in decimal), or chmod o+x of the directory",
+    ),
     "supervisor": Words(
         "supervisord",
         "program",
         "sockshare_sockets",
         "supervisorctl",
-        "socket_mode = 0770 with socket_owner = USER:GROUP, or socket_mode = 0777",
+        "socket_mode = 0770 with socket_owner = USER:GROUP, or socket_mode = 0777; or chmod o+x of the directory",
     ),
 }
 
@@ -115,7 +121,7 @@ def _of_reach(entry: Mapping[str, Any], words: Words) -> Iterator[Finding]:
         )
         yield Finding("note", subject, sentence)
     if entry["closed"]:
-        yield Finding("note", subject, f"{entry['closed']}; where its clients are others: {words.opens}")
+        yield Finding("note", subject, f"{entry['closed']}; if its clients are others: {words.opens}")
     if entry["mended"] is not None:
         times = entry["mended"]["times"]
         often = f", the last of {times} times" if times > 1 else ""

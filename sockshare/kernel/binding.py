@@ -196,9 +196,9 @@ def remove(sock: socket.socket, binding: Binding) -> None:
     ours = bool(path) and _is_at(path, private(path))
     closing.close(sock, _CLOSED_WITHIN)
     if path:
+        _unlink(private(path))  # first: from it the path would be published again
         if ours or not _is_open(path, binding.address.kind):
             _unlink(path)
-        _unlink(private(path))
 
 
 def renew(sock: socket.socket, binding: Binding, backlog: int = BACKLOG) -> socket.socket:

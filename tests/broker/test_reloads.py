@@ -199,6 +199,31 @@ def test_where_it_stands_is_recorded_before_anything_is_done(effect: tuple[Any, 
     play(body)
 
 
+@pytest.mark.parametrize(
+    ("told", "result", "status", "step"),
+    [
+        (Told("clients don't reach web: it is gone", "web: it was mended"), "failed", 3, "failed"),
+        (Told("", "web: it was mended"), "ok", 0, "done"),
+    ],
+)
+def test_reload_after_which_nobody_reaches_the_program_is_not_done(
+    told: Told, result: str, status: int, step: str
+) -> None:
+    """The last step and the answer have the reason; what was mended while it ran is said too."""
+
+    async def body(world: World) -> None:
+        world.told = told
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        case.dies(OLD)
+        await world.until(lambda: case.answers, "it is over")
+        reason = told.unreachable or told.mended
+        assert [case.answers[0][key] for key in ("result", "exit", "reason")] == [result, status, reason]
+        assert (case.reload.events[-1]["step"], case.reload.events[-1]["reason"]) == (step, reason)
+
+    play(body)
+
+
 def test_outcome_is_kept_before_the_command_is_told() -> None:
     """Whoever was told must find it so when he asks again."""
 

@@ -90,7 +90,7 @@ HOLDER = "site:web (pid 20)"
             changed("socket", closed="only root"),
             "note",
             "socket web",
-            "only root; where its clients are others: socket_m",
+            "only root; if its clients are others: socket_m",
         ),
         (changed("socket", drops=7), "note", "socket web", "dropped 7"),
         (changed("socket", unseen="no sock_diag"), "note", "socket web", "no sock_diag"),
