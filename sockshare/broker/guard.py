@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from sockshare.core.errors import ManagerError
 from sockshare.core.reachability import culprit
 from sockshare.core.spec import SocketSpec
-from sockshare.kernel import binding, holders, listeners, processes, reach
+from sockshare.kernel import binding, holders, listeners, processes, queues, reach
 from sockshare.kernel.file_watch import FileWatch
 from sockshare.kernel.reach import Fault, Kind, Load, Place
 
@@ -69,6 +69,8 @@ class _Watched:
     unseen: str = "it was not looked at yet"
     mended: Mended | None = None
     times: int = 0  # it was mended
+    waiting: frozenset[object] = frozenset()  # the clients that have waited since then
+    waiting_since: float = 0.0
     asked: float = -_RENEW_EVERY  # when the host was asked to make it anew
     confirmed: float = -_CONFIRMED_FOR  # when the manager was asked whether it has it still
 
@@ -143,7 +145,8 @@ class Guard:
             ago = round(self._loop.time() - one.mended.at, 1)
             mended = {"times": one.times, "last": _sentence(one.mended, one.by), "ago": ago}
         unseen = "guard = off" if one.spec.guard == "off" else one.unseen
-        return {"fault": self._fault(one), "unseen": unseen, "mended": mended}
+        stalled = self._loop.time() - one.waiting_since if one.waiting else 0.0
+        return {"fault": self._fault(one), "unseen": unseen, "mended": mended, "stalled": stalled}
 
     def load(self, name: str) -> Load:
         """What waits on the socket *name*."""
@@ -176,11 +179,29 @@ class Guard:
 
     async def _look_at_all(self) -> None:
         while True:
-            for at, name in enumerate(self._watched, 1):
+            for at, (name, one) in enumerate(self._watched.items(), 1):
                 self._look(name)
+                await self._look_at_queue(one)
                 if at % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             await asyncio.sleep(_LOOK_EVERY)
+
+    async def _look_at_queue(self, one: _Watched) -> None:
+        """Note who waits on a listener. The oldest is the first to be accepted: so if one client stays, nobody is."""
+        with _duplicate(one.fd) as sock:
+            if not (listeners.is_listening(sock) and queues.is_readable(sock)):
+                one.waiting = frozenset()
+                return
+            now = self._loop.time()
+            try:
+                found = await self._others.worker.do(queues.look, sock, closely=True)
+            except OSError:
+                return
+        clients = found.clients - {0}  # of unix clients those that are closed: they can't be told from one another
+        stayed = one.waiting & clients
+        if not stayed:
+            one.waiting_since = now
+        one.waiting = stayed or clients
 
     def _shut_down(self) -> None:
         for fd, _ in self._epoll.poll(0):

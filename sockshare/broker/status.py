@@ -88,7 +88,9 @@ async def _judge(state: State, sockets: list[dict[str, Any]]) -> None:
         name = entry["name"]
         facts = state.guard.facts(name)
         is_full = name in full and state.guard.load(name).is_full
-        verdict = reachability.judge(entry, fault=facts["fault"], unseen=facts["unseen"], is_full=is_full)
+        verdict = reachability.judge(
+            entry, fault=facts["fault"], unseen=facts["unseen"], is_full=is_full, stalled=facts["stalled"]
+        )
         entry["state"], entry["why"] = verdict.state, verdict.why or None
         unseen = [verdict.unseen, "" if entry["drops"] is not None else "the kernel does not say what it has dropped"]
         if any(unseen):

@@ -16,13 +16,18 @@ class Verdict(NamedTuple):
     unseen: str = ""
 
 
-def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool) -> Verdict:
+#: Seconds for which one connection has to wait until it is said that nobody accepts it.
+STALLED_AFTER = 5.0
+
+
+def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool, stalled: float = 0.0) -> Verdict:
     """The state of the socket *entry*, as ``sockshare status --json`` has it.
 
     Args:
         fault: Why clients don't reach it; "": no reason is seen.
         unseen: Why that could not be looked at; "": it could.
         is_full: Whether its queue takes nobody in any more.
+        stalled: For how many seconds one and the same connection has waited.
     """
     if fault:
         return Verdict(UNREACHABLE, fault)
@@ -30,6 +35,8 @@ def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool) -
         waiting = "" if entry["queue"] is None else f" ({entry['queue']} of {entry['backlog']})"
         return Verdict(UNREACHABLE, f"its queue is full{waiting}")
     holders = entry["holders"]
+    if stalled >= STALLED_AFTER and any(_serves(one) for one in holders):
+        return Verdict(UNSERVED, f"a connection has waited for {stalled:.0f} s, and nobody has accepted it")
     if any(_serves(one) for one in holders):
         return Verdict(None, "", unseen) if unseen else Verdict(OK)
     if any(_is_paused(one) for one in holders):

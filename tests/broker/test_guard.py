@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sockshare.cli.stage import free_port
 from sockshare.kernel import binding
 from sockshare.kernel.binding import Binding
@@ -221,6 +223,27 @@ def test_full_queue_and_nobody_there_are_states() -> None:
         done = one.sockshare("status", "--json")
         assert done.returncode == 3
         assert '"state": "unserved"' in done.stdout
+
+
+@pytest.mark.soak  # the rule is in tests/core/test_reachability.py
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+def test_process_that_accepts_nothing_any_more_does_not_serve(tmp_path: Path, scheme: str) -> None:
+    """It has said that it is ready, and hangs: a connection that waits for 5 s tells. Others that come and go do not."""
+    sock = made(f"tcp://127.0.0.1:{free_port()}" if scheme == "tcp" else f"unix://{tmp_path}/s")
+    with stage(shared={"web": ({}, sock)}) as one, asking(one) as dialogue:
+        began = time.monotonic()
+        while time.monotonic() - began < 7:  # longer than one has to wait
+            with socket.socket(sock.family) as client:
+                client.connect(sock.getsockname())
+                assert entries(dialogue)["web"]["state"] == "ok"
+                sock.accept()[0].close()
+        with socket.socket(sock.family) as client:
+            client.connect(sock.getsockname())
+            entry = until(lambda: (e := entries(dialogue)["web"])["state"] == "unserved" and e, "it is seen", 15)
+            assert "and nobody has accepted it" in entry["why"]
+            assert said(dialogue, "web")[0][0] == "problem"
+            sock.accept()[0].close()
+            until(lambda: entries(dialogue)["web"]["state"] == "ok", "it is over", 5)
 
 
 def test_idle_guard_costs_little() -> None:

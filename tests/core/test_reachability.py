@@ -30,6 +30,9 @@ def entry(*holders: dict[str, Any]) -> dict[str, Any]:
         ([{**SERVES, "holds": False}], {}, "unserved"),  # ready, with the socket that this one has replaced
         ([{**SERVES, "paused": True}], {}, "paused"),
         ([{**SERVES, "suspended": True, "quiesced": True}], {}, "paused"),
+        ([SERVES], {"stalled": 4.9}, "ok"),
+        ([SERVES], {"stalled": 5.1}, "unserved"),
+        ([{**SERVES, "paused": True}], {"stalled": 5.1}, "paused"),
         ([{**SERVES, "ready": None}], {}, None),
         ([SERVES], {"unseen": "guard = off"}, None),
         ([], {"unseen": "guard = off"}, "unserved"),
