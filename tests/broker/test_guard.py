@@ -228,7 +228,7 @@ def test_full_queue_and_nobody_there_are_states() -> None:
 @pytest.mark.soak  # the rule is in tests/core/test_reachability.py
 @pytest.mark.parametrize("scheme", ["tcp", "unix"])
 def test_process_that_accepts_nothing_any_more_does_not_serve(tmp_path: Path, scheme: str) -> None:
-    """It has said that it is ready, and hangs: a connection that waits for 5 s tells. Others that come and go do not."""
+    """It has said that it is ready, and hangs: a connection that waits for 5 s tells; others that come and go don't."""
     sock = made(f"tcp://127.0.0.1:{free_port()}" if scheme == "tcp" else f"unix://{tmp_path}/s")
     with stage(shared={"web": ({}, sock)}) as one, asking(one) as dialogue:
         began = time.monotonic()

@@ -237,8 +237,8 @@ KERNEL = (
     mutant(
         "kernel: removed shared socket is closed at once",
         f"{_KERNEL}/binding.py",
-        "    closing.close(sock, _CLOSED_WITHIN)",
-        "    sock.close()",
+        "    closing.close(sock, _CLOSED_WITHIN)\n    if path:",
+        "    sock.close()\n    if path:",
         f"{_TESTS}/test_closing.py::test_shared_socket_is_removed_although_what_waits_on_it_lingers",
         felt="`supervisorctl update` that removes a socket takes as long as a stranger likes",
     ),
