@@ -25,7 +25,7 @@ from sockshare.host.life import Life
 from sockshare.host.loop import guarded
 from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
-from sockshare.kernel import listeners
+from sockshare.kernel import listeners, reach
 from sockshare.kernel.logfile import FORMAT, LogFile
 from sockshare.kernel.meeting import REFUSED, STOPPED, find
 from sockshare.kernel.meeting import name as meeting_name
@@ -332,6 +332,16 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     # The end.
 
+    def _forget_names(self) -> None:
+        """Remove the second names that brokers have given circusd's paths."""
+        for sock in self._sockets.values():
+            try:
+                at = reach.place(sock, "", os.getcwd())
+                if at is not None:
+                    reach.forget_name(at)
+            except (LookupError, OSError) as error:
+                log.debug("host: %s", error)
+
     def _end(self, reason: str) -> None:
         if self._ended:
             return
@@ -343,6 +353,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._say(STOPPED, None)
             self._say(REFUSED, None)
             self._host.close()
+        self._forget_names()
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)
         # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.

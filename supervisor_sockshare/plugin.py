@@ -60,7 +60,7 @@ class Plugin:
         self._reread: Declaration | None = None  # what was read since
         self._specs: Mapping[str, ProgramSpec] = {}
         self._twins = Twins(self.loop, self.supervisord, self._applied)
-        self._verbs = SupervisorVerbs(self.loop, self.supervisord, self._twins)
+        self._verbs = SupervisorVerbs(self.loop, self.supervisord, self._twins, self._renew)
         self._file: str | None = None
         self._trying = False  # whether a configuration is read to see what a `reload` would find
         self._directory: str | None = None
@@ -200,6 +200,11 @@ class Plugin:
         for group in [*groups, *self._supervisord.options.process_group_configs]:
             uids |= {int(config.uid) for config in group.process_configs if config.uid is not None}
         return sorted(uids)
+
+    def _renew(self, name: str, inode: int) -> None:
+        self.registry.renew(name, inode)
+        # After the answer: by this the broker ends, for sockets come with the hello only.
+        self.loop.call_later(0.0, guarded(log)(self._configure))
 
     # supervisord.
 

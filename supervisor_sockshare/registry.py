@@ -97,6 +97,20 @@ class Registry:
             self._adjust(name, one, before)
         return {name: one.sock for name, one in before.items()} != {name: one.sock for name, one in held.items()}
 
+    def renew(self, name: str, inode: int) -> None:
+        """Hold another socket at the address of *name*, in place of *inode*, which can't be reached any more.
+
+        Raises:
+            OSError: It can't be bound; then the old one is held still.
+        """
+        held = self._held.get(name)
+        if held is None or listeners.inode(held.sock.fileno()) != inode:
+            return  # it is another one already
+        sock = binding.renew(held.sock, held.declared.binding, held.declared.backlog)
+        listeners.prepare(sock, blocking=held.declared.spec.blocking)
+        self._held[name] = held._replace(sock=sock)
+        log.warning("%s: made anew at %s: nobody reached the old one any more", name, held.declared.binding.address)
+
     def close(self) -> None:
         """Close all and remove their paths, at supervisord's end."""
         held, self._held = self._held, {}

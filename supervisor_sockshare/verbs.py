@@ -30,12 +30,16 @@ class SupervisorVerbs:
 
     Args:
         supervisord: The Supervisor object there is now.
+        renew: Makes the socket of a name anew, if it is that inode still (`Registry.renew`).
     """
 
-    def __init__(self, loop: PollLoop, supervisord: Callable[[], Any], twins: Twins) -> None:
+    def __init__(
+        self, loop: PollLoop, supervisord: Callable[[], Any], twins: Twins, renew: Callable[[str, int], None]
+    ) -> None:
         self._loop = loop
         self._supervisord = supervisord
         self._twins = twins
+        self._renew = renew
         self.specs: Mapping[str, ProgramSpec] = {}
 
     def whois(self, pid: int, answer: Answer) -> None:
@@ -134,6 +138,15 @@ class SupervisorVerbs:
             return
         log.info("%s: started %s beside it (pid=%d)", name_of(process), process.config.name, process.pid)
         answer.give(pid=process.pid, process=name_of(process))
+
+    def renew(self, name: str, inode: int, answer: Answer) -> None:
+        """See `Renewing`."""
+        try:
+            self._renew(name, inode)
+        except OSError as error:
+            answer.refuse(f"can't make it anew: {error.strerror or error}")
+        else:
+            answer.give()
 
     def settle(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 from sockshare.core import diagnosis, ends, wrappers
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
-from sockshare.kernel import occupants, processes
+from sockshare.kernel import occupants, processes, reach
 from sockshare.kernel.features import features
 
 from .holders import LONGEST_COMMAND
@@ -53,9 +53,21 @@ async def examine(
     return await state.holders.worker.do(_findings, told, state.observer, signals), facts
 
 
+def _closed(address: str) -> str:
+    """Whom the permissions of a path keep out."""
+    scheme, _, path = address.partition("://")
+    if not scheme.startswith("unix") or not path.startswith("/"):
+        return ""
+    try:
+        return reach.closed_to(path)
+    except OSError:
+        return ""  # that it is gone is said otherwise
+
+
 def _findings(facts: dict[str, Any], observer: Observer, signals: Mapping[str, int]) -> list[Finding]:
     owned: dict[int, frozenset[int] | None] = {}
     for entry in facts["sockets"]:
+        entry["closed"] = _closed(str(entry["address"]))
         for holder in entry["holders"]:
             pid = holder["pid"]
             if pid not in owned:

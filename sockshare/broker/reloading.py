@@ -64,6 +64,7 @@ class Reloading:
             state.addresses,
             state.reply,
             self._leftovers,
+            state.guard.tell,
             state.manager_name,
         )
 

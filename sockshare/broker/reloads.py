@@ -25,6 +25,7 @@ from sockshare.kernel import processes
 from .drain import Address, Drainer, Left
 from .endpoint import Caller
 from .giving_up import spare
+from .guard import Told
 from .hostlink import HostLink
 from .introductions import Introductions
 from .leftovers import Leftovers
@@ -65,6 +66,8 @@ class Services(NamedTuple):
     #: Sends an event (fields of the answer) to who follows; false once it is gone.
     tell: Callable[[Caller, dict[str, Any]], bool]
     leftovers: Leftovers
+    #: What there is to be said of the sockets of these names since then (`Guard.tell`).
+    reached: Callable[[Iterable[str], float], Told]
     #: What the manager is called: circusd, supervisord.
     manager: str = "its manager"
 
@@ -319,7 +322,7 @@ class Reload:
         if self._rollout.state is not State.ENDED:
             self._journal()
         self._keep_from_few()
-        for effect in effects:
+        for effect in self._judged(effects):
             if isinstance(effect, steps.Start):
                 self._run(self._start(effect))
             elif isinstance(effect, steps.Find):
@@ -362,6 +365,23 @@ class Reload:
             # Its page is not waited for any more, and must not look like a client's request.
             self._verifying.cancel()
         self._schedule()
+
+    def _judged(self, effects: list[steps.Effect]) -> list[steps.Effect]:
+        """*effects*, whose last word says what came of the sockets: a program that nobody reaches is not *done*."""
+        if not any(isinstance(effect, steps.Finish) and effect.result == "ok" for effect in effects):
+            return effects
+        told = self._services.reached(self._expectation.sockets, self._rollout.began)
+        judged: list[steps.Effect] = []
+        for effect in effects:
+            if isinstance(effect, steps.Report) and effect.step == "done":
+                step = "failed" if told.unreachable else "done"
+                effect = replace(effect, step=step, reason=_joined(told, effect.reason))
+            elif isinstance(effect, steps.Finish):
+                effect = replace(effect, reason=_joined(told, effect.reason))
+                if told.unreachable:
+                    effect = replace(effect, result="failed", exit=ExitStatus.NOT_SERVING)
+            judged.append(effect)
+        return judged
 
     def _keep_from_few(self) -> None:
         """Hold the new process back from what only some may have, as long as the rollout says."""
@@ -727,3 +747,7 @@ class Reload:
 def _now() -> float:
     # CLOCK_MONOTONIC, the same for every process since boot: times in the journal mean the same to the next broker.
     return time.monotonic()
+
+
+def _joined(told: Told, reason: str) -> str:
+    return "; ".join(one for one in (told.unreachable or told.mended, reason) if one)

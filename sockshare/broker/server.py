@@ -23,6 +23,7 @@ from sockshare.kernel.peers import Peer
 from .authority import Authority
 from .door import Door
 from .endpoint import Caller, Endpoint
+from .guard import Guard
 from .handout import HandOut
 from .hostlink import HostLink
 from .leftovers import Leftovers
@@ -74,6 +75,16 @@ class Broker:
         self._leftovers = Leftovers(state, link, hello.directory)
         self._reloading = Reloading(state, self._handout.introductions, link, records, self._leftovers)
         self._retirements = Retirements(state, self._reloading, link)
+        state.guard = self._guard = Guard(
+            link,
+            state.roster,
+            state.holders,
+            state.sockets,
+            state.shared,
+            manager=state.manager,
+            replaced=self._replaced,
+            uses=state.names,
+        )
         self._authority = Authority(state.manager)
         self._uids = {0, os.geteuid(), state.manager["uid"], *hello.uids, *self._authority.owner()}
         self._uids.update(records.admitted)
@@ -105,6 +116,11 @@ class Broker:
             state.manager["pid"],
             ",".join(state.sockets),
         )
+
+    def _replaced(self) -> list[int]:
+        running = [*self._reloading.running.values(), *self._retirements.running]
+        # A new process that is held back is suspended too.
+        return [pid for one in running for pid in one.suspends if pid != one.holds_back]
 
     def _reply(self, caller: Caller, fields: dict[str, Any]) -> bool:
         return self._endpoint.reply(caller, fields)
@@ -201,6 +217,7 @@ class Broker:
         state = self._state
         state.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._handout.died(known)
+        self._guard.died(known)
         pid, managed = known.identity.pid, known.managed
         if managed is None or managed.pid != pid:
             return

@@ -18,6 +18,7 @@ from sockshare.core.troubles import Troubles
 
 from .drain import Address, address_of
 from .endpoint import Caller
+from .guard import Guard
 from .holders import Holders
 from .hostlink import HostLink
 from .observer import Observer
@@ -38,6 +39,9 @@ class State:
         reply, fail: Answer a caller of the dialogue.
         on_death: Called once for each known process that dies.
     """
+
+    #: Set by the broker, which knows the reloads.
+    guard: Guard
 
     def __init__(
         self,
@@ -151,6 +155,11 @@ class State:
                 f"the section of {managed.program} has no {self.sockets_key}"
             )
         return managed
+
+    def names(self, program: str, socket: str) -> bool:
+        """Whether the section of *program* names *socket*."""
+        spec = self.programs.get(program)
+        return spec is not None and socket in spec.sockets
 
     def refused(self, pid: int, reason: str) -> None:
         """Count and log that *pid* was refused something."""

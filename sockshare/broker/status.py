@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sockshare.core import reachability
 from sockshare.core.errors import ManagerError
 from sockshare.core.leftovers import Leftover
 from sockshare.core.registration_steps import Means, Standing
@@ -26,6 +27,8 @@ from .roster import Managed
 from .state import State
 
 VERSION = 1
+#: Seconds for which a queue has to be full to be called so.
+_FULL_FOR = 0.05
 
 
 async def status_document(
@@ -68,6 +71,7 @@ async def describe(
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
     left = await leftovers.find(None if silent is not None else programs, scan)
     left_out = await _add_others(state, sockets, members, scan)
+    await _judge(state, sockets)
     return {
         "version": VERSION,
         "state": "refused" if state.mistakes else "serving",
@@ -91,6 +95,30 @@ async def describe(
             "seconds": round(scan.seconds, 4),
         },
     }
+
+
+async def _judge(state: State, sockets: list[dict[str, Any]]) -> None:
+    """Add to each of *sockets* whether clients reach it, and somebody accepts there."""
+    full = set()
+    for entry in sockets:
+        if state.guard.load(entry["name"]).is_full:
+            full.add(entry["name"])
+        await asyncio.sleep(0)
+    if full:  # a moment's burst is none of it
+        await asyncio.sleep(_FULL_FOR)
+    for entry in sockets:
+        name = entry["name"]
+        facts = state.guard.facts(name)
+        is_full = name in full and state.guard.load(name).is_full
+        verdict = reachability.judge(
+            entry, fault=facts["fault"], unseen=facts["unseen"], is_full=is_full, stalled=facts["stalled"]
+        )
+        entry["state"], entry["why"] = verdict.state, verdict.why or None
+        unseen = [verdict.unseen, "" if entry["drops"] is not None else "the kernel does not say what it has dropped"]
+        if any(unseen):
+            entry["unseen"] = "; ".join(filter(None, unseen))
+        entry["mended"] = facts["mended"]
+        await asyncio.sleep(0)
 
 
 async def _add_others(
@@ -168,7 +196,6 @@ def _socket(
     inode, fd = state.shared[name]
     duplicate = socket.socket(fileno=os.dup(fd))
     try:
-        queue = listeners.queue(duplicate)
         address = state.sockets[name].address or listeners.address(duplicate)
     finally:
         duplicate.close()
@@ -179,14 +206,16 @@ def _socket(
         # What it has said, it may have said of a socket that was in this one's place.
         holders.append({**holder, "ready": holder["ready"] and holds is not False})
     line = state.registrations.line(name)
+    load = state.guard.load(name)
     return {
         "name": name,
         "address": address,
         "registration": state.sockets[name].registration,
         **({} if line is None else _counted(line)),
         "inode": inode,
-        "queue": None if queue is None else queue.length,
-        "backlog": None if queue is None else queue.backlog,
+        "queue": load.length,
+        "backlog": load.limit,
+        "drops": load.drops,
         "holders": holders,
     }
 

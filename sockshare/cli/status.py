@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sockshare.core import reachability
 from sockshare.core.errors import ExitStatus
 
 from .connection import Connection, Endpoint, connect
@@ -31,7 +32,7 @@ class Table(NamedTuple):
 
 
 def run(endpoint: Endpoint, *, as_json: bool) -> int:
-    """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
+    """Show the status; 2 for a refused configuration, 3 when a socket is not reached by clients, or not served."""
     broker = connect(endpoint)
     if broker.state == "refused" and broker.mistakes:
         return refused(broker, as_json=as_json)
@@ -47,9 +48,12 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
     missing = not_serving(document)
     for name in missing:
         print(f"sockshare: {name}: no ready process holds this socket", file=sys.stderr)
+    unreachable = [entry for entry in document.get("sockets", ()) if entry.get("state") == reachability.UNREACHABLE]
+    for entry in unreachable:
+        print(f"sockshare: {entry['name']}: clients don't reach this socket: {entry['why']}", file=sys.stderr)
     if document.get("mistakes"):
         return ExitStatus.USAGE
-    return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
+    return ExitStatus.NOT_SERVING if missing or unreachable else ExitStatus.OK
 
 
 def refused(broker: Connection, *, as_json: bool) -> int:
@@ -73,6 +77,7 @@ def not_serving(document: _Document) -> list[str]:
             holder.get("ready") and not holder.get("suspended") and not holder.get("quiesced")
             for holder in entry.get("holders", ())
         )
+        and entry.get("state") != reachability.UNSERVED
     }
     # Of others this user may see no more than the name; and of some processes the broker can't see.
     unseen = {
@@ -99,10 +104,11 @@ def tables(document: _Document) -> list[Table]:
     for entry in document.get("sockets", ()):
         registration = _registration(entry)
         queue = f"{_text(entry.get('queue'))}/{_text(entry.get('backlog'))}"
-        sockets.append((_text(entry["name"]), _text(entry.get("address")), _text(registration), queue))
+        cells: list[Any] = [entry["name"], entry.get("address"), entry.get("state"), registration, queue]
+        sockets.append(tuple(_text(cell) for cell in cells))
         for holder in entry.get("holders", ()):
             registered = _registered(holder)
-            cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
+            cells = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
             ready = "?" if holder.get("unseen") and holder.get("ready") is None else holder.get("ready")
             cells += [ready, registered, holder.get("kept_by"), holder.get("connections")]
             holders.append(tuple(_text(cell) for cell in cells))
@@ -118,7 +124,7 @@ def tables(document: _Document) -> list[Table]:
         cells += [last.get("result"), last.get("seconds"), last.get("reason", "")]
         programs.append(tuple(_text(cell) for cell in cells))
     return [
-        Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
+        Table(("SOCKET", "ADDRESS", "STATE", "REGISTRATION", "QUEUE"), sockets),
         Table(("PROCESS", "PID", "SOCKET", "GENERATION", "READY", "REGISTERED", "KEPT BY", "CONNECTIONS"), holders),
         Table(("SOCKET", "ALSO OPEN IN PID", "BELOW", "COMMAND"), others),
         Table(("PROGRAM", "STATE", "RELOAD", "LAST", "SECONDS", "REASON"), programs),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from .reachability import UNREACHABLE, UNSERVED
+
 
 class Finding(NamedTuple):
     """One thing that was found, in a sentence that says what to do."""
@@ -25,6 +27,7 @@ class Words(NamedTuple):
     control: str
     blocking: str  # where a socket is made blocking
     applied: str  # what has that take effect
+    opens: str  # what lets more users connect to a path
 
 
 _WORDS = {
@@ -35,6 +38,7 @@ _WORDS = {
         "circusctl",
         "{0}.blocking = True in [plugin:sockshare]",
         "start circusd anew",
+        "umask in its section (in decimal), or chmod o+x of the directory",
     ),
     "supervisor": Words(
         "supervisord",
@@ -43,6 +47,7 @@ _WORDS = {
         "supervisorctl",
         "blocking = true in [sockshare:{0}]",
         "`{0} update`",
+        "socket_mode = 0770 with socket_owner = USER:GROUP, or socket_mode = 0777; or chmod o+x of the directory",
     ),
 }
 
@@ -124,12 +129,34 @@ def _of_socket(entry: Mapping[str, Any], facts: Mapping[str, Any], words: Words)
             others = "".join(f", and program {user}" for user in down)
             sentence = f"no process that serves it is ready, connections wait: see the processes{others}"
             yield Finding("problem", subject, sentence)
+    elif entry["state"] == UNSERVED:
+        yield Finding("problem", subject, f"{entry['why']}, connections wait: see the processes")
+    yield from _of_reach(entry, words)
+
+
+def _of_reach(entry: Mapping[str, Any], words: Words) -> Iterator[Finding]:
+    subject = f"socket {entry['name']}"
     queue, backlog = entry["queue"], entry["backlog"]
     if queue is not None and backlog and queue >= backlog:
         sentence = (
             f"its queue is full ({queue} of {backlog}): add processes, or raise its backlog (and net.core.somaxconn)"
         )
-        yield Finding("problem", f"socket {name}", sentence)
+        yield Finding("problem", subject, sentence)
+    elif entry["state"] == UNREACHABLE:
+        yield Finding("problem", subject, f"clients don't reach it: {entry['why']}")
+    elif entry["drops"]:
+        sentence = (
+            f"the kernel has dropped {entry['drops']} that came to it since it was made: its queue was full, as a rule"
+        )
+        yield Finding("note", subject, sentence)
+    if entry["closed"]:
+        yield Finding("note", subject, f"{entry['closed']}; if its clients are others: {words.opens}")
+    if entry["mended"] is not None:
+        times = entry["mended"]["times"]
+        often = f", the last of {times} times" if times > 1 else ""
+        yield Finding("note", subject, f"{entry['mended']['last']} ({entry['mended']['ago']:.0f} s ago{often})")
+    if entry.get("unseen"):
+        yield Finding("note", subject, f"not all of it can be seen: {entry['unseen']}")
 
 
 #: What servers and runtimes say of an address that they can't bind, and of an accept(2) that would have to wait.

@@ -69,6 +69,8 @@ class SocketSpec(msgspec.Struct, frozen=True):
     rotate_ms: float = 0.0  # at least so many milliseconds with one holder; 0: passed on whenever something was taken
     blocking: bool = False  # handed out without O_NONBLOCK
     address: str = ""  # where its clients find it, if the socket itself is bound under another name
+    guard: Literal["repair", "warn", "off"] = "repair"  # what is done when clients don't reach it
+    elsewhere: str = ""  # why the manager's socket of this name is another one by now, and what to do
 
 
 class PluginSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -225,6 +227,7 @@ _SOCKET: Mapping[str, _Reader] = {
     "enforce": _choice("warn", "suspend", "stop"),
     "rotate_ms": _milliseconds,
     "blocking": _boolean,
+    "guard": _choice("repair", "warn", "off"),
 }
 #: Which registrations a socket's other keys are about.
 _ONLY_WITH: Mapping[str, tuple[Callable[[object], bool], str]] = {

@@ -28,7 +28,7 @@ from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
 from .store import DescriptorStore
-from .verbs import Answer, Configuration, Counting, Holding, Manager, Placing, Verbs, Witness
+from .verbs import Answer, Configuration, Counting, Holding, Manager, Placing, Renewing, Verbs, Witness
 
 log = logging.getLogger(__name__)
 
@@ -429,6 +429,8 @@ class Host:
             self._settle(message, answer)
         elif verb == "report" and isinstance(self._verbs, Witness):
             self._verbs.report(message["pid"], answer)
+        elif verb == "renew" and isinstance(self._verbs, Renewing):
+            self._verbs.renew(message["socket"], message["inode"], answer)
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):

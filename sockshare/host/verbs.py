@@ -124,6 +124,14 @@ class Counting(Protocol):
 
 
 @runtime_checkable
+class Renewing(Protocol):
+    """What a manager's host can do whose sockets are its own."""
+
+    def renew(self, name: str, inode: int, answer: Answer) -> None:
+        """Have another socket at the address of *name*, in place of *inode*, which nothing revives."""
+
+
+@runtime_checkable
 class Holding(Protocol):
     """What a manager can do besides, whose own commands have a process held before they stop it."""
 

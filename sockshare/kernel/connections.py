@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -25,9 +26,10 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_INET_DIAG_INFO = 2
-_UDIAG_SHOW_ICONS, _UDIAG_SHOW_RQLEN = 0x08, 0x10
-_UNIX_DIAG_ICONS, _UNIX_DIAG_RQLEN = 3, 4
+_INET_DIAG_INFO, _INET_DIAG_SHUTDOWN = 2, 8
+_UDIAG_SHOW_VFS, _UDIAG_SHOW_ICONS, _UDIAG_SHOW_RQLEN = 0x02, 0x08, 0x10
+_UNIX_DIAG_VFS, _UNIX_DIAG_ICONS, _UNIX_DIAG_RQLEN, _UNIX_DIAG_SHUTDOWN = 1, 3, 4, 6
+_ANY_STATE = 0xFFFFFFFF
 _NO_COOKIE = 0xFFFFFFFF
 _ANY_STATE = 0xFFFFFFFF
 #: SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY (linux/sock_diag.h).
@@ -273,6 +275,58 @@ def unix_clients(inode: int) -> list[int]:
     """
     clients = _unix_attribute(inode, _UDIAG_SHOW_ICONS, _UNIX_DIAG_ICONS)
     return list(struct.unpack(f"={len(clients) // 4}I", clients))
+
+
+def unix_file(inode: int) -> int:
+    """The inode, in its file system and of its last 32 bits, of the file that the ``AF_UNIX`` socket *inode* was bound
+    at; 0 if that is none (an abstract name). It stays the same when the file is renamed or removed.
+
+    Raises:
+        LookupError, OSError: As `listener_queue`.
+    """
+    return _file_of(_unix_socket(inode))
+
+
+def unix_sockets_at(file: int) -> list[int]:
+    """The inodes of the ``AF_UNIX`` sockets that are bound at *file*, as `unix_file` has it: all of the machine's are
+    gone through.
+
+    Raises:
+        OSError: The kernel does not answer.
+    """
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, _ANY_STATE, 0, _UDIAG_SHOW_VFS, _NO_COOKIE, _NO_COOKIE)
+    return [_UNIX_MESSAGE.unpack_from(body)[3] for body in _ask(request, _NLM_F_DUMP) if _file_of(body) == file]
+
+
+def _unix_socket(inode: int) -> bytes:
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, _ANY_STATE, inode, _UDIAG_SHOW_VFS, _NO_COOKIE, _NO_COOKIE)
+    try:
+        for body in _ask(request, 0):
+            return body
+    except FileNotFoundError:
+        pass
+    raise _unknown(inode)
+
+
+def _file_of(body: bytes) -> int:
+    found = _attribute(body, _UNIX_MESSAGE.size, _UNIX_DIAG_VFS)
+    return int.from_bytes(found[:4], sys.byteorder)
+
+
+def datagram_shutdown(family: int, inode: int, port: int = 0) -> int:
+    """What of the datagram socket *inode*, on local *port*, was shut down: 1 reading, 2 writing, 3 both.
+
+    Raises:
+        LookupError, OSError: As `listener_queue`.
+    """
+    if family == socket.AF_UNIX:
+        return _attribute(_unix_socket(inode), _UNIX_MESSAGE.size, _UNIX_DIAG_SHUTDOWN)[0]
+    request = bytearray(_REQUEST.pack(family, socket.IPPROTO_UDP, 0, _ANY_STATE, 0, 0, 0, _NO_COOKIE, _NO_COOKIE))
+    _REQUEST_PORTS.pack_into(request, 8, port, 0)
+    for body in _ask(bytes(request), _NLM_F_DUMP):
+        if _MESSAGE.unpack_from(body)[-1] == inode:
+            return int.from_bytes(_attribute(body, _MESSAGE.size, _INET_DIAG_SHUTDOWN)[:1], sys.byteorder)
+    raise _unknown(inode)
 
 
 def _unix_queue(inode: int) -> Queue:

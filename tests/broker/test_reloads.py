@@ -17,6 +17,7 @@ import pytest
 
 from sockshare.broker.drain import Address
 from sockshare.broker.endpoint import Caller
+from sockshare.broker.guard import Told
 from sockshare.broker.hostlink import HostLink
 from sockshare.broker.introductions import Introductions
 from sockshare.broker.leftovers import Leftovers, Outcome
@@ -45,6 +46,7 @@ class World:
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.addresses: list[Address] = []
+        self.told = Told("", "")
         self.new = NEW  # what the manager starts
         self.full: asyncio.Future[None] | None = None  # until the host has read what it was told
         self.report: dict[str, Any] = {}  # what it says of the new one's end
@@ -119,7 +121,12 @@ class World:
     @property
     def services(self) -> Services:
         one = cast(Any, self)
-        return Services(one, one, one, one, one, lambda names: self.addresses, self._tell, one, "supervisord")
+        return Services(
+            one, one, one, one, one, lambda names: self.addresses, self._tell, one, self._reached, "supervisord"
+        )
+
+    def _reached(self, names: Iterable[str], since: float) -> Told:
+        return self.told
 
     def _tell(self, caller: Caller, fields: dict[str, Any]) -> bool:
         self.done.append(("told", fields.get("event", {}).get("step"), fields))
@@ -204,6 +211,33 @@ def test_where_it_stands_is_recorded_before_anything_is_done(effect: tuple[Any, 
         first = next(at for at, one in enumerate(world.done) if one[: len(effect)] == effect)
         lines = [one for one in world.done[:first] if one[0] == "journal"]
         assert lines[-1] == ("journal", "reload:web", state)
+
+    play(body)
+
+
+@pytest.mark.parametrize(
+    ("told", "result", "status", "step"),
+    [
+        (Told("clients don't reach web: it is gone", "web: it was mended"), "failed", 3, "failed"),
+        (Told("", "web: it was mended"), "ok", 0, "done"),
+    ],
+)
+def test_reload_after_which_nobody_reaches_the_program_is_not_done(
+    told: Told, result: str, status: int, step: str
+) -> None:
+    """The last step and the answer have the reason; what was mended while it ran is said too."""
+
+    async def body(world: World) -> None:
+        world.told = told
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        case.dies(OLD)
+        await world.until(lambda: case.answers, "it is over")
+        reason = told.unreachable or told.mended
+        assert [case.answers[0][key] for key in ("result", "exit")] == [result, status]
+        assert case.reload.events[-1]["step"] == step
+        for said in (case.answers[0], case.reload.events[-1]):  # before what is said besides, of connections
+            assert said["reason"].startswith(f"{reason}; can't see whether")
 
     play(body)
 

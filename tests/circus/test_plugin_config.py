@@ -95,6 +95,21 @@ def test_programs_and_sockets_are_read(sock: socket.socket) -> None:
     assert settings.read(SECTION, options, unknown_user, {"web": sock})[0].uids == []
 
 
+def test_socket_that_circusd_has_made_anew_is_told_by_its_inode(sock: socket.socket) -> None:
+    """After a `reloadconfig` the name is another socket's; what to do is said of ours."""
+    assert told_of(told(sock), sock) == ""
+    said = told_of(told(sock, inode=1, at="127.0.0.1:8001"), sock)
+    assert "at 127.0.0.1:8001, and nobody accepts there" in said
+    assert said.endswith(": circusctl restart plugin:sockshare, then sockshare reload web")
+    assert "changed and nobody" in told_of(told(sock, inode=1), sock)
+
+
+def told_of(answer: Mapping[str, Any], sock: socket.socket) -> str:
+    """Where the socket is instead, by circusd's *answer*."""
+    ((described, _),) = settings.read(SECTION, OPTIONS, answer, {"web": sock})[0].sockets
+    return str(described["elsewhere"])
+
+
 def test_warning_is_given_when_blocking_socket_is_shared(sock: socket.socket) -> None:
     """By our key or by circus's own; not when only one process waits on it."""
     for answer, options in (

@@ -41,6 +41,7 @@ STATUS: dict[str, Any] = {
             "inode": 123,
             "queue": 0,
             "backlog": 2048,
+            "state": "ok",
             "holders": [HOLDER],
         }
     ],
@@ -92,7 +93,7 @@ def test_status_is_aligned_text_without_a_terminal(host: Host) -> None:
     assert done.returncode == 0, done
     lines = done.stdout.splitlines()
     assert lines[0] == "circusd (pid 10), broker (pid 11)"
-    assert "web     tcp://127.0.0.1:8000  shared        0/2048" in lines
+    assert "web     tcp://127.0.0.1:8000  ok     shared        0/2048" in lines
     holder = next(one for one in lines if one.startswith("web:1"))
     assert holder.split() == ["web:1", "20", "web", "3", "yes", "yes", "suspend", "12"]
     assert "\x1b" not in done.stdout
@@ -124,6 +125,22 @@ def test_status_is_a_table_on_a_terminal(host: Host) -> None:
     assert status == 0
     assert "\x1b[1m" in out
     assert "tcp://127.0.0.1:8000" in out
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("unreachable", "web: clients don't reach this socket: the reason"),
+        ("unserved", "web: no ready process holds this socket"),
+    ],
+)
+def test_status_exits_3_when_clients_do_not_reach_a_socket(host: Host, state: str, said: str) -> None:
+    """The reason is on stderr, the state in the table; also where nobody serves it though a process is ready."""
+    host.start(status={**STATUS, "sockets": [{**STATUS["sockets"][0], "state": state, "why": "the reason"}]})
+    done = host.run("status")
+    assert done.returncode == 3
+    assert said in done.stderr
+    assert state in done.stdout
 
 
 @pytest.mark.parametrize("change", [{"ready": False}, {"suspended": True}, None])

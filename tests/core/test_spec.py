@@ -514,7 +514,7 @@ def test_plugin_spec_survives_json(registration: str | int) -> None:
 def test_unknown_field_is_passed_over_between_host_and_broker() -> None:
     """A host one version later says more than the broker knows."""
     assert msgspec.convert({"name": "web", "canary": 1}, ProgramSpec) == ProgramSpec("web")
-    assert msgspec.convert({"name": "web", "guard": "off"}, SocketSpec) == SocketSpec("web")
+    assert msgspec.convert({"name": "web", "shape": "round"}, SocketSpec) == SocketSpec("web")
 
 
 @given(st.dictionaries(st.text(max_size=12), st.text(max_size=12)))

@@ -46,7 +46,7 @@ def test_hello_of_a_neighbour_is_read(change: int) -> None:
         "version": versions.LINK + change,
         "shape": {"a": [1]},
         "manager": {**HELLO["manager"], "systemd": True},
-        "sockets": [{"name": "web", "guard": "off"}],
+        "sockets": [{"name": "web", "shape": "round"}],
         "programs": [{"name": "web", "sockets": ["web"], "canary": 5}],
         "listeners": ["broker", "door", "metrics"],
     }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +20,7 @@ from typing import Any, cast
 import pytest
 from supervisor.medusa import asyncore_25 as asyncore
 
+from sockshare.cli.stage import free_port
 from sockshare.core.errors import BadConfiguration
 from sockshare.core.spec import SocketSpec
 from sockshare.host.host import Host
@@ -135,7 +139,9 @@ def test_group_of_a_process_counts_for_its_own_user(uid: int, counts: bool) -> N
             config = SimpleNamespace(name="web", sockshare_program="web")
             process = SimpleNamespace(config=config, group=SimpleNamespace(config=SimpleNamespace(name="web")))
             supervisord = SimpleNamespace(options=SimpleNamespace(pidhistory={leader.pid: process}))
-            verbs = SupervisorVerbs(cast(PollLoop, None), lambda: supervisord, cast(Twins, None))
+            verbs = SupervisorVerbs(
+                cast(PollLoop, None), lambda: supervisord, cast(Twins, None), lambda name, inode: None
+            )
             told: list[dict[str, Any]] = []
             verbs.whois(member.pid, Answer(told.append))
             verbs.whois(leader.pid, Answer(told.append))
@@ -221,3 +227,54 @@ def test_nothing_changes_when_one_of_the_new_sockets_can_not_be_bound(tmp_path: 
     finally:
         registry.close()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("scheme", ["unix", "unixgram", "unixseqpacket", "udp"])
+def test_socket_is_made_anew_at_its_address(tmp_path: Path, scheme: str) -> None:
+    """Although those who have the old one keep it; its mode is as before, and the one who asks late changes nothing."""
+    address = f"udp://127.0.0.1:{free_port()}" if scheme == "udp" else f"{scheme}://{tmp_path}/s"
+    registry = Registry()
+    registry.apply({"s": Socket(SocketSpec("s"), Binding(binding.parse(address), mode=0o640), 16)})
+    try:
+        ((_, old),) = registry.sockets
+        before, where = old.fileno(), old.getsockname()
+        inode = os.fstat(before).st_ino
+        with old.dup(), socket.socket(old.family, old.type) as client:
+            with suppress(OSError):
+                old.shutdown(socket.SHUT_RDWR)
+            registry.renew("s", inode)
+            ((_, new),) = registry.sockets
+            assert os.fstat(new.fileno()).st_ino != inode
+            client.connect(where)
+            if new.type == socket.SOCK_DGRAM:
+                client.send(b"x")
+                assert new.recv(1) == b"x"
+            assert not new.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+            registry.renew("s", inode)
+            assert registry.sockets[0][1] is new
+            if scheme != "udp":
+                assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o640
+    finally:
+        registry.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_socket_is_held_when_no_other_can_be_made(tmp_path: Path) -> None:
+    """As where the directory of its path is gone; it can be asked for again."""
+    directory = tmp_path / "d"
+    directory.mkdir()
+    registry = Registry()
+    registry.apply({"s": unix(directory / "s")})
+    try:
+        ((_, old),) = registry.sockets
+        inode = os.fstat(old.fileno()).st_ino
+        shutil.rmtree(directory)
+        with pytest.raises(FileNotFoundError):
+            registry.renew("s", inode)
+        assert registry.sockets[0][1] is old
+        directory.mkdir()
+        registry.renew("s", inode)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(directory / "s"))
+    finally:
+        registry.close()

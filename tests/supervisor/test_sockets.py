@@ -179,8 +179,11 @@ def test_unix_path_stays_when_a_child_unlinks_it(supervisord: Supervisords) -> N
             except OSError:
                 return 0
 
+    def published() -> os.stat_result | None:
+        return path.stat() if path.exists() else None
+
     first = wait_until(answer, 20, "it answers", 0.05)
-    found = path.stat()
+    found = wait_until(published, 5, "the path is there again", 0.005)
     assert stat.S_IMODE(found.st_mode) == 0o640
     if os.geteuid() == 0:
         assert found.st_uid == pwd.getpwnam("nobody").pw_uid
@@ -188,7 +191,7 @@ def test_unix_path_stays_when_a_child_unlinks_it(supervisord: Supervisords) -> N
     for act in (restart, reload_daemon):
         act(stage)
         assert wait_until(answer, 20, "it answers again", 0.05) != first
-        assert path.stat().st_ino == found.st_ino
+        assert wait_until(published, 5, "the path is there again", 0.005).st_ino == found.st_ino
     assert stage.reload().status == 0
     assert answer() in stage.pids()
     stage.stop()

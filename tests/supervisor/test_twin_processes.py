@@ -76,7 +76,7 @@ def test_old_one_is_stopped_by_the_signal_of_its_server(start: Start) -> None:
     stage = start()
     old, twin = stage.process("web"), twin_of(stage)
     answers: list[object] = []
-    verbs = SupervisorVerbs(stage.loop, lambda: stage.supervisord, stage.twins)
+    verbs = SupervisorVerbs(stage.loop, lambda: stage.supervisord, stage.twins, lambda name, inode: None)
     verbs.settle("web", [old.pid], [twin.pid], 1, False, 0.0, Answer(answers.append), int(signal.SIGINT))
     assert (old.config.stopsignal, stage.process("web").config.stopsignal) == (signal.SIGINT, signal.SIGTERM)
     at_rest(stage, "web")

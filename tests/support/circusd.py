@@ -44,6 +44,8 @@ PROGRAMS = {
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",
     "taking-exclusive": "{python} {apps}/taking.py exclusive",
+    "shutter": "{python} {apps}/shutter.py AF_INET",
+    "shutter-unix": "{python} {apps}/shutter.py AF_UNIX",
     "standby": "{python} {apps}/taking.py epoll",
     "turns": "{python} {apps}/turns.py",
     "taking-udp": "{python} {apps}/taking.py epoll",

@@ -12,6 +12,31 @@ _CLAIMS, _HANDOUT, _LINE, _RELOADS, _REGISTRATIONS, _RETIREMENTS, _DOOR, _DRAIN,
 _OF_REGISTRATIONS, _OF_RELOADS = f"{_TESTS}/test_registrations.py", f"{_TESTS}/test_reloads.py"
 
 BROKER = (
+    # Whether clients reach a socket.
+    mutant(
+        "broker: listener that was shut down stays so",
+        f"{_BROKER}/guard.py",
+        "revived = reach.listen_again(sock, one.backlog)",
+        "revived = False",
+        f"{_TESTS}/test_guard.py::test_each_socket_is_mended_by_its_guard",
+        felt="a server that shuts its listener down as it ends has all connections refused, for ever",
+    ),
+    mutant(
+        "broker: guard = warn repairs",
+        f"{_BROKER}/guard.py",
+        'if one.spec.guard != "repair":',
+        'if one.spec.guard == "off":',
+        f"{_TESTS}/test_guard.py::test_each_socket_is_mended_by_its_guard",
+        felt="a path that its owner has taken away comes back, although its section says that it shall not",
+    ),
+    mutant(
+        "broker: reload is done although nobody reaches the program",
+        _RELOADS,
+        "                if told.unreachable:\n",
+        "                if told.unreachable and told.mended:\n",
+        f"{_OF_RELOADS}::test_reload_after_which_nobody_reaches_the_program_is_not_done",
+        felt="the exit status of a deploy is 0, and every client is refused",
+    ),
     # Who may have what.
     mutant(
         "broker: anybody may command",
@@ -173,8 +198,8 @@ BROKER = (
         kind=Kind.JOURNAL,
         more=(
             (
-                "        self._schedule()\n\n    def _keep_from_few",
-                "        if self._rollout.state is not State.ENDED:\n            self._journal()\n        self._schedule()\n\n    def _keep_from_few",
+                "        self._schedule()\n\n    def _judged",
+                "        if self._rollout.state is not State.ENDED:\n            self._journal()\n        self._schedule()\n\n    def _judged",
             ),
         ),
     ),
