@@ -240,7 +240,7 @@ class Reload:
         if self._rollout.concerns(pid):
             self._judging += 1
             try:
-                await self._learn_stopped()
+                await self._learn_stopped(pid)
             finally:
                 self._judging -= 1
         if self._rollout.is_new(pid):
@@ -253,7 +253,7 @@ class Reload:
         if pid in self._drainers:
             self._drainers.pop(pid).stop()
 
-    async def _learn_stopped(self) -> None:
+    async def _learn_stopped(self, died: int | None = None) -> None:
         """Ask the manager which processes it was told to stop by others: they have not failed."""
         try:
             asked = self._services.host.ask("processes")
@@ -261,9 +261,10 @@ class Reload:
         except (ManagerError, TimeoutError, asyncio.TimeoutError) as error:
             log.debug("%s: can't tell what the manager has stopped: %r", self.program, error)
             return
-        # What circus itself has told to end may be an old process, which its own reload stops.
-        ended = [pid for pid in answer.get("told_to_end", ()) if self._rollout.is_new(pid)]
-        for pid in [*answer.get("programs", {}).get(self.program, {}).get("stopped", ()), *ended]:
+        stopped = answer.get("programs", {}).get(self.program, {}).get("stopped", ())
+        if died is not None and died in answer.get("told_to_end", ()) and self._rollout.is_new(died):
+            stopped = [*stopped, died]  # an old one is what circus's own reload stops
+        for pid in stopped:
             self._feed(steps.Stopped(pid))
 
     async def _mourn(self, pid: int, reason: str) -> None:

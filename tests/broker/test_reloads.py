@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -50,6 +51,7 @@ class World:
         self.new = NEW  # what the manager starts
         self.full: asyncio.Future[None] | None = None  # until the host has read what it was told
         self.report: dict[str, Any] = {}  # what it says of the new one's end
+        self.processes: dict[str, Any] = {}  # what it says of all
         self.answers = asyncio.Event()  # whether the manager does
         self.answers.set()
         self._managed: dict[int, Managed] = {}
@@ -69,6 +71,8 @@ class World:
             raise ManagerSilent("silent") from None
         if verb == "report":
             return self.report
+        if verb == "processes":
+            return self.processes
         return {"pid": self.new.pid, "process": self.new.name} if verb == "start" else {}
 
     # The roster, the observer, the introductions.
@@ -317,6 +321,44 @@ def test_reason_is_what_the_manager_saw_of_its_end(step: str, report: dict[str, 
         await world.until(lambda: case.answers, "it is over")
         assert case.answers[0]["reason"] == reason
         assert case.answers[0]["stderr"] == stderr
+
+    play(body)
+
+
+def test_new_one_that_circus_has_told_to_end_is_not_blamed() -> None:
+    """An old one that circus has told to end is what its own reload stops: nothing is to be said of it."""
+
+    async def body(world: World) -> None:
+        world.processes = {"told_to_end": [NEW.pid, OLD.pid]}
+        case = Case(world, PLAN._replace(ready_hold=60.0))
+        await case.comes_to("hold")
+        case.dies(NEW)
+        await world.until(lambda: case.answers, "it is over")
+        assert case.answers[0]["reason"] == f"web:2 (pid {NEW.pid}) was stopped by its manager meanwhile"
+        case = Case(world, PLAN._replace(quiesce=60.0))
+        await case.comes_to("quiesce")
+        case.dies(OLD)
+        await world.until(lambda: len(world.asked("settle")) > 1, "it is settled")
+        await world.until(lambda: case.answers, "it is over")
+        assert "was stopped" not in case.answers[0]["reason"]
+
+    play(body)
+
+
+def test_no_time_passes_while_it_is_found_out_why_the_new_one_has_died() -> None:
+    """It would take over, dead as it is, if its time to stay alive ended meanwhile."""
+
+    async def body(world: World) -> None:
+        case = Case(world, PLAN._replace(ready_hold=0.2))
+        await case.comes_to("hold")
+        world.answers.clear()
+        case.dies(NEW)
+        late = time.monotonic() + 0.25
+        await world.until(lambda: time.monotonic() > late, "its time has passed")
+        world.answers.set()
+        await world.until(lambda: case.answers, "it is over")
+        assert case.answers[0]["result"] == "rolled_back"
+        assert ("suspend", OLD.pid) not in world.done
 
     play(body)
 

@@ -204,6 +204,22 @@ BROKER = (
         ),
     ),
     mutant(
+        "broker: time passes while it is asked why a process has died",
+        _RELOADS,
+        "        if not self._judging:  # else what comes of that is next\n            self._feed(steps.Tick())\n",
+        "        self._feed(steps.Tick())\n",
+        f"{_OF_RELOADS}::test_no_time_passes_while_it_is_found_out_why_the_new_one_has_died",
+        felt="the old process is stopped though the new one has died",
+    ),
+    mutant(
+        "broker: circus's own stop of a new process is its fault",
+        _RELOADS,
+        "            stopped = [*stopped, died]",
+        "            stopped = [*stopped]",
+        f"{_OF_RELOADS}::test_new_one_that_circus_has_told_to_end_is_not_blamed",
+        felt="an administrator's stop reads as a failure of the new version",
+    ),
+    mutant(
         "broker: given-up process has no time",
         _RELOADS,
         "            patience=effect.patience,\n            **self._told_signal(),\n        )\n        return bool",
