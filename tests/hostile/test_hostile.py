@@ -38,13 +38,14 @@ class Pings:
     def __init__(self, stage: Circusd) -> None:
         self.times: list[tuple[float, float]] = []
         self._stage = stage
-        self._host = stage.host()
+        assert stage.process is not None
+        self._manager = stage.process.pid
         self._over = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        tasks = (f"{self._host}", f"self/task/{threading.get_native_id()}")
+        tasks = (f"{self._manager}", f"self/task/{threading.get_native_id()}")
         while not self._over.wait(0.05):
             waited = sum(map(unscheduled, tasks))
             began = time.monotonic()
