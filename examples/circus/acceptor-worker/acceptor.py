@@ -32,7 +32,8 @@ def main() -> None:
                     except BlockingIOError:
                         break
                 # What no worker takes now is still ours, and unread: it is offered again.
-                waiting = [(left.connection, b"") for left in share.hand_over_many(waiting, to="worker")]
+                left = share.hand_over_many(waiting, to="worker", timeout=0.5)
+                waiting = [(one.connection, b"") for one in left]
             selector.unregister(registration)
 
 
