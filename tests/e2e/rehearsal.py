@@ -61,15 +61,21 @@ def shape(stage: Circusd) -> Shape:
 
 def all_ready(stage: Circusd) -> None:
     """Return once every process of the program is ready, by the broker's word."""
+    said = ""
 
     def is_ready() -> bool:
+        nonlocal said
         done = stage.sockshare("status", "--json")
+        said = f"status exited {done.returncode}: {done.stdout}{done.stderr}"
         if done.returncode:
             return False
         holders = [holder for sock in json.loads(done.stdout)["sockets"] for holder in sock["holders"]]
         return {holder["pid"] for holder in holders if holder["ready"]} == set(stage.pids())
 
-    wait_until(is_ready, 20, "every process is ready", 0.1)
+    try:
+        wait_until(is_ready, 20, "every process is ready", 0.1)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}; {said}") from None
 
 
 def measure(seconds: float) -> None:
