@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from sockshare.cli.stage import family
 from tests.support.circusd import Circusd, Reload, descriptors, is_running, wait_until
 from tests.support.load import Load, Result, assert_answered_by_version, describe
+from tests.support.others import run_as
 
 QUIET = 2.0  # s of load before anything is done, for the bound
 BETWEEN = 0.3  # s of load after a reload that must be all the new version's
@@ -76,6 +78,16 @@ def all_ready(stage: Circusd) -> None:
         wait_until(is_ready, 20, "every process is ready", 0.1)
     except TimeoutError as error:
         raise AssertionError(f"{error}; {said}") from None
+
+
+def assert_found_by_its_user(stage: Circusd, uid: int) -> None:
+    """A manager that *uid* runs: its program and the user's commands find the broker, and it leaves nothing behind."""
+    stage.start_as(uid)
+    stage.wait_for_answer(stage.port)
+    done = run_as(uid, "sockshare", "status", environment=stage.environment)
+    assert done.returncode == 0, done.stderr
+    stage.stop()
+    assert not list(Path("/tmp").glob(f"sockshare-{uid}.*/*"))
 
 
 def measure(seconds: float) -> None:

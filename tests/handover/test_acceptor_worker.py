@@ -35,7 +35,6 @@ def versions(port: int) -> Counter[str]:
         return Counter()
 
 
-@pytest.mark.xfail(reason="open: in one run of two a hand-over finds no worker in the reload", strict=False)
 def test_workers_share_the_connections_and_none_fails_in_a_reload(stage: Stage, port: int) -> None:
     """Both workers get some; while they are replaced every connection is answered."""
     wait_until(lambda: len({ask_http(port).pid for _ in range(10)}) == 2, 20, "both workers are known", 0.1)

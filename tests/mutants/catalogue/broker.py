@@ -540,6 +540,15 @@ BROKER = (
         felt="peers that come and go take the loop: the door answers after seconds",
     ),
     mutant(
+        "broker: keeps the lane of a receiver that has died",
+        f"{_BROKER}/introductions.py",
+        "        for name in [name for name, end in self._ends.items() if end.pid == pid and end.giver is None]:\n"
+        "            self._let_go(name)\n",
+        "",
+        "tests/handover/test_hand_over.py::test_giver_does_not_wait_for_a_receiver_that_died_before_it_had_its_lane",
+        felt="a connection that is handed over in a reload waits for 5 s",
+    ),
+    mutant(
         "broker: speaks ZMTP 1.0",
         f"{_BROKER}/endpoint.py",
         '        self._socket.setsockopt(zmq.ZAP_DOMAIN, b"sockshare")\n',
