@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,15 +239,29 @@ def test_command_is_answered_while_peers_ask_for_one_thing(serving: Stage, op: s
     assert ask(serving) < SOON
 
 
+@contextmanager
+def endpoint_at(path: str, answer: Callable[[Caller, Any, bytes], None]) -> Iterator[Endpoint]:
+    """An endpoint in the running loop, which answers all users by *answer*."""
+    endpoint = Endpoint(listeners.make(path, socket.SOCK_STREAM).detach(), path, (), answer)
+    try:
+        yield endpoint
+    finally:
+        asyncio.get_running_loop().remove_reader(endpoint._events)
+        endpoint._socket.close(0)
+        endpoint._context.term()
+
+
 def test_message_is_not_forgotten_when_an_answer_can_not_be_sent(tmp_path: Path) -> None:
     """Sending takes the edge of what has come meanwhile, also where it fails (ZMQ_FD is edge-triggered)."""
 
     async def body() -> None:
         heard: asyncio.Queue[int] = asyncio.Queue()
         path = str(tmp_path / "broker")
-        listener = listeners.make(path, 1).detach()
-        endpoint = Endpoint(listener, path, (), lambda caller, request, size: heard.put_nowait(request.id))
-        with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+        with (
+            endpoint_at(path, lambda caller, request, data: heard.put_nowait(request.id)) as endpoint,
+            zmq.Context() as context,
+            context.socket(zmq.DEALER) as sock,
+        ):
             sock.linger = 0
             sock.connect(f"ipc://{path}")
             for number in range(20):
@@ -256,9 +270,6 @@ def test_message_is_not_forgotten_when_an_answer_can_not_be_sent(tmp_path: Path)
                 assert select.select([endpoint._events], [], [], 5)[0]
                 assert not endpoint.reply(Caller(b"nobody", 1, 0, 0), {"ok": True})
                 assert await asyncio.wait_for(heard.get(), 5) == number
-        asyncio.get_running_loop().remove_reader(endpoint._events)
-        endpoint._socket.close(0)
-        endpoint._context.term()
 
     asyncio.run(body())
 
@@ -275,20 +286,17 @@ def test_reading_pauses_after_so_many_refusals(tmp_path: Path) -> None:
             refused.append(caller.pid)
             endpoint.fail(caller, SockshareError("no"))
 
-        endpoint = Endpoint(listeners.make(path, socket.SOCK_STREAM).detach(), path, (), refuse)
-        over = threading.Event()
-        began = loop.time()
-        flooding = loop.run_in_executor(None, _flood, path, over)
-        try:
-            while (count := len(refused)) < 400:
-                assert count <= _REFUSALS * (1 + (loop.time() - began) / _AFTER_REFUSALS), count
-                await asyncio.sleep(0.001)
-        finally:
-            over.set()
-            await flooding
-        loop.remove_reader(endpoint._events)
-        endpoint._socket.close(0)
-        endpoint._context.term()
+        with endpoint_at(path, refuse) as endpoint:
+            over = threading.Event()
+            began = loop.time()
+            flooding = loop.run_in_executor(None, _flood, path, over)
+            try:
+                while (count := len(refused)) < 400:
+                    assert count <= _REFUSALS * (1 + (loop.time() - began) / _AFTER_REFUSALS), count
+                    await asyncio.sleep(0.001)
+            finally:
+                over.set()
+                await flooding
 
     asyncio.run(body())
 
@@ -315,19 +323,16 @@ def test_who_speaks_the_first_zmtp_is_not_heard(tmp_path: Path) -> None:
     async def body() -> None:
         path = str(tmp_path / "broker")
         heard: list[bytes] = []
-        listener = listeners.make(path, socket.SOCK_STREAM).detach()
-        endpoint = Endpoint(listener, path, (), lambda caller, request, data: heard.append(data))
-        reader, writer = await asyncio.open_unix_connection(path)
-        request = b'{"v":1,"id":1,"op":"status"}'
-        writer.write(b"\x01\x00" + bytes([len(request) + 1, 0]) + request)  # the identity, which is empty, and a frame
-        with suppress(ConnectionError):
-            while await asyncio.wait_for(reader.read(100), 5):
-                pass
-        writer.close()
-        asyncio.get_running_loop().remove_reader(endpoint._events)
-        assert not endpoint._socket.poll(0)
-        endpoint._socket.close(0)
-        endpoint._context.term()
+        with endpoint_at(path, lambda caller, request, data: heard.append(data)) as endpoint:
+            reader, writer = await asyncio.open_unix_connection(path)
+            request = b'{"v":1,"id":1,"op":"status"}'
+            # The identity, which is empty, and a frame.
+            writer.write(b"\x01\x00" + bytes([len(request) + 1, 0]) + request)
+            with suppress(ConnectionError):
+                while await asyncio.wait_for(reader.read(100), 5):
+                    pass
+            writer.close()
+            assert not endpoint._socket.poll(0)
         assert not heard
 
     asyncio.run(body())
