@@ -161,6 +161,14 @@ KERNEL = (
         felt="the old process ends at its time-out only, by SIGKILL",
     ),
     mutant(
+        "kernel: thread that is killed while it is held is forgotten",
+        f"{_KERNEL}/parking.py",
+        "            _do(_DETACH, thread, number)\n            self._forget(thread)\n",
+        "            self._forget(thread)\n            _do(_DETACH, thread, number)\n",
+        f"{_TESTS}/test_parking.py::test_death_of_a_process_reaches_its_parent_while_its_threads_are_held",
+        felt="the manager does not hear that the old process has ended, and the reload fails",
+    ),
+    mutant(
         "kernel: another's connection is ended",
         _STRIKE,
         "    if os.fstat(duplicate_fd).st_ino != inode:\n        return False\n",
