@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -307,7 +308,12 @@ def _flood(path: str, over: threading.Event) -> None:
         asking: deque[zmq.Socket[bytes]] = deque()
         while not over.is_set() or asking:
             if not over.is_set():
-                asking.append(context.socket(zmq.DEALER))
+                try:
+                    asking.append(context.socket(zmq.DEALER))
+                except zmq.ZMQError as error:  # those that were closed are not gone yet
+                    if error.errno != errno.EMFILE:
+                        raise
+                    continue
                 asking[-1].linger = 0
                 asking[-1].connect(f"ipc://{path}")
                 for _ in range(20):

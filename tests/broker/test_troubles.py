@@ -124,7 +124,7 @@ def test_supervisord_is_well_again_when_its_descriptors_are_back() -> None:
         wait_until(stage.spare_stands_by, 15, "what supervisord has open stays as it is", 0.05)
         host, broker, pids = stage.host(), stage.broker(), stage.pids()
         _, hard = before = resource.prlimit(host, resource.RLIMIT_NOFILE)
-        taken = {int(fd) for fd in os.listdir(f"/proc/{host}/fd")}
+        taken = _opened(host)
         # The lowest that is free. Below the number of those that it has, poll(2) would be refused too.
         lowest = next(fd for fd in range(3, 1024) if fd not in taken)
         resource.prlimit(host, resource.RLIMIT_NOFILE, (lowest, hard))
@@ -143,6 +143,18 @@ def test_supervisord_is_well_again_when_its_descriptors_are_back() -> None:
         assert (stage.broker(), stage.pids()) == (broker, pids)
         reload = stage.reload()
         assert reload.status == 0, reload
+
+
+def _opened(pid: int) -> set[int]:
+    """The descriptors of *pid*, once they stay: some are closed by a thread, a connection when its end is read."""
+    seen: list[set[int]] = []
+
+    def is_still() -> bool:
+        seen.append({int(fd) for fd in os.listdir(f"/proc/{pid}/fd")})
+        return len(seen) > 2 and seen[-3] == seen[-2] == seen[-1]
+
+    wait_until(is_still, 15, "its descriptors stay", 0.1)
+    return seen[-1]
 
 
 def _time_of(pid: int) -> float:

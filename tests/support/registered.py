@@ -102,6 +102,10 @@ class Server:
         self.process.stdin.flush()
         return self.line()
 
+    def rests(self) -> bool:
+        """Whether it has done all that it was woken for: until then it takes what comes, registered or not."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
     @property
     def registrations(self) -> list[Registration]:
         return epoll.registrations(self.pid, [inode(self.listener)])
