@@ -97,12 +97,14 @@ def measure(seconds: float) -> None:
 
 def assert_shape(stage: Circusd, before: Shape) -> None:
     """Everything is as *before*, within 5 s: circusd closes the pipe of a process that ended at its next check. (Of one
-    that ended before, too: it may have fewer afterwards.)"""
+    that ended before, too: it may have fewer afterwards; and supervisord a connection less, whose last word was heard.)
+    """
     last: list[Shape] = []
 
     def is_so() -> bool:
         last[:] = [shape(stage)]
-        return last[0]._replace(circusd=max(last[0].circusd, before.circusd)) == before
+        manager, host = max(last[0].circusd, before.circusd), max(last[0].host, before.host)
+        return last[0]._replace(circusd=manager, host=host) == before
 
     try:
         wait_until(is_so, 5, "all is as before")
