@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -87,6 +88,21 @@ def test_process_that_is_forked_next_does_not_wait_for_what_lingers(directory: P
     for stranger in strangers_there:
         stranger.close()
     wait_until(lambda: not closing.unfinished(), TIMEOUT, "all are closed")
+
+
+def test_closed_socket_is_no_descriptor_any_more() -> None:
+    """However late the thread that closes it gets to it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            fd = one.fileno()
+            closing.close(one)
+            with other, pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_what_nobody_has_sent_to_is_closed_although_there_can_be_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,7 +231,7 @@ KERNEL = (
         f"{_KERNEL}/closing.py",
         "    while not task[1].wait(_LOOK) and",
         "    while False and",
-        f"{_TESTS}/test_closing.py::test_process_that_is_forked_next_does_not_wait_for_what_lingers",
+        f"{_TESTS}/test_closing.py::test_closed_socket_is_no_descriptor_any_more",
         felt="whoever sends a connection that lingers keeps the process that is started next from running",
     ),
     mutant(
