@@ -95,9 +95,10 @@ def close(sock: socket.socket, within: float = 0.0) -> None:
     inode = os.fstat(fd).st_ino
     task = (lambda: os.close(fd), threading.Event())
     if not _enlist(task) and not _is_readable(fd):
-        _waiting.remove(task)
-        os.close(fd)
-        return
+        with suppress(ValueError):  # another call has had a thread since, which has it
+            _waiting.remove(task)
+            os.close(fd)
+            return
     until = time.monotonic() + _BEGUN_WITHIN
     while not task[1].wait(_LOOK) and _is(fd, inode) and unfinished() <= MOST and time.monotonic() < until:
         pass
