@@ -77,11 +77,12 @@ class _Giver:
 class _End:
     """One end of a lane that its process has not taken yet."""
 
-    __slots__ = ("giver", "sock")
+    __slots__ = ("giver", "pid", "sock")
 
-    def __init__(self, sock: socket.socket, giver: _Giver | None) -> None:
+    def __init__(self, sock: socket.socket, pid: int, giver: _Giver | None) -> None:
         self.sock = sock
-        self.giver = giver
+        self.pid = pid
+        self.giver = giver  # whose end it is; None: a receiver's
 
 
 class _Retirement:
@@ -263,6 +264,9 @@ class Introductions:
         if receiver is None:
             return
         log.info("%s: takes no more connections (pid=%d)", receiver.managed.name, pid)
+        # Its giver would wait for an answer, as long as they are open.
+        for name in [name for name, end in self._ends.items() if end.pid == pid and end.giver is None]:
+            self._let_go(name)
         for giver in list(self._givers.values()):
             if giver.means(receiver):
                 if receiver in giver.waiting:
@@ -331,7 +335,6 @@ class Introductions:
                 came = {"lane": ticket, "from": giver.managed.name, "pid": lane[0]}
                 if not self._state.reply(receiver.caller, {"event": came}):
                     closing.close(ends[0])
-                    self._let_go(f"{LANE}{number}r")
                     self._leave(pid)  # it has closed its share, and lives
                     continue
                 self._lanes.add(lane)
@@ -352,7 +355,7 @@ class Introductions:
     def _ticket(self, known: Known, name: str, sock: socket.socket, giver: _Giver | None) -> str:
         secret = self._issue(known, name)
         self._names[secret] = name
-        self._ends[name] = _End(sock, giver)
+        self._ends[name] = _End(sock, known.identity.pid, giver)
         self._loop.call_later(_PATIENCE, self._expire, name, secret)
         return secret.hex()
 

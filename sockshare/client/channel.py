@@ -249,7 +249,8 @@ class Channel:
         standing = self._standing.get(answer.get("id"))  # type: ignore[arg-type]
         if standing is None:
             return
-        standing.due, standing.pause = time.monotonic() + AGAIN, RESEND_FIRST
+        if standing.due:  # else it has changed since, and this is no answer to what it says now
+            standing.due, standing.pause = time.monotonic() + AGAIN, RESEND_FIRST
         self._pause = RESEND_FIRST
         try:
             if "event" not in answer:

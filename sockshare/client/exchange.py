@@ -117,10 +117,12 @@ class Exchange:
         self._watching: Standing | None = None
         self._retired = False
         self._decided = threading.Condition(self.lock)
-        self._giving = False  # whether a thread waits for the giver's lanes
+        # Threads by their ident: one that was interrupted by an exception of a signal, wherever that was, can tell
+        # that what it began is its own.
+        self._giving = 0  # which one waits for the giver's lanes
         self._received = threading.Condition(self.lock)
-        self._inside = 0  # threads in `receive`
-        self._polling = False  # whether one of them waits for the receiver's lanes
+        self._inside: set[int] = set()  # those in `receive`
+        self._polling = 0  # which one of them waits for the receiver's lanes
         self._calls = 0
         self._seen = -1
         self._asleep = False  # the channel's thread counts on being told when `receive` is left
@@ -169,7 +171,10 @@ class Exchange:
                 waiting = to_be_tried_again(offered, key)
         except BaseException:
             with self.lock:
+                if self._giving == threading.get_ident():
+                    self._giving = 0
                 self.giver.decide(transfers)
+                self._decided.notify_all()
             raise
         return transfers
 
@@ -209,13 +214,13 @@ class Exchange:
                     self.giver.tick(now)
                     self._decided.notify_all()
                     continue
-                self._giving = True
+                self._giving = threading.get_ident()
             ready: list[tuple[int, int]] = []
             try:
                 ready = self.giver.epoll.poll((deadline if due is None else min(deadline, due)) - now)
             finally:
                 with self.lock:
-                    self._giving = False
+                    self._giving = 0
                     self.giver.take(ready)
                     self._decided.notify_all()
 
@@ -332,10 +337,11 @@ class Exchange:
     def receive(self, timeout: float | None) -> tuple[Connection, bytes]:
         """The next connection that this process was handed, with its state."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self.lock:
-            self._inside += 1
-            self._calls += 1
+        me = threading.get_ident()
         try:
+            with self.lock:
+                self._inside.add(me)
+                self._calls += 1
             while True:
                 with self.lock:
                     self.check_taking()
@@ -351,11 +357,14 @@ class Exchange:
                     if self._polling:
                         self._received.wait(left)
                         continue
-                    self._polling = True
+                    self._polling = me
                 self._poll(left)
         finally:
             with self.lock:
-                self._inside -= 1
+                self._inside.discard(me)
+                if self._polling == me:
+                    self._polling = 0
+                    self._received.notify_all()
                 if self._asleep:
                     self._asleep = False
                     self._channel.turn()
@@ -366,7 +375,7 @@ class Exchange:
             ready = self.receiver.epoll.poll(left)
         finally:
             with self.lock:
-                self._polling = False
+                self._polling = 0
                 self.receiver.take(ready)
                 self._received.notify_all()
 
@@ -377,8 +386,8 @@ class Exchange:
         with self.lock:
             if self._in_loop or self._closed or self.taking_error is not None or not self.receiver.inlets:
                 return -1, None
-            busy = self._inside > 0 or self._calls != self._seen
-            idle = self._inside > 0 and self._calls == self._seen
+            busy = bool(self._inside) or self._calls != self._seen
+            idle = bool(self._inside) and self._calls == self._seen
             self._seen = self._calls
             if idle:
                 self._asleep = True
@@ -388,7 +397,7 @@ class Exchange:
     def attend(self) -> None:
         """See `channel.Attended`."""
         with self.lock:
-            if not self._closed and self._inside == 0:
+            if not self._closed and not self._inside:
                 self.receiver.pump()
                 self._received.notify_all()
 

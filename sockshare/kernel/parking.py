@@ -167,14 +167,10 @@ class Parking:
         self._held.discard(thread)
 
     def _let_go(self, thread: int, number: int = 0) -> None:
-        if thread not in self._seized:
-            return
-        self._forget(thread)
-        try:
+        self._held.discard(thread)
+        with contextlib.suppress(ProcessLookupError):  # it is being killed: once it is dead it is for `_reap`
             _do(_DETACH, thread, number)
-        except ProcessLookupError:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(thread, _WALL | os.WNOHANG)
+            self._forget(thread)
 
 
 def _signal_waits(pid: int, thread: int) -> bool:

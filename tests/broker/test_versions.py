@@ -51,6 +51,7 @@ class Played:
         self.log = directory / "log"
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
+        self._saying = threading.Lock()  # a channel is one thread's, and two speak here
         self._answers = answers
         kinds = {"broker": socket.SOCK_STREAM, "door": socket.SOCK_SEQPACKET}
         opened = [
@@ -81,8 +82,9 @@ class Played:
 
     def say(self, message: Message, fds: list[int] | None = None) -> None:
         """Say *message*."""
-        self._channel.send(message, fds or [])
-        assert not self._channel.wants_write
+        with self._saying:
+            self._channel.send(message, fds or [])
+            assert not self._channel.wants_write
 
     def _play(self) -> None:
         while not self._ended.is_set():
@@ -97,7 +99,7 @@ class Played:
                 self.heard.append(message)
                 if message["type"] == "ask":
                     answer = self._answers.get(message["verb"], {"ok": False, "message": "can't: no such verb"})
-                    with suppress(OSError):  # it has ended meanwhile
+                    with self._saying, suppress(OSError):  # it has ended meanwhile
                         self._channel.send({**answer, "type": "answer", "id": message["id"]})
 
     def has_said(self, message: Message) -> bool:

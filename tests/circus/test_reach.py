@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sockshare.cli.stage import wait_until
 from sockshare.kernel import meeting
+from tests.e2e.rehearsal import assert_found_by_its_user
 from tests.support.circusd import Circusd, behind_exec, command_of
-from tests.support.others import run_as
+from tests.support.others import run_as, squatted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="being other users needs root")
 
@@ -70,25 +70,10 @@ def test_refused_runtime_dir_reaches_everybody_who_asks(circusd: Circusds) -> No
     assert len(os.listdir(stage.runtime)) == 3
 
 
-@pytest.fixture
-def squat() -> Iterator[None]:
-    """The default directory of the user DEPLOY, and one that looks like the further ones, are another user's."""
-    for name in (f"/tmp/sockshare-{DEPLOY}", f"/tmp/sockshare-{DEPLOY}.0"):
-        os.mkdir(name, 0o777)
-        os.chown(name, OTHER, OTHER)
-    yield
-    for path in Path("/tmp").glob(f"sockshare-{DEPLOY}*"):
-        shutil.rmtree(path)
-
-
-def test_squatted_default_directory_does_not_matter(squat: None, circusd: Circusds) -> None:
+def test_squatted_default_directory_does_not_matter(circusd: Circusds) -> None:
     """Of a circusd that is not root's: its program and its user's commands find the broker."""
     # By env: access(2), which exec asks whether it may execute the interpreter, knows nothing of `BECOME`'s capability.
     command = behind_exec("uvicorn", f"/usr/bin/env {command_of('uvicorn')}")
     stage = circusd("uvicorn", leave=True, watcher={"cmd": command})
-    stage.start_as(DEPLOY)
-    stage.wait_for_answer(stage.port)
-    done = run_as(DEPLOY, "sockshare", "status", environment=stage.environment)
-    assert done.returncode == 0, done.stderr
-    stage.stop()
-    assert not list(Path("/tmp").glob(f"sockshare-{DEPLOY}.*/*"))
+    with squatted(DEPLOY, OTHER):
+        assert_found_by_its_user(stage, DEPLOY)

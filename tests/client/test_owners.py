@@ -6,14 +6,17 @@ import array
 import asyncio
 import errno
 import functools
+import inspect
+import itertools
 import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -411,6 +414,68 @@ def test_hand_over_that_is_interrupted_by_a_signal_leaves_it_with_one_owner(
     assert one.giver.outlets[PID].giving.undecided == 0
     told = "receiver" if scene.ends[0].fileno() < 0 else "giver"
     assert scene.owners() == [told]
+
+
+def interrupted_at(line: int, function: Callable[..., object], call: Callable[[], object]) -> bool:
+    """Whether *call* was interrupted: at the *line*th line of *function*, as by a signal."""
+    code = inspect.unwrap(function).__code__
+    lines = inspect.getsource(code).splitlines()
+    passed = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal passed
+        if frame.f_code is not code:
+            return None
+        # As a `with` is left its line comes once more: a lock that is not released there is the interpreter's loss.
+        if event == "line" and not lines[frame.f_lineno - code.co_firstlineno].lstrip().startswith("with "):
+            passed += 1
+            if passed == line:
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupted:
+        return True
+    except TimeoutError:
+        pass
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("what", ["hand_over", "receive"])
+def test_no_thread_waits_for_one_that_was_interrupted(tmp_path: Path, what: str) -> None:
+    """Wherever that was: others hand over, receive and close."""
+    for line in itertools.count(1):
+        one = Exchange(str(tmp_path), "web", "web:1")
+        scene = Scene(one.giver)
+        introduce(one)
+        one.take_connections(None)
+        if what == "hand_over":
+            call = functools.partial(one.hand_over, [(scene.connections()[0], b"")], "chat", 0.01, "least_loaded", None)
+            interrupted = interrupted_at(line, Exchange._wait, call)
+        else:
+            interrupted = interrupted_at(line, Exchange.receive, functools.partial(one.receive, 0.01))
+        told: list[object] = []
+
+        def other(one: Exchange = one, scene: Scene = scene, told: list[object] = told) -> None:
+            told += one.hand_over([(scene.connections()[0], b"")], "chat", 0.01, "least_loaded", None)
+            with suppress(TimeoutError):
+                one.receive(0.01)
+            one.close()
+            told.append("closed")
+
+        thread = threading.Thread(target=other, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert told[1:] == ["closed"], line
+        scene.close()
+        if not interrupted:
+            assert line > 10
+            break
 
 
 def test_hand_over_that_times_out_leaves_it_with_its_giver(exchange: tuple[Exchange, Scene]) -> None:

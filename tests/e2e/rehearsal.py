@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from sockshare.cli.stage import family
 from tests.support.circusd import Circusd, Reload, descriptors, is_running, wait_until
 from tests.support.load import Load, Result, assert_answered_by_version, describe
+from tests.support.others import run_as
 
 QUIET = 2.0  # s of load before anything is done, for the bound
 BETWEEN = 0.3  # s of load after a reload that must be all the new version's
@@ -61,15 +63,31 @@ def shape(stage: Circusd) -> Shape:
 
 def all_ready(stage: Circusd) -> None:
     """Return once every process of the program is ready, by the broker's word."""
+    said = ""
 
     def is_ready() -> bool:
+        nonlocal said
         done = stage.sockshare("status", "--json")
+        said = f"status exited {done.returncode}: {done.stdout}{done.stderr}"
         if done.returncode:
             return False
         holders = [holder for sock in json.loads(done.stdout)["sockets"] for holder in sock["holders"]]
         return {holder["pid"] for holder in holders if holder["ready"]} == set(stage.pids())
 
-    wait_until(is_ready, 20, "every process is ready", 0.1)
+    try:
+        wait_until(is_ready, 20, "every process is ready", 0.1)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}; {said}") from None
+
+
+def assert_found_by_its_user(stage: Circusd, uid: int) -> None:
+    """A manager that *uid* runs: its program and the user's commands find the broker, and it leaves nothing behind."""
+    stage.start_as(uid)
+    stage.wait_for_answer(stage.port)
+    done = run_as(uid, "sockshare", "status", environment=stage.environment)
+    assert done.returncode == 0, done.stderr
+    stage.stop()
+    assert not list(Path("/tmp").glob(f"sockshare-{uid}.*/*"))
 
 
 def measure(seconds: float) -> None:
@@ -79,12 +97,14 @@ def measure(seconds: float) -> None:
 
 def assert_shape(stage: Circusd, before: Shape) -> None:
     """Everything is as *before*, within 5 s: circusd closes the pipe of a process that ended at its next check. (Of one
-    that ended before, too: it may have fewer afterwards.)"""
+    that ended before, too: it may have fewer afterwards; and supervisord a connection less, whose last word was heard.)
+    """
     last: list[Shape] = []
 
     def is_so() -> bool:
         last[:] = [shape(stage)]
-        return last[0]._replace(circusd=max(last[0].circusd, before.circusd)) == before
+        manager, host = max(last[0].circusd, before.circusd), max(last[0].host, before.host)
+        return last[0]._replace(circusd=manager, host=host) == before
 
     try:
         wait_until(is_so, 5, "all is as before")

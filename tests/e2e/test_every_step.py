@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -16,11 +16,13 @@ from sockshare.core.rollout import State
 from tests.e2e.rehearsal import all_ready, loaded, measure
 from tests.support.circusd import Circusd, circusd, wait_until
 from tests.support.load import describe
-from tests.support.mishaps import MISHAPS, OTHER_INI, REACH, SILENCE, Reach, applies, at_rest, end_of, mishap_at
+from tests.support.mishaps import MISHAPS, OTHER_INI, REACH, SILENCE, Missed, Reach, applies, at_rest, end_of, mishap_at
 
 OK, INTERNAL, NOT_SERVING = ExitStatus.OK, ExitStatus.INTERNAL, ExitStatus.NOT_SERVING
 ENDS = {OK, ExitStatus.ROLLED_BACK, ExitStatus.TIMED_OUT}
 ACCEPTED = 1.2  # s before its death that a killed process may have accepted what it has not answered; /slow takes 1
+
+ATTEMPTS = 5  # at a step that may pass unseen
 
 PAIRS = [(state, mishap) for state in REACH for mishap in MISHAPS if applies(state, mishap)]
 #: How often `-m soak` runs each pair.
@@ -92,36 +94,44 @@ def test_traffic_and_the_next_reload_survive_every_mishap_at_every_step(
     """0 refused, 0 timed out, resets only of what the killed one had accepted; one generation, the one said."""
     stage = stages(state)
     for number in range(times):
-        [old] = stage.pids()
-        before, after = stage.ask(stage.port), f"{state.value}, {mishap}, {number}"
-        stage.deploy(after)
-        with loaded(stage, "fresh:50", "slow:4") as load:
-            measure(0.8)
-            with mishap_at(stage, state, mishap) as (scene, happened):
-                if mishap != "command killed":
-                    reload = end_of(scene, happened)
-                    assert reload.status in ends(state, mishap), reload
-                    assert reload.status == OK or reload.reason or reload.stderr, f"no reason: {reload}"
-            pids = wait_until(
-                lambda: at_rest(stage), SILENCE + 15, "one generation serves and nothing is under way", 0.1
-            )
-            result = load.stop()
-        said = "the command was killed" if mishap == "command killed" else str(reload)
-        fell = mishap in ("new killed", "old killed") or state is State.RESPAWN
-        unexcused = [
-            record
-            for record in result.failures
-            if not (fell and record.outcome == "reset" and happened - 2 * ACCEPTED < record.due < happened + 0.3)
-        ]
-        assert not unexcused, f"{len(unexcused)} failed\n{describe(result, happened)}\n{said}"
-        version = stage.ask(stage.port)
-        if mishap != "command killed" and reload.status == OK:
-            assert (version, old in pids) == (after, False), said
-        elif mishap != "command killed" and mishap != "old killed" and reload.status not in (INTERNAL, NOT_SERVING):
-            assert (version, pids) == (before, [old]), said
-        assert version in (before, after), said
-        stage.call("set", name="other", options={"numprocesses": 1}, waiting=True)
-        stage.deploy(f"after {after}", import_seconds=0)
-        reload = stage.reload()
-        assert reload.status == OK, f"the next reload after {mishap} at {state}: {reload}"
-        assert stage.ask(stage.port) == f"after {after}"
+        for attempt in range(ATTEMPTS):
+            with suppress(Missed):
+                _survive(stage, state, mishap, f"{number}.{attempt}")
+                break
+        else:
+            raise AssertionError(f"in {ATTEMPTS} reloads none was seen at {state}")
+
+
+def _survive(stage: Circusd, state: State, mishap: str, number: str) -> None:
+    """Once; raises `Missed` if the step was not seen."""
+    [old] = stage.pids()
+    before, after = stage.ask(stage.port), f"{state.value}, {mishap}, {number}"
+    stage.deploy(after)
+    with loaded(stage, "fresh:50", "slow:4") as load:
+        measure(0.8)
+        with mishap_at(stage, state, mishap) as (scene, happened):
+            if mishap != "command killed":
+                reload = end_of(scene, happened)
+                assert reload.status in ends(state, mishap), reload
+                assert reload.status == OK or reload.reason or reload.stderr, f"no reason: {reload}"
+        pids = wait_until(lambda: at_rest(stage), SILENCE + 15, "one generation serves and nothing is under way", 0.1)
+        result = load.stop()
+    said = "the command was killed" if mishap == "command killed" else str(reload)
+    fell = mishap in ("new killed", "old killed") or state is State.RESPAWN
+    unexcused = [
+        record
+        for record in result.failures
+        if not (fell and record.outcome == "reset" and happened - 2 * ACCEPTED < record.due < happened + 0.3)
+    ]
+    assert not unexcused, f"{len(unexcused)} failed\n{describe(result, happened)}\n{said}"
+    version = stage.ask(stage.port)
+    if mishap != "command killed" and reload.status == OK:
+        assert (version, old in pids) == (after, False), said
+    elif mishap != "command killed" and mishap != "old killed" and reload.status not in (INTERNAL, NOT_SERVING):
+        assert (version, pids) == (before, [old]), said
+    assert version in (before, after), said
+    stage.call("set", name="other", options={"numprocesses": 1}, waiting=True)
+    stage.deploy(f"after {after}", import_seconds=0)
+    reload = stage.reload()
+    assert reload.status == OK, f"the next reload after {mishap} at {state}: {reload}"
+    assert stage.ask(stage.port) == f"after {after}"

@@ -53,7 +53,7 @@ def test_reload_ends_when_its_runtime_directory_is_removed(circusd: Circusds) ->
     with loaded(stage, "fresh:100") as load:
         with stage.command("reload", "web", "--json") as command:
             scene_at(stage, command, State.WARM, [])
-            removed = stage.runtime.with_name("removed")
+            removed = stage.runtime.with_name(f"{stage.mark}-removed")
             stage.runtime.rename(removed)
             # The host writes its journal by the descriptor that it has, until it sees that the path leads elsewhere.
             wait_until(lambda: _is_gone(removed), 5, "the directory is removed", 0.01)

@@ -188,4 +188,5 @@ def test_broker_does_not_grow_over_ticket_round_trips(stage: Stage, times: int) 
     assert puppet.do("round_trips", times=times) == times
     wait_until(lambda: descriptors(broker) <= count, 5, f"the broker has {count} descriptors again", 0.05)
     assert circusd.broker() == broker
-    assert resident(broker) - memory < 1024, (memory, resident(broker))
+    # What is free is given back every few seconds.
+    wait_until(lambda: resident(broker) - memory < 1024, 10, f"the broker has some {memory} KiB again", 0.5)

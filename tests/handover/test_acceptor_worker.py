@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import threading
 from collections import Counter
 
@@ -11,7 +10,6 @@ import pytest
 
 from sockshare.cli.stage import Stage, free_port, wait_until
 from tests.examples.test_circus_examples import EXAMPLES, PORT_LINE, ask_http, command, stage
-from tests.support.circusd import descriptors
 
 __all__ = ["stage"]  # a fixture
 
@@ -65,15 +63,3 @@ def test_workers_share_the_connections_and_none_fails_in_a_reload(stage: Stage, 
     assert answers["1"] > 0
     assert answers["2"] > 0
     assert {ask_http(port).version for _ in range(10)} == {"2"}
-
-
-def test_connection_waits_until_there_is_a_worker(stage: Stage, port: int) -> None:
-    """The acceptor keeps what no worker takes, and offers it again."""
-    stage.call("stop", name="worker", waiting=True)
-    [acceptor] = stage.call("list", name="acceptor")["pids"]
-    before = descriptors(acceptor)
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n")
-        wait_until(lambda: descriptors(acceptor) > before, 10, "it is accepted")
-        stage.call("start", name="worker", waiting=True)
-        assert sock.recv(65536).startswith(b"HTTP/1.1 200")

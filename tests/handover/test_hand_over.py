@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import termios
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from sockshare.cli.stage import wait_until
 from sockshare.client import door
+from sockshare.kernel import strike
 from tests.handover.cast import PATIENCE, Actor, Cast, cast, heard
 
 
@@ -229,6 +232,34 @@ def test_connection_is_withdrawn_after_the_time_out(scene: Cast, web: Actor) -> 
     web.do("say", number=number, text="mine")
     web.do("close", number=number)
     assert heard(peer) == "mine", "the receiver has kept a copy"
+
+
+def test_giver_does_not_wait_for_a_receiver_that_died_before_it_had_its_lane() -> None:
+    """The broker keeps the receiver's end until it is fetched, and no longer than the receiver lives."""
+    with cast(web=(1, "sockshare.sockets = web"), chat=(1, "sockshare.receive_from = web")) as scene:
+        (web,), (chat,) = scene.actors("web"), scene.actors("chat")
+        chat.error("receive", timeout=0.05)
+        number, _ = scene.peers.connection(web)
+        os.kill(chat.pid, signal.SIGSTOP)
+        giving = web.begin("give", number=number, to="chat", timeout=4.0)
+        wait_until(lambda: has_offered(web.pid), PATIENCE, "it is offered")
+        os.kill(chat.pid, signal.SIGKILL)
+        assert "NoReceiver" in giving.result()["error"]
+
+
+def has_offered(pid: int) -> bool:
+    """Whether what a process has sent into a lane waits there: a socket of a pair, so its peer has no name."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=strike.duplicate(pid, int(name))) as sock:
+                unread = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+                if sock.type == socket.SOCK_SEQPACKET and not sock.getpeername() and any(unread):
+                    return True
+        except OSError:  # closed meanwhile, or not connected
+            continue
+    return False
 
 
 def receive_one(scene: Cast, web: Actor, actor: Actor) -> int:

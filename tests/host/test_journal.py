@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sockshare.host.journal import Journal
+from sockshare.kernel import closing
+from tests.support.circusd import wait_until
 
 
 def saved(path: Path, owner: str = "1-1") -> Journal:
@@ -31,6 +35,37 @@ def test_records_are_found_again(tmp_path: Path) -> None:
     assert Journal(str(path), "1-1").records == {"b": {"y": [2]}}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["journal.json"]
+
+
+def test_replaced_file_is_given_back_by_a_thread(tmp_path: Path) -> None:
+    """With ``discard`` ext4 waits for the disk meanwhile: 127 ms in which supervisord answered nobody."""
+    path = tmp_path / "journal.json"
+    journal = saved(path)
+    before = identity(path.stat())
+    release = threading.Event()
+    for _ in range(closing.MOST):  # no thread is left
+        closing.apart(release.wait)
+    try:
+        journal.put("a", {"x": 2})
+        journal.save()
+        assert json.loads(path.read_bytes())["records"]["a"] == {"x": 2}
+        assert before in opened()
+    finally:
+        release.set()
+    wait_until(lambda: before not in opened(), 10, "it is given back")
+
+
+def identity(of: os.stat_result) -> tuple[int, int]:
+    return of.st_dev, of.st_ino
+
+
+def opened() -> set[tuple[int, int]]:
+    """All files of which we have a descriptor."""
+    found = set()
+    for entry in os.scandir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add(identity(entry.stat()))
+    return found
 
 
 def test_records_are_passed_over_when_they_are_another_manager_s(tmp_path: Path) -> None:

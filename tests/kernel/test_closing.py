@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +66,69 @@ def test_no_thread_is_needed_where_no_descriptor_can_be(family: socket.AddressFa
     closing.close(sock)
     assert not closing.unfinished()
     assert sock.fileno() == -1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")
+def test_process_that_is_forked_next_does_not_wait_for_what_lingers(directory: Path, start: Starter) -> None:
+    """It has no copy of the descriptor, which it would close last: a manager starts the next process as one dies."""
+    path = directory / "s"
+    strangers_there = []
+    for _ in range(10):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock.bind(str(path))
+        path.chmod(0o666)
+        strangers_there.append(start(SOMEBODY, "linger", 1, path))
+        assert strangers_there[-1].done() == 1
+        path.unlink()
+        closing.close(sock)
+        # With something to call in between it forks as supervisord does; else the parent stands still until exec(2).
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork(2): that is what this is about
+            assert subprocess.call(["true"], preexec_fn=int) == 0
+    for stranger in strangers_there:
+        stranger.close()
+    wait_until(lambda: not closing.unfinished(), TIMEOUT, "all are closed")
+
+
+def test_closed_socket_is_no_descriptor_any_more() -> None:
+    """However late the thread that closes it gets to it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            fd = one.fileno()
+            closing.close(one)
+            with other, pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_what_nobody_has_sent_to_is_closed_although_there_can_be_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an exit function of Python 3.12.0 and 3.12.1. What may linger is left to the exit itself, which does not
+    wait."""
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    closed, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    kept, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sender.send(b"with a connection, perhaps")
+    fd = kept.fileno()
+    with other, sender:
+        closing.close(closed)
+        assert closing.unfinished() == 0
+        with pytest.raises(ConnectionRefusedError):
+            other.send(b"")
+        closing.close(kept)
+        assert closing.unfinished() == 1
+        os.fstat(fd)
+        monkeypatch.undo()
+        assert closing.apart(int).wait(TIMEOUT)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which only root may")

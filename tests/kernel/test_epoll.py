@@ -64,6 +64,7 @@ def test_requests_go_to_the_other_process_while_one_is_suspended(listener: socke
         assert tally(listener) == {other.pid: 30}
         assert epoll.resume(one.registration, listener.fileno())
         until(lambda: other.registration.armed, "the one-shot is armed again")
+        until(other.rests, "it has done what it was woken for")
         assert epoll.suspend(other.registration, listener.fileno())
         assert tally(listener) == {one.pid: 30}
         assert epoll.resume(other.registration, listener.fileno())

@@ -171,6 +171,30 @@ def test_held_process_meets_its_signal_at_once(listener: socket.socket, call: st
         assert queued(listener) == 1, "it was accepted by a process that was to end"
 
 
+@pytest.mark.parametrize("call", ["accept"])
+def test_death_of_a_process_reaches_its_parent_while_its_threads_are_held(listener: socket.socket, call: str) -> None:
+    """Each of them ends for its tracer first, whatever that is at when they are killed."""
+    program = (
+        "import mmap, signal, socket, sys, threading\n"
+        "memory = mmap.mmap(-1, 256 << 20)\n"  # it takes a while to die
+        "memory.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "memory[::4096] = bytes(len(memory) // 4096)\n"
+        "sock = socket.socket(fileno=int(sys.argv[1]))\n"
+        "for _ in range(5):\n"
+        "    threading.Thread(target=sock.accept, daemon=True).start()\n"
+        "signal.pause()\n"
+    )
+    for _ in range(3):
+        with Server(listener, [sys.executable, "-c", program, str(listener.fileno())]) as server:
+            parked = Parking(server.pid, server.sockets)
+            try:
+                until(lambda: parked.held == 5, "all its threads are held")  # noqa: B023
+                os.kill(server.pid, signal.SIGTERM)
+                assert server.process.wait(5) == -signal.SIGTERM
+            finally:
+                parked.release()
+
+
 @pytest.mark.parametrize("call", ["piped", "loop"])
 def test_thread_that_serves_connections_is_not_held(listener: socket.socket, call: str) -> None:
     """One loop for all, by its pipe or by its connections: holding it would stop them, so it serves on."""

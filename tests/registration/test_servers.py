@@ -69,13 +69,14 @@ def test_unmodified_server_is_alone_and_followed(program: str, manager: str, rou
             broker = broker_of(stage, scene.inode)
             assert stage.kill(broker)
             wait_until(lambda broker=broker: broker_of(stage, scene.inode) not in (0, broker), 10, "a broker follows")  # type: ignore[misc]
+            wait_until(lambda: stage.sockshare("status").returncode == 0, 10, "it serves", 0.02)
             assert scene.holder() == pid
             assert {scene.root(one) for one in scene.tally(5)} == {pid}
 
             workers = tree(pid)
             scene.signal(pid, signal.SIGKILL)
             scene.ask()
-            successor = scene.holder(pid)
+            successor = scene.holder(pid, *workers)
             answered = scene.tally(10)
             assert not set(answered) & set(workers)
             assert {scene.root(one) for one in answered} == {successor}

@@ -26,11 +26,17 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(stage)
 
 
+def waits(pid: int) -> None:
+    """Return once it waits for events: until then it takes what comes, whoever may have it."""
+    wait_until(lambda: state(pid) == "S", 5, f"pid {pid} waits")
+
+
 @contextmanager
 def stopped(scene: Scene, *pids: int) -> Iterator[None]:
-    """*pids* are stopped, and go on when the block is left."""
+    """*pids* are stopped while they wait, and go on when the block is left."""
     try:
         for pid in pids:
+            waits(pid)
             scene.signal(pid, signal.SIGSTOP)
         yield
     finally:
@@ -67,7 +73,7 @@ def test_waiting_requests_are_served_by_the_next_within_the_stall_timeout_and_10
             assert len(answered) == 1
             longest.append(max(seconds))
         assert scene.tally(5).keys() == answered.keys()
-        wait_until(lambda pid=holder: state(pid) == "S", 5, f"pid {holder} waits again")  # type: ignore[misc]
+        waits(holder)
         assert taken(scene, holder) == before
     print(f"\nserved {', '.join(f'{(one - STALL_TIMEOUT) * 1000:.0f}' for one in longest)} ms after the stall time-out")
     assert median(longest) <= STALL_TIMEOUT + 0.1, longest
@@ -109,7 +115,7 @@ def test_one_that_was_stopped_between_its_event_and_its_accept_takes_what_that_e
             asked = pool.submit(ask_at_once, scene)
             scene.stage.kill(holder, signal.SIGCONT)
             late, _ = asked.result()
-    wait_until(lambda: state(holder) == "S", 5, f"pid {holder} waits again")
+    waits(holder)
     assert late[holder] <= (1 if scene.stage.program == "gated" else CLIENTS)
     assert holder not in scene.tally(20)
 

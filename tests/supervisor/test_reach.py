@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import json
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from sockshare.kernel import meeting
-from tests.e2e.rehearsal import all_ready
-from tests.support.others import run_as, start_as
+from tests.e2e.rehearsal import all_ready, assert_found_by_its_user
+from tests.support.others import run_as, squatted, start_as
 from tests.support.supervisord import Supervisord, supervisord, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="being other users needs root")
@@ -142,17 +141,6 @@ def test_refused_runtime_dir_reaches_everybody_who_asks(supervisord: Callable[..
 
 
 @pytest.fixture
-def squat() -> Iterator[None]:
-    """The default directory of the user DEPLOY, and one that looks like the further ones, are another user's."""
-    for name in (f"/tmp/sockshare-{DEPLOY}", f"/tmp/sockshare-{DEPLOY}.0"):
-        os.mkdir(name, 0o777)
-        os.chown(name, OTHER, OTHER)
-    yield
-    for path in Path("/tmp").glob(f"sockshare-{DEPLOY}*"):
-        shutil.rmtree(path)
-
-
-@pytest.fixture
 def everybodys_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An interpreter that all users may execute, with what is installed for ours."""
     with tempfile.TemporaryDirectory() as directory:
@@ -167,13 +155,9 @@ def everybodys_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_squatted_default_directory_does_not_matter(
-    squat: None, everybodys_interpreter: None, supervisord: Callable[..., Supervisord]
+    everybodys_interpreter: None, supervisord: Callable[..., Supervisord]
 ) -> None:
     """Of a supervisord that is not root's: its program and its user's commands find the broker."""
     stage = supervisord("uvicorn", leave=True, plugin={"runtime_dir": ""})
-    stage.start_as(DEPLOY)
-    stage.wait_for_answer(stage.port)
-    done = run_as(DEPLOY, "sockshare", "status", environment=stage.environment)
-    assert done.returncode == 0, done.stderr
-    stage.stop()
-    assert not list(Path("/tmp").glob(f"sockshare-{DEPLOY}.*/*"))
+    with squatted(DEPLOY, OTHER):
+        assert_found_by_its_user(stage, DEPLOY)

@@ -157,6 +157,12 @@ class Reload(NamedTuple):
         return cls(status, steps, began, time.monotonic(), stderr, stdout)
 
 
+def in_memory(runtime: Path) -> Path:
+    """A runtime directory in place of *runtime*, of memory as /run is: for a disk a manager may have to wait."""
+    shared = Path("/dev/shm")
+    return shared / runtime.parent.name if os.path.ismount(shared) and os.access(shared, os.W_OK) else runtime
+
+
 class Circusd(Stage):
     """A circusd with ``[socket:web]``, ``[watcher:web]`` and, unless ``stock``, ``[plugin:sockshare]``."""
 
@@ -173,6 +179,7 @@ class Circusd(Stage):
         extra: str = "",
     ) -> None:
         super().__init__()
+        self.runtime = in_memory(self.runtime)
         self.program = program
         self.import_seconds = import_seconds
         self.port = free_port()
@@ -181,6 +188,7 @@ class Circusd(Stage):
         behaviour = self.directory / "behaviour.json"
         self.environment["APP_BEHAVIOUR"] = str(behaviour)
         self.environment["APP_DIRECTORY"] = str(self.directory)
+        self.environment["APP_RUNTIME"] = str(self.runtime)
         self.deploy("v1")
 
         command = command_of(program)
@@ -222,6 +230,13 @@ class Circusd(Stage):
             for name, keys in sections.items()
         ]
         self.write("\n".join([*lines, extra]))
+
+    def end(self) -> list[int]:
+        """As `Stage.end`."""
+        try:
+            return super().end()
+        finally:
+            shutil.rmtree(self.runtime, ignore_errors=True)
 
     def deploy(self, version: str, fault: str | None = None, import_seconds: float | None = None) -> None:
         """Replace the program: the next process that starts is this one."""

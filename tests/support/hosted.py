@@ -140,11 +140,11 @@ async def main(directory: Path, count: int, number: int, kind: str) -> None:
     verbs = Verbs(kind, sockets, count, directory)
     loop = asyncio.get_running_loop()
     manager = Manager("circus", os.getpid(), os.geteuid(), "1-1")
-    host = Host(loop, verbs, manager, str(directory), nonsense=lambda: life.kill())
+    host = Host(loop, verbs, manager, str(directory), nonsense=lambda: life.kill(), begun=lambda: life.begun())
     host.open()
     names = [f"s{at}" for at in range(number)]
     ready = "hold" if kind == "idle" else "auto"
-    program = {"name": "web", "sockets": names, "ready": ready, "ready_hold": 0.1, "quiesce": 0.1}
+    program = {"name": "web", "sockets": names, "ready": ready, "ready_hold": 0.1, "quiesce": 0.1, "drain_timeout": 5}
     shared: list[tuple[dict[str, Any], socket.socket]] = [
         ({"name": name, "blocking": kind == "accept"}, sock) for name, sock in zip(names, sockets, strict=True)
     ]

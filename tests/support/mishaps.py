@@ -53,19 +53,28 @@ def journalled(stage: Circusd) -> dict[str, Any]:
     return {}
 
 
+class Missed(Exception):
+    """The reload has ended, and was not seen at the step in question, which may take 2 ms."""
+
+
 def scene_at(stage: Circusd, command: subprocess.Popen[str], state: State, later: list[threading.Timer]) -> Scene:
     """Return as soon as the journal says *state*.
 
     Raises:
+        Missed: The command has ended before.
         TimeoutError: It never did.
     """
-    record = wait_until(
-        lambda: (found := journalled(stage)).get("state") == state.value and found,
-        15,
-        f"the reload is at {state}",
-        0.0005,
-    )
-    return Scene(stage, command, record["pending"][0][0], (record["newcomer"] or [0])[0], later)
+
+    def record() -> dict[str, Any] | None:
+        found = journalled(stage)
+        if found.get("state") == state.value:
+            return found
+        if command.poll() is not None:
+            raise Missed(state)
+        return None
+
+    found = wait_until(record, 15, f"the reload is at {state}", 0.0005)
+    return Scene(stage, command, found["pending"][0][0], (found["newcomer"] or [0])[0], later)
 
 
 def _signal(scene: Scene, pid: int, number: int) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,3 +67,16 @@ def run_as(
             command.kill()
             raise
     return subprocess.CompletedProcess(command.args, command.returncode, output, errors)
+
+
+@contextmanager
+def squatted(uid: int, other: int) -> Iterator[None]:
+    """The default directory of the user *uid*, and one that looks like the further ones, belong to the user *other*."""
+    for name in (f"/tmp/sockshare-{uid}", f"/tmp/sockshare-{uid}.0"):
+        os.mkdir(name, 0o777)
+        os.chown(name, other, other)
+    try:
+        yield
+    finally:
+        for path in Path("/tmp").glob(f"sockshare-{uid}*"):
+            shutil.rmtree(path)

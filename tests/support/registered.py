@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from sockshare.kernel import epoll
+from sockshare.kernel import epoll, processes
 from sockshare.kernel.epoll import Registration
 
 APP = Path(__file__).parent / "apps" / "registered.py"
@@ -101,6 +101,10 @@ class Server:
         self.process.stdin.write(command.encode() + b"\n")
         self.process.stdin.flush()
         return self.line()
+
+    def rests(self) -> bool:
+        """Whether it has done all that it was woken for: until then it takes what comes, registered or not."""
+        return processes.state(self.pid) == "S"
 
     @property
     def registrations(self) -> list[Registration]:

@@ -14,7 +14,16 @@ from typing import Any
 
 from sockshare.cli.stage import free_port, wait_until
 from sockshare.cli.supervisor_stage import SupervisorStage
-from tests.support.circusd import DATAGRAMS, USES_THE_LIBRARY, Circusd, behind_exec, command_of, is_running, running
+from tests.support.circusd import (
+    DATAGRAMS,
+    USES_THE_LIBRARY,
+    Circusd,
+    behind_exec,
+    command_of,
+    in_memory,
+    is_running,
+    running,
+)
 from tests.support.forks import FORKS
 
 __all__ = ["Supervisord", "listens", "supervisord", "wait_until"]
@@ -61,6 +70,7 @@ class Supervisord(SupervisorStage, Circusd):
         servers: str = "[unix_http_server]\nfile = {directory}/s\n",
     ) -> None:
         SupervisorStage.__init__(self)
+        self.runtime = in_memory(self.runtime)
         self.program = program
         self.import_seconds = import_seconds
         self.port = free_port()
@@ -68,6 +78,7 @@ class Supervisord(SupervisorStage, Circusd):
         behaviour = self.directory / "behaviour.json"
         self.environment["APP_BEHAVIOUR"] = str(behaviour)
         self.environment["APP_DIRECTORY"] = str(self.directory)
+        self.environment["APP_RUNTIME"] = str(self.runtime)
         self.deploy("v1")
 
         command = command_of(program)

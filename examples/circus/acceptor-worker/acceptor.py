@@ -6,8 +6,7 @@ import socket
 
 import sockshare
 
-#: Connections that may wait here for a worker; more wait in the kernel's queue.
-MOST = 64
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 stopping = False
 
 
@@ -23,16 +22,17 @@ def main() -> None:
         with share.registration("web") as registration:
             selector.register(registration, selectors.EVENT_READ)
             share.ready("accepting")
-            waiting: list[tuple[socket.socket, bytes]] = []
-            while waiting or not stopping:
-                selector.select(0.05 if waiting else 0.5)
-                while registration.waiting() and not stopping and len(waiting) < MOST:
+            while not stopping:
+                selector.select(0.5)
+                connections: list[tuple[socket.socket, bytes]] = []
+                while registration.waiting() and len(connections) < 64:
                     try:
-                        waiting.append((listener.accept()[0], b""))
+                        connections.append((listener.accept()[0], b""))
                     except BlockingIOError:
                         break
-                # What no worker takes now is still ours, and unread: it is offered again.
-                waiting = [(left.connection, b"") for left in share.hand_over_many(waiting, to="worker")]
+                for left in share.hand_over_many(connections, to="worker"):
+                    left.connection.send(BUSY)  # no worker has room, or none is there
+                    left.connection.close()
             selector.unregister(registration)
 
 

@@ -657,12 +657,21 @@ BROKER = (
         felt="peers that come and go take the loop: the door answers after seconds",
     ),
     mutant(
-        "broker: what nobody sent is no refusal",
-        f"{_BROKER}/endpoint.py",
-        "            self._refusals += 1  # random bytes may be a greeting of ZMTP 1.0, which proves nobody\n",
+        "broker: keeps the lane of a receiver that has died",
+        f"{_BROKER}/introductions.py",
+        "        for name in [name for name, end in self._ends.items() if end.pid == pid and end.giver is None]:\n"
+        "            self._let_go(name)\n",
         "",
-        f"{_TESTS}/test_limits.py::test_reading_pauses_after_so_many_refusals",
-        felt="random bytes take the loop",
+        "tests/handover/test_hand_over.py::test_giver_does_not_wait_for_a_receiver_that_died_before_it_had_its_lane",
+        felt="a connection that is handed over in a reload waits for 5 s",
+    ),
+    mutant(
+        "broker: speaks ZMTP 1.0",
+        f"{_BROKER}/endpoint.py",
+        '        self._socket.setsockopt(zmq.ZAP_DOMAIN, b"sockshare")\n',
+        "",
+        f"{_TESTS}/test_limits.py::test_who_speaks_the_first_zmtp_is_not_heard",
+        felt="random bytes become thousands of messages of nobody, and commands wait behind them",
     ),
     # What must be recorded first.
     mutant(

@@ -20,10 +20,19 @@ CLIENT = (
     mutant(
         "client: exception leaves the offer open",
         _EXCHANGE,
-        "                self.giver.decide(transfers)\n            raise\n",
-        "                pass\n            raise\n",
+        "                self.giver.decide(transfers)\n                self._decided.notify_all()\n            raise\n",
+        "                self._decided.notify_all()\n            raise\n",
         f"{_TESTS}/test_lane_ends.py::test_connection_is_its_owner_s_when_its_hand_over_is_interrupted",
         felt="a connection whose hand_over was interrupted has two owners",
+        kind=Kind.OWNERSHIP,
+    ),
+    mutant(
+        "client: interrupted thread waits for the lanes for ever",
+        _EXCHANGE,
+        "                if self._giving == threading.get_ident():\n                    self._giving = 0\n",
+        "",
+        f"{_TESTS}/test_owners.py::test_no_thread_waits_for_one_that_was_interrupted",
+        felt="after a Ctrl-C in hand_over, close() and every other hand_over hang",
         kind=Kind.OWNERSHIP,
     ),
     mutant(

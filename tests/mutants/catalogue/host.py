@@ -19,6 +19,15 @@ HOST = (
         kind=Kind.JOURNAL,
     ),
     mutant(
+        "host: replaced journal is given back in the loop",
+        _JOURNAL,
+        "        closing.apart(lambda: os.close(fd))",
+        "        os.close(fd)",
+        f"{_TESTS}/test_journal.py::test_replaced_file_is_given_back_by_a_thread",
+        felt="supervisord waits for the disk at each change that it records",
+        kind=Kind.JOURNAL,
+    ),
+    mutant(
         "host: journal of another manager counts",
         _JOURNAL,
         'if document.get("owner") != owner:',

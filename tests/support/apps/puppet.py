@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.support import door
 
 HOME = os.environ["APP_DIRECTORY"]
-RUNTIME = f"{HOME}/run"
+RUNTIME = os.environ["APP_RUNTIME"]
 
 
 class Puppet:
