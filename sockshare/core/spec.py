@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -380,22 +381,31 @@ def check_command(
 
 
 def _exec_options(command: str) -> list[str] | None:
-    """The words between ``sockshare exec`` and the program in *command*; None if it does not go by that."""
+    """The options between ``sockshare exec`` and the program in *command*; None if it does not go by that."""
     words = command.split()
     at = next(
         (at for at, word in enumerate(words[:-1]) if word.endswith("sockshare") and words[at + 1] == "exec"), None
     )
     if at is None:
         return None
-    rest = words[at + 2 :]
-    return rest[: rest.index("--")] if "--" in rest else rest
+    options = []
+    rest = iter(words[at + 2 :])
+    for word in rest:
+        if word == "--" or not word.startswith("-"):
+            break  # what follows is the program's, which may have a --socket of its own
+        if word in ("--socket", "--endpoint"):
+            word = f"{word}={next(rest, '')}"
+        options.append(word)
+    return options
 
 
 def _chosen(options: list[str]) -> list[str]:
     """The sockets that the *options* of ``exec`` choose; none: all that the program may have."""
-    chosen = [word for at, word in enumerate(options) if at and options[at - 1] == "--socket"]
-    return [name.lower() for name in [*chosen, *(word[9:] for word in options if word.startswith("--socket="))]]
+    return [word[9:].lower() for word in options if word.startswith("--socket=")]
 
+
+#: What a manager itself replaces: supervisord's ``%(program_name)s``, circus's ``$(circus.wid)``.
+_EXPANDED = re.compile(r"[%$]\(")
 
 #: ``{fd:NAME}``, and what was meant for it: with blanks, in capitals, with another mark, not closed.
 _DESCRIPTOR = re.compile(r"\{\s*fd\s*[:=]\s*([^\s{}]*)\s*\}?", re.IGNORECASE)
@@ -415,12 +425,14 @@ def check_descriptors(
     if own is None:
         return []
     chosen = _chosen(own)
+    if any(map(_EXPANDED.search, [*sockets, *chosen])):
+        return []  # which sockets it has is seen only when it runs
     given = [name for name in sockets if not chosen or name.lower() in chosen]
     found = {match[0]: match[1] for match in _DESCRIPTOR.finditer(command)}
     mistakes = []
     for text, name in found.items():
         exact = text == f"{{fd:{name}}}"
-        if exact and (name in given or name.lower() in given):
+        if _EXPANDED.search(name) or (exact and (name in given or name.lower() in given)):
             continue
         meant = next((one for one in shared if one.lower() == name.lower()), None)
         suggestion = did_you_mean(name, shared)
@@ -459,9 +471,14 @@ def check_foreign(
         names_ours = key == "sockets" and bool(set(value.replace(",", " ").split()).intersection(shared))
         if key in _PROGRAM and (is_ours or names_ours):
             mistakes.append(Mistake(section, key, f"no such key; did you mean '{prefix}{key}'?"))
-        elif "sock" in key.lower() and (suggestion := did_you_mean(key, whole)):
+        elif _is_like(key.lower()[: len(prefix)], prefix) and (suggestion := did_you_mean(key, whole)):
             mistakes.append(Mistake(section, key, f"no such key{suggestion}"))
     return mistakes
+
+
+def _is_like(beginning: str, prefix: str) -> bool:
+    """Whether the *beginning* of a key is *prefix*, misspelt; that of ``socket_timeout`` or ``websocket_`` is not."""
+    return bool(get_close_matches(beginning, [prefix], cutoff=0.75))
 
 
 _WHY_NOT = {

@@ -306,6 +306,10 @@ def test_command_is_refused_where_its_registration_can_not_be_kept(command: str,
         ("-- x --fd {fd:web}", ["web"], ""),
         ("-- x --fd {fd:WEB}", ["web"], ""),
         ("--socket web -- x {fd:web}", ["web", "api"], ""),
+        ("uwsgi --socket fd://{fd:web}", ["web"], ""),
+        ("-- x {fd:%(program_name)s}", ["web"], ""),
+        ("-- x {fd:web}", ["%(program_name)s"], ""),
+        ("--endpoint /x --socket api x {fd:api}", ["web", "api"], ""),
         ("-- node -e 'listen({fd: 3})'", ["web"], ""),
         ("-- x {fd:web}", [], "{fd:web} needs a socket that the section does not name; write p_sockets = web"),
         ("-- x {fd:api}", ["web"], "{fd:api} needs a socket that the section does not name; write p_sockets = web api"),
@@ -339,7 +343,8 @@ def test_descriptors_are_what_somebody_else_replaces_where_there_is_no_exec() ->
 
 def test_key_without_its_prefix_is_refused() -> None:
     """A manager passes over what it does not know, so the sockets would be nobody's; a stranger's key is not ours."""
-    keys = dict.fromkeys(("ready", "sockshre_ready", "priority", "socket_owner"), "x")
+    strange = ("priority", "socket_owner", "socket_timeout", "websocket_ready", "sockets_dir")
+    keys = dict.fromkeys(("ready", "sockshre_ready", *strange), "x")
     misspelt = "[program:web] sockshre_ready: no such key; did you mean 'sockshare_ready'?"
     sockets = "[program:web] sockets: no such key; did you mean 'sockshare_sockets'?"
     ready = "[program:web] ready: no such key; did you mean 'sockshare_ready'?"
