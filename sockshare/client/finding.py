@@ -243,7 +243,7 @@ def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = 
                 if reason:
                     raise NoBroker(f"can't reach the broker at {directory}: {reason}") from None
                 if command and not door.accepts(directory):
-                    raise NoBroker(f"can't reach the broker at {directory}: nobody is there; {_reasons()}") from None
+                    raise NoBroker(f"can't reach the broker at {directory}: nobody is there; {_elsewhere()}") from None
                 raise
         notice.tick()
 

@@ -77,7 +77,7 @@ def _file(pid: int, name: str, words: list[str]) -> str:
             given = word
         elif name == "supervisord" and word in ("-c", "--configuration"):
             given = "".join(rest[at + 1 : at + 2])
-        elif name == "supervisord" and word.startswith(("-c", "--configuration=")) and not word.startswith("--c="):
+        elif name == "supervisord" and word.startswith(("-c", "--configuration=")):
             given = word.removeprefix("--configuration=").removeprefix("-c")
     if given:
         return os.path.join(directory, given) if directory or os.path.isabs(given) else ""
@@ -87,16 +87,19 @@ def _file(pid: int, name: str, words: list[str]) -> str:
 
 def why_no_broker(one: Manager) -> str:
     """Why a command of this user has no broker of *one*, after its name, and what to do; empty where it has."""
+    own = os.geteuid()
+    if own != 0 and one.uid not in (0, own):  # not looked at: its directories may be hidden from us
+        return "it is another user's; run the command as that user, or as root"
     try:
         point = meeting.find(one.pid)
+        if point is None and own != one.uid and any(map(os.path.lexists, meeting.places(one.pid))):
+            return f"uid {own} may not look into its runtime directory; run the command as root"
     except ProcessLookupError:
         return "it has ended just now"
     if point is None:
         return _why_no_point(one)
-    if one.uid != os.geteuid() and os.geteuid() == 0:
+    if own != one.uid and own == 0:
         return f"it is another user's; say --endpoint {point}"
-    if one.uid not in (0, os.geteuid()):
-        return "it is another user's; run the command as that user, or as root"
     if door.accepts(point):
         return ""
     reason = door.read(point, meeting.STOPPED)
@@ -115,18 +118,18 @@ def _why_no_point(one: Manager) -> str:
         obstacle = meeting.obstacle(one.uid)
         if obstacle is not None:
             return f"it has no broker: it can't make its runtime directory ({obstacle}); set runtime_dir in {section}"
-    if _started(one.pid) < os.stat(one.file).st_mtime:
+    try:
+        changed = os.stat(one.file).st_mtime
+    except OSError:  # written anew just now
+        changed = time.time()
+    if _started(one.pid) < changed:
         return f"it has no broker: its configuration was changed since it was started; {again}"
     return f"it has no broker, though its configuration has {section}: its log has the reason"
 
 
 def control(one: Manager) -> str:
     """How a supervisord's own command is called."""
-    return (
-        f"supervisorctl -c {shlex.quote(one.file)}"
-        if one.file and not one.file.startswith("/etc/")
-        else "supervisorctl"
-    )
+    return f"supervisorctl -c {shlex.quote(one.file)}" if one.file else "supervisorctl"
 
 
 def _loads(one: Manager) -> bool | None:
@@ -166,17 +169,28 @@ def _started(pid: int) -> float:
         return time.time()
 
 
+def _where(one: Manager) -> str:
+    """Where the broker of *one* is, for who has looked elsewhere."""
+    try:
+        return f"its broker answers; say --endpoint {meeting.find(one.pid)}"
+    except ProcessLookupError:
+        return "it has ended just now"
+
+
 def orphans() -> list[tuple[int, str]]:
     """Processes that were given sockets by a manager which has ended, with their commands; as far as we may look."""
     found = []
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         try:
             environment = processes.content(f"/proc/{pid}/environ")
+            if b"SOCKSHARE_FD_" not in environment or any(_is_manager(one) for one in peers.ancestors(pid)):
+                continue
+            endpoint = processes.variable(pid, "SOCKSHARE_ENDPOINT")
+            command = shlex.join(processes.command(pid))[:_LONGEST_COMMAND]
         except OSError:
             continue
-        if b"SOCKSHARE_FD_" not in environment or any(_is_manager(one) for one in peers.ancestors(pid)):
-            continue
-        found.append((pid, shlex.join(processes.command(pid))[:_LONGEST_COMMAND]))
+        if endpoint is None or not door.accepts(endpoint):  # else a living manager's, which has daemonized
+            found.append((pid, command))
     return found
 
 
@@ -189,7 +203,7 @@ def _is_manager(pid: int) -> bool:
 
 def reasons() -> list[tuple[str, str]]:
     """Why this user has no broker: whom it is about, and the reason with what to do; at least one."""
-    said = [(str(one), reason) for one in running() if (reason := why_no_broker(one))]
+    said = [(str(one), why_no_broker(one) or _where(one)) for one in running()]
     left = orphans()
     if left:
         pids = " ".join(str(pid) for pid, _ in left)

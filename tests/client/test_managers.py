@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sockshare.client import managers
+from sockshare.client import finding, managers
+from sockshare.core.errors import NoBroker
 from sockshare.kernel import meeting
 from tests.client.test_finding import point
 
@@ -102,15 +104,62 @@ def test_manager_of_another_user_is_told_with_its_endpoint(tmp_path: Path) -> No
     assert str(one.uid) in str(one)
 
 
+#: What is said to a user who may see nothing of the manager.
+ASK = """import os, sys
+from sockshare.client import managers
+os.setuid(4321)
+print(managers.why_no_broker(managers.manager(int(sys.argv[1]))))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_what_a_user_may_not_see_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    """Another user's manager may have a broker; so may root's, whose directory is hidden."""
+
+    def said(one: managers.Manager) -> str:
+        return subprocess.check_output([sys.executable, "-c", ASK, str(one.pid)], text=True).rstrip()
+
+    target = tmp_path / "run"
+    target.mkdir(mode=0o700)
+    tmp_path.chmod(0o700)
+    with running(tmp_path, "circusd", "x.ini", uid=NOBODY) as one:
+        assert said(one) == "it is another user's; run the command as that user, or as root"
+    with running(tmp_path, "circusd", "x.ini") as one, point(one.pid, target):
+        assert said(one) == "uid 4321 may not look into its runtime directory; run the command as root"
+
+
+@contextmanager
+def door(directory: Path) -> Iterator[None]:
+    """A broker listens in *directory*."""
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(directory / "door"))
+        listener.listen()
+        yield
+
+
+def test_manager_with_a_broker_is_not_passed_over(tmp_path: Path) -> None:
+    """Who has looked in the wrong place is not told that no manager runs, but where the broker is."""
+    nowhere = tmp_path / "none"
+    nowhere.mkdir()
+    with door(tmp_path / "run"), running(tmp_path, "circusd", "x.ini") as one, point(one.pid, tmp_path / "run") as at:
+        assert (str(one), f"its broker answers; say --endpoint {at}") in managers.reasons()
+        with pytest.raises(NoBroker) as raised:
+            finding.find(str(nowhere), command=True, timeout=0.1)
+    assert f"{one} at {at}" in str(raised.value)
+
+
 def test_process_that_its_manager_left_behind_is_told(tmp_path: Path) -> None:
-    """It holds the sockets; what stands in backticks ends it."""
-    environment = {**os.environ, "SOCKSHARE_FD_WEB": "3"}
+    """It holds the sockets; what stands in backticks ends it. It is none if the broker that it had is there."""
+    environment = {**os.environ, "SOCKSHARE_FD_WEB": "3", "SOCKSHARE_ENDPOINT": str(tmp_path / "run")}
     # Its parent ends at once, so that it is nobody's (of ours init's, or a reaper's, which is no manager).
     begin = f"{sys.executable} -c 'import time; time.sleep(100)' >/dev/null & echo $!"
     started = subprocess.run(["sh", "-c", begin], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     pid = int(started.stdout)
     try:
         assert pid in [one for one, _ in managers.orphans()]
+        with door(tmp_path / "run"):
+            assert pid not in [one for one, _ in managers.orphans()]
         (said,) = [sentence for subject, sentence in managers.reasons() if subject == "a manager that has ended"]
         assert f"pid {pid} (" in said
         assert "`kill " in said
