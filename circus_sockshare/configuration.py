@@ -72,6 +72,7 @@ def install() -> None:
 def watchers(arbiter: Any) -> list[Any]:
     """circusd's watchers, and those that it is about to have: it takes them in when all their processes are started."""
     known = list(arbiter.iter_watchers())
+    _starting.difference_update(known)  # one that is taken out later, as by `circusctl rm --nostop`, is gone
     return known + [one for one in _starting if one not in known and one.status() in ("starting", "active")]
 
 
@@ -120,18 +121,22 @@ def _address(section: Mapping[str, Any]) -> list[str]:
 def _try_address(arbiter: Any, section: Mapping[str, Any]) -> str:
     """Why the socket of *section* can't be bound; empty if it can, or need not be."""
     held = arbiter.sockets.get(section["name"])
-    if (held is not None and _address(held._cfg) == _address(section)) or section.get("so_reuseport"):
+    if held is not None and held._cfg == section:
         return ""
     where = f"[socket:{section['name']}]"
     try:
         probe = CircusSocket.load_from_config(dict(section))
-    except Exception as error:
-        return f"{where}: {error}"
+    except Exception as error:  # circus would meet it with the socket of before closed already
+        return f"{where}: {type(error).__name__}: {error}"
     try:
+        if (held is not None and _address(held._cfg) == _address(section)) or probe.so_reuseport:
+            return ""
         if not probe.is_unix:
             probe.bind((probe.host, probe.port))
         elif os.path.exists(probe.path) and not probe.replace and not _is_held(arbiter, probe.path):
             return f"{where}: can't bind {probe.path}: it exists; remove it, or write replace = True"
+        elif not os.access(directory := os.path.dirname(probe.path) or ".", os.W_OK | os.X_OK):
+            return f"{where}: can't bind {probe.path}: {directory} is not there, or circusd may not write to it"
     except OSError as error:
         held_yet = " (a process that has it may be running yet)" if held is None else ""
         return f"{where}: can't bind {probe.location}: {error.strerror}{held_yet}"
@@ -146,10 +151,12 @@ def _is_held(arbiter: Any, path: str) -> bool:
 
 def _take_socket(arbiter: Any, section: Mapping[str, Any]) -> None:
     held = arbiter.sockets.get(section["name"])
-    if held is None or held._cfg == section or _address(held._cfg) != _address(section):
-        return
-    held.backlog, held.blocking = int(section.get("backlog", 2048)), to_bool(section.get("blocking"))
-    held.setblocking(held.blocking)
+    if held is None or held._cfg == section or _address(held._cfg) != _address(section) or held.so_reuseport:
+        return  # the last is not bound, and listen() would bind it anywhere
+    backlog, blocking = int(section.get("backlog", 2048)), to_bool(section.get("blocking"))
+    if held.blocking != blocking:  # for every process that has it, also where our plugin's key says something else
+        held.setblocking(blocking)
+    held.backlog, held.blocking = backlog, blocking
     if held.socktype in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         held.listen(held.backlog)  # of one that listens it changes the backlog, and nothing else (listen(2))
     held._cfg = dict(section)

@@ -44,7 +44,8 @@ def _waiting(arbiter: Any) -> set[str]:
     names = {sock.fileno(): name for name, sock in arbiter.sockets.items() if sock.fileno() >= 0}
     for number in names:
         poller.register(number, select.POLLIN)
-    return {names[number] for number, _ in poller.poll(0)}
+    # One that does not listen, as with so_reuseport, reports POLLHUP (poll(2)).
+    return {names[number] for number, events in poller.poll(0) if events & select.POLLIN}
 
 
 def _started(name: str, done: Any) -> None:

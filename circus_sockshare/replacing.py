@@ -19,7 +19,10 @@ from weakref import WeakKeyDictionary
 
 from circus.arbiter import Arbiter
 from circus.exc import MessageError
+from circus.util import synchronized
 from circus.watcher import Watcher
+
+from .holding import host_watcher
 
 #: Of so many processes that circus told to end it is remembered, and for so many seconds.
 _MOST_TOLD = 1000
@@ -78,16 +81,14 @@ def settle(watcher: Any, count: int, size: int | None, *, proven: bool) -> int:
     """
     if not isinstance(watcher.processes, Processes):
         watcher.processes = Processes(watcher.processes)
-    if proven:
+    now = count if size is None else wanted(watcher)
+    if size is not None:
+        count = max((now if proven else max(now, size)) + count - size, 0)
+    watcher.numprocesses, _extra[watcher] = count, count - now
+    if proven and count <= now:  # otherwise there are others, of replacements that overlap
         for pid in [pid for pid, name in _probation.items() if name == watcher.name]:
             del _probation[pid]
-    if size is None:
-        watcher.numprocesses, _extra[watcher] = count, 0
-        return count
-    now = wanted(watcher)
-    watcher.numprocesses = max((now if proven else max(now, size)) + count - size, 0)
-    _extra[watcher] = watcher.numprocesses - now
-    return int(watcher.numprocesses)
+    return count
 
 
 def draining(watcher: Any, process: Any) -> None:
@@ -127,6 +128,7 @@ def install() -> None:
         return
     set_numprocesses, set_opt, reload = Watcher.set_numprocesses, Watcher.set_opt, Watcher.reload
     reload_all, send_signal, notify_event = Arbiter.reload, Watcher.send_signal, Watcher.notify_event
+    set_number = synchronized("watcher_set_opt")(_set_number)  # as circus's own
 
     @functools.wraps(set_numprocesses)
     def count_ours(self: Any, np: int) -> Any:
@@ -143,9 +145,7 @@ def install() -> None:
             _refuse([self], f"set {key} of {self.name}, for which circus would reload it")
         if key != "numprocesses" or not extra(self):
             return set_opt(self, key, val)
-        _change(self, int(val))
-        self.notify_event("updated", {"time": time.time()})
-        return 0
+        return set_number(self, int(val))
 
     @functools.wraps(reload)
     def reload_unless_reloading(self: Any, graceful: bool = True, sequential: bool = False) -> Any:
@@ -156,12 +156,12 @@ def install() -> None:
     @functools.wraps(reload_all)
     def reload_all_unless_reloading(self: Any, graceful: bool = True, sequential: bool = False) -> Any:
         if graceful:
-            _refuse(self.watchers, "reload all")
+            _refuse([one for one in self.watchers if not one.send_hup], "reload all")
         return reload_all(self, graceful=graceful, sequential=sequential)
 
     @functools.wraps(send_signal)
     def note_and_send(self: Any, pid: int, signum: int) -> Any:
-        if signum in (*_ENDS, self.stop_signal):
+        if pid in self.processes and signum in (*_ENDS, self.stop_signal):
             _told[pid] = time.monotonic()
             _told.move_to_end(pid)
             if len(_told) > _MOST_TOLD:
@@ -171,7 +171,7 @@ def install() -> None:
     @functools.wraps(notify_event)
     def notify(self: Any, topic: str, msg: Any) -> Any:
         # circus's plugins stop a watcher whose processes crash (Flapping), which would end the old ones, too.
-        if topic == "reap" and msg.get("process_pid") in _probation:
+        if topic == "reap" and _probation.get(msg.get("process_pid")) == self.name:
             topic = "kill"
         return notify_event(self, topic, msg)
 
@@ -185,7 +185,8 @@ def install() -> None:
 
 
 def _refuse(watchers: Any, what: str) -> None:
-    running = [watcher.name for watcher in watchers if is_running(watcher)]
+    # Without our plugin there is nobody who would end it.
+    running = [one.name for one in watchers if is_running(one) and host_watcher(one.arbiter) is not None]
     if running:
         raise MessageError(
             f"can't {what}: a sockshare reload of {', '.join(running)} is running; "
@@ -204,6 +205,12 @@ def _change(watcher: Any, number: int) -> int:
     else:
         _extra[watcher] = extra(watcher) - change
     return number
+
+
+def _set_number(watcher: Any, number: int) -> int:
+    _change(watcher, number)
+    watcher.notify_event("updated", {"time": time.time()})
+    return 0  # what is to be done next, see `Watcher.set_opt`
 
 
 async def _manage(watcher: Any, number: int) -> int:
