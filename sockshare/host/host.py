@@ -87,7 +87,11 @@ class Host:
         self._say_begun = begun
         self._begun = False
         self._known: set[str] = set()  # the programs that the broker was told of
+        self._told: Message = {}  # what it was told last of the configuration
+        self._given: list[tuple[dict[str, Any], socket.socket]] = []  # the sockets that it has
+        self._withheld: list[tuple[int, Message]] = []  # answers of which the next broker may know more
         self._outdated = False  # the broker has other sockets than are configured
+        self._postponed = False  # the next one has to wait for the end of a reload
         self._unreadable = ""  # why the broker says that it can't serve us
         self._passed_over: set[str] = set()
         self._listeners: dict[str, socket.socket] = {}
@@ -180,15 +184,28 @@ class Host:
     @guarded(log)
     def configure(self, configuration: Configuration) -> None:
         """Have *configuration* from now on; a broker that runs is told of what has changed."""
-        before, self._configuration = self._configuration, configuration
+        self._configuration = configuration
         if self._link is None:
             return
-        if self._outdated or before.sockets != configuration.sockets:
-            self._outdated = True
+        self._outdated = configuration.sockets != self._given
+        if self._outdated:
             self._renew()
-        elif before.message() != configuration.message():
-            self._known = {program["name"] for program in configuration.programs}
-            self._send(self._link, {"type": "programs", **self._message()})
+        else:
+            self._tell(self._link)
+
+    def _tell(self, link: Channel) -> None:
+        """Tell the broker of the configuration what it was not told yet, and give the answers that waited for that."""
+        message = self._message()
+        if message != self._told:
+            self._note_told(message)
+            self._send(link, {"type": "programs", **message})
+        withheld, self._withheld = self._withheld, []
+        for number, fields in withheld:
+            self._reply(link, {"type": "answer", "id": number, **fields})
+
+    def _note_told(self, message: Message) -> None:
+        self._told = message
+        self._known = {program["name"] for program in message["programs"]}
 
     def outdate(self) -> None:
         """Let the broker have other sockets than it is about to be `configure`d with: the next one will have them."""
@@ -197,7 +214,9 @@ class Host:
     def _renew(self) -> None:
         """Have the next broker, to which sockets come with the hello, once no reload runs that this would undo."""
         if any(key.startswith(_RELOADS) for key in self._journal.records):
-            log.info("host: the sockets are others when the reload is over that runs")
+            if not self._postponed:
+                log.info("host: the sockets are others when the reload is over that runs")
+            self._postponed = True
         else:
             self._nonsense()
 
@@ -211,7 +230,7 @@ class Host:
         if self._troubles.say(subject, sentence):
             log.log(logging.ERROR if sentence else logging.INFO, "%s: %s", subject, sentence or "all is well again")
             if self._link is not None and not self._draining and not self._outdated:
-                self._send(self._link, {"type": "programs", **self._message()})
+                self._tell(self._link)
         if self._troubles.sentences and not self._looking:
             self._looking = True
             self._loop.call_later(_LOOK_AGAIN, self._look_again)
@@ -255,8 +274,9 @@ class Host:
         """Say hello to a new broker over *sock*, which becomes the host's, and answer it."""
         self.drain()
         self._link = link = Channel(sock)
-        self._writing = self._begun = self._outdated = False
-        self._known = {program["name"] for program in self._configuration.programs}
+        self._writing = self._begun = self._outdated = self._postponed = False
+        self._given = self._configuration.sockets
+        self._note_told(self._message())
         self._unreadable = ""
         self._failures = 0
         self._loop.add_reader(link.fileno(), self._readable)
@@ -277,7 +297,7 @@ class Host:
             "sockets": [description for description, _ in self._configuration.sockets],
             "notify": list(notify),
             "kept": list(kept),
-            **self._message(),
+            **self._told,
             "journal": self._journal.records,
         }
         shared = [shared for _, shared in self._configuration.sockets]
@@ -316,6 +336,7 @@ class Host:
 
     def _drop(self) -> None:
         link, self._link = self._link, None
+        self._withheld.clear()
         if link is not None:
             self._loop.remove_reader(link.fileno())
             if self._writing:
@@ -476,8 +497,11 @@ class Host:
 
     def _give(self, link: Channel, number: int, fields: Message) -> None:
         process = fields.get("process")
-        if self._outdated and isinstance(process, dict) and process.get("program") not in self._known:
-            return  # it is of a program of which only the next broker knows: who waits asks that one
+        is_unknown = isinstance(process, dict) and process.get("program") not in self._known
+        if self._outdated and is_unknown and link is self._link:
+            # It is of a program that this broker does not know: who waits asks the next one, if there is to be one.
+            self._withheld.append((number, fields))
+            return
         self._reply(link, {"type": "answer", "id": number, **fields})
 
     @guarded(log)
