@@ -26,11 +26,8 @@ if _INSIDE_CIRCUSD and _wrong is not None:
 
 if _INSIDE_CIRCUSD:
     try:
-        from . import binding, ends, inside, plugin_command
+        from . import inside
 
-        plugin_command.install()
-        binding.install()
-        ends.install()
         inside.install()
     except Exception as _error:  # whatever is wrong with us, circusd has other work: the plugin says what is missing
         import logging

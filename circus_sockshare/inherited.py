@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,8 +34,11 @@ class Inherited(dict[str, socket.socket]):
         super().__init__()
         self._in_vain: set[int] = set()  # the inodes of those that did not come
 
-    def take(self, told: Iterable[Mapping[str, Any]], numbers: Iterable[int]) -> None:
-        """Have those of *numbers*, our descriptors, that circusd has *told* of; they become close-on-exec."""
+    def take(self, told: Iterable[Mapping[str, Any]], numbers: Collection[int]) -> None:
+        """Have those of *numbers*, our descriptors, that circusd has *told* of; they become close-on-exec.
+
+        The others are closed: one that circusd has closed by now would stay open, and nobody would accept from it.
+        """
         own: dict[int, int] = {}
         for number in numbers:
             with suppress(OSError):  # no socket, or closed by now
@@ -44,6 +48,8 @@ class Inherited(dict[str, socket.socket]):
                 sock = socket.socket(fileno=own.pop(one["inode"]))
                 sock.set_inheritable(False)
                 self[one["name"]] = sock
+        ours = {sock.fileno() for sock in self.values()}
+        close_all(number for number in numbers if number not in ours)
 
     def drop(self, told: Iterable[Mapping[str, Any]]) -> list[socket.socket]:
         """Take out those that circusd does not have any more; the caller closes them."""
@@ -75,8 +81,6 @@ class Inherited(dict[str, socket.socket]):
         def sent(_: dict[str, Any]) -> None:
             numbers, whole = _receive(channel)
             self.take(told, numbers)
-            ours = {sock.fileno() for sock in self.values()}
-            close_all(number for number in numbers if number not in ours)
             end(again=not whole)
 
         def refused(refusal: Refusal) -> None:
@@ -92,6 +96,16 @@ class Inherited(dict[str, socket.socket]):
             done()
 
         circusd.ask(sent, refused, op="send", names=names, to=path)
+
+
+def passed_on() -> list[int]:
+    """The sockets that were passed on to this process: what it opens itself is close-on-exec (PEP 446)."""
+    found = []
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the one by which they are listed
+            if number > 2 and os.get_inheritable(number) and stat.S_ISSOCK(os.fstat(number).st_mode):
+                found.append(number)
+    return found
 
 
 def _receive(channel: socket.socket) -> tuple[list[int], bool]:

@@ -30,7 +30,7 @@ from circus.process import DEAD_OR_ZOMBIE, UNEXISTING, Process
 
 from sockshare.host.launch import launched
 
-from . import configuration, descriptors, holding, on_demand, replacing
+from . import binding, configuration, descriptors, ends, holding, on_demand, plugin_command, replacing
 from .ends import ENDS, SPAWN_ERRORS, note, read_rest, was_stopped
 
 #: What circusd may be in the middle of when a process is started; anything else may be about to stop or replace it.
@@ -45,6 +45,11 @@ _DYING = 0.05
 
 def install() -> None:
     """Have every controller that is initialized from now on know our command; repeating it changes nothing."""
+    for patch in (plugin_command, binding, ends, configuration, on_demand, replacing):
+        try:
+            patch.install()
+        except Exception as error:  # a circus of which one thing is another does all the rest
+            logger.error("sockshare: can't install %s: %s", patch.__name__, error)
     original = Controller.initialize
     if getattr(original, "knows_sockshare", False):
         return
@@ -57,8 +62,6 @@ def install() -> None:
     initialize.knows_sockshare = True  # type: ignore[attr-defined]
     Controller.initialize = initialize
     Process.format_args = _wrap_command(Process.format_args)
-    for patch in (configuration, on_demand, replacing):
-        patch.install()
     atexit.register(_remove_meeting_point, os.getpid())
 
 

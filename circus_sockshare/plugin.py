@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from sockshare.kernel.peers import pidfd_open
 
 from . import settings
 from .circusd import CONFIGURED, UNKNOWN_COMMAND, Circusd, Refusal
-from .inherited import Inherited
+from .inherited import Inherited, passed_on
 from .verbs import CircusVerbs
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._host: Host | None = None
         self._life: Life | None = None
         self._told: dict[str, Any] | None = None  # circusd's last answer
+        self._passed_on = passed_on()
         self._sockets = Inherited()
+        self._gone: list[socket.socket] = []  # those that circusd has closed, and a broker may be given yet
         self._fetching = False
         self._ended = False
 
@@ -256,11 +259,11 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     def _learned(self, told: dict[str, Any]) -> None:
         if self._told is None:
-            self._sockets.take(told["sockets"], map(int, os.listdir("/proc/self/fd")))
+            self._sockets.take(told["sockets"], self._passed_on)
         self._told = told
         if self._fetching:
             return
-        gone = self._sockets.drop(told["sockets"])
+        self._gone += self._sockets.drop(told["sockets"])
         if self._host is not None and "use_sockets" in self._options and self._sockets.missing(told["sockets"]):
             self._fetching = True
             self._host.outdate()
@@ -272,9 +275,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
                 self._fetched(told)
         else:
             self._apply(told)
-        for sock in gone:  # not before the next broker is to have others
-            sock.close()
 
+    @guarded(log)
     def _fetched(self, told: dict[str, Any]) -> None:
         self._fetching = False
         if self._told is told or self._told is None:
@@ -293,7 +295,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         else:
             configuration = configuration._replace(refused=[*mistakes, *configuration.refused])
         in_force = settings.in_force(self._section, self._options, told, configuration)
-        if in_force is not None and in_force != told.get("in_force"):
+        # A circusd that runs an earlier version of ours does not say it, and can't remember it.
+        if in_force is not None and "in_force" in told and in_force != told["in_force"]:
             told["in_force"] = in_force
             self._circusd.ask(
                 lambda _: None,
@@ -308,6 +311,8 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
                 self._warnings.add(warning)
                 log.warning("%s", warning)
         self._configure(configuration._replace(warnings=warnings))
+        while self._gone:  # not before: the next broker is to have others
+            self._gone.pop().close()
 
     def _configure(self, configuration: Configuration) -> None:
         self._tell([*configuration.mistakes, *configuration.refused])

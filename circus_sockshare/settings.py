@@ -8,7 +8,7 @@ import logging
 import os
 import pwd
 import socket
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,7 +30,6 @@ from sockshare.core.spec import (
 )
 from sockshare.core.suggest import did_you_mean
 from sockshare.host.verbs import Configuration
-from sockshare.kernel import listeners
 
 from .verbs import words
 
@@ -85,9 +84,6 @@ def read(
             spec_of = by_name.get(one["name"], SocketSpec(one["name"]))
             if one["blocking"]:  # circus's own key for the same
                 spec_of = msgspec.structs.replace(spec_of, blocking=True)
-            elsewhere = _elsewhere(section, one, inherited[one["name"]], specs.values())
-            if elsewhere:
-                spec_of = msgspec.structs.replace(spec_of, elsewhere=elsewhere)
             shared.append((msgspec.to_builtins(spec_of), inherited[one["name"]]))
     said = [str(mistake) for mistake in mistakes]
     configuration = Configuration(
@@ -140,18 +136,6 @@ def _parse_again(section: str, options: Mapping[str, str], sockets: Sequence[str
     wrong = {mistake.key for mistake in mistakes}
     kept = {key: value for key, value in options.items() if key not in wrong}
     return parse_plugin_options(section, kept, sockets, CIRCUS_OWN)[0]
-
-
-def _elsewhere(section: str, one: Mapping[str, Any], sock: socket.socket, programs: Iterable[ProgramSpec]) -> str:
-    """What is to be said where circusd has another socket of that name by now than *sock*: the inode tells."""
-    if listeners.inode(sock.fileno()) == one["inode"]:
-        return ""
-    at = f", at {one['at']}," if "at" in one else ""  # a circusd that runs an earlier version of ours does not say
-    reloads = "".join(f", then sockshare reload {spec.name}" for spec in programs if one["name"] in spec.sockets)
-    return (
-        f"circusd has another socket of this name since its section was changed{at} and nobody accepts there:"
-        f" circusctl restart {section}{reloads}"
-    )
 
 
 def _check_sockets(
