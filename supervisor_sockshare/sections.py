@@ -48,7 +48,7 @@ _UNKNOWN = "supervisorctl does not know its command sockshare (*** Unknown synta
 _MOST_BACKLOG = 65535  # supervisord's own bound
 
 _BINDING_KEYS = ("socket", "socket_backlog", "socket_owner", "socket_mode", "socket_ipv6_only")
-_SPEC_KEYS = tuple(field for field in SocketSpec.__struct_fields__ if field not in ("name", "address", "elsewhere"))
+_SPEC_KEYS = tuple(field for field in SocketSpec.__struct_fields__ if field not in ("name", "address"))
 _PROGRAM_KEYS = tuple(PREFIX + field for field in ProgramSpec.__struct_fields__ if field != "name")
 
 _Get = Callable[[str, str], str]

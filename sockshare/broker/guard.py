@@ -39,6 +39,8 @@ _MEND_EVERY = 0.01
 _BINDS_WITHIN = 0.01
 #: Seconds around which a death counts as the moment's, and that a process has to end in that shut a socket down.
 _AROUND = 0.5
+#: Seconds between two searches through all processes for who did something to one socket.
+_SEEK_EVERY = 5.0
 #: Seconds between two requests to the host to make a socket anew.
 _RENEW_EVERY = 10.0
 #: Seconds for which circusd, once asked, is taken to have a socket still.
@@ -72,6 +74,7 @@ class _Watched:
     waiting: frozenset[object] = frozenset()  # the clients that have waited since then
     waiting_since: float = 0.0
     asked: float = -_RENEW_EVERY  # when the host was asked to make it anew
+    sought: float = -_SEEK_EVERY  # when all processes were looked through for who did it
     confirmed: float = -_CONFIRMED_FOR  # when the manager was asked whether it has it still
 
 
@@ -86,8 +89,9 @@ class Guard:
     """The guard of the sockets *shared* (name to inode and descriptor), by their *specs*; made in the running loop.
 
     Args:
+        manager: What the hello says of the manager.
         replaced: The pids of processes that reloads are taking out of service.
-        directory: What the relative path of a socket begins at.
+        uses: Whether the section of a program names a socket.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Guard:
         self._tasks: set[asyncio.Task[None]] = set()
         self._epoll = select.epoll()
         self._files: FileWatch | None = None
+        self._renaming = False  # a look at the places is about to come
         try:
             self._files = FileWatch()
             self._loop.add_reader(self._files.fileno(), self._renamed)
@@ -150,7 +155,7 @@ class Guard:
 
     def load(self, name: str) -> Load:
         """What waits on the socket *name*."""
-        with _duplicate(self._watched[name].fd) as sock:
+        with _as_socket(self._watched[name].fd) as sock:
             return reach.load(sock)
 
     def tell(self, names: Iterable[str], since: float) -> Told:
@@ -168,11 +173,9 @@ class Guard:
         return Told("; ".join(faults), "; ".join(mendings))
 
     def _fault(self, one: _Watched) -> str:
-        if one.spec.elsewhere:
-            return one.spec.elsewhere
         if one.fault is None:
             return ""
-        parts = [f"{one.fault.sentence}{_by(one.by)}", one.refusal or _ADVICE[one.fault.kind]]
+        parts = [f"{one.fault.sentence}{_by(one.by)}", one.refusal or _advice(one.fault)]
         return "; ".join(part for part in parts if part)
 
     # What happens.
@@ -188,7 +191,7 @@ class Guard:
 
     async def _look_at_queue(self, one: _Watched) -> None:
         """Note who waits on a listener. The oldest is the first to be accepted: so if one client stays, nobody is."""
-        with _duplicate(one.fd) as sock:
+        with _as_socket(one.fd) as sock:
             if not (listeners.is_listening(sock) and queues.is_readable(sock)):
                 one.waiting = frozenset()
                 return
@@ -210,9 +213,12 @@ class Guard:
     def _renamed(self) -> None:
         assert self._files is not None
         self._files.read()
-        self._loop.call_later(_BINDS_WITHIN, self._look_at_places)
+        if not self._renaming:  # who changes a file without end costs one look each time
+            self._renaming = True
+            self._loop.call_later(_BINDS_WITHIN, self._look_at_places)
 
     def _look_at_places(self) -> None:
+        self._renaming = False
         for name, one in self._watched.items():
             if one.place is not None:
                 self._look(name)
@@ -222,7 +228,7 @@ class Guard:
         one = self._watched[name]
         if one.spec.guard == "off":
             return
-        with _duplicate(one.fd) as sock:
+        with _as_socket(one.fd) as sock:
             try:
                 self._find_place(one, sock)
                 found = reach.look(sock, one.place)
@@ -243,8 +249,6 @@ class Guard:
             one.fault = found
             if one.spec.guard != "repair":
                 one.refusal = "guard = warn, so it is left as it is"
-            elif one.spec.elsewhere:
-                one.refusal = ""  # that is said instead
             elif found.kind is Kind.GONE and self._may_be_given_up(name, one):
                 pass
             elif one.mended is not None and self._loop.time() - one.mended.at < _MEND_EVERY:
@@ -265,7 +269,7 @@ class Guard:
         queue = listeners.queue(sock)
         if queue is not None:
             one.backlog = queue.backlog
-        if one.place is not None and one.spec.guard == "repair" and not one.spec.elsewhere:
+        if one.place is not None and one.spec.guard == "repair":
             try:
                 reach.keep_name(one.place)
                 if self._files is not None:
@@ -295,10 +299,11 @@ class Guard:
     def _mend(self, name: str, one: _Watched, sock: socket.socket, fault: Fault) -> None:
         try:
             how = _mend(one, sock, fault)
-        except OSError as error:
-            one.refusal = f"can't mend it: {error.strerror or error}"
+            is_mended = bool(how) and reach.look(sock, one.place) is None
+        except (LookupError, OSError) as error:
+            one.refusal = f"can't mend it: {getattr(error, 'strerror', None) or error}"
             return
-        if not how or reach.look(sock, one.place) is not None:
+        if not is_mended:
             self._make_anew(name, one, fault)
             return
         one.mended, one.fault, one.refusal = Mended(one.since, fault.sentence, how), None, ""
@@ -336,15 +341,23 @@ class Guard:
 
     async def _find_culprit(self, name: str, one: _Watched, fault: Fault, moment: float) -> None:
         stopping = self._stopping(name)
-        scan = await self._others.look()
-        known = source(self._manager["pid"])
-        holding = [pid for pid, inodes in scan.holders.items() if one.inode in inodes and pid not in known]
-        complete = not scan.refused and not scan.unfinished
-        names = await self._others.worker.do(lambda: [self._named(pid) for pid in sorted(holding)])
+        names, complete = await self._find_holders(one)
         await asyncio.sleep(max(0.0, moment + _AROUND - self._loop.time()))
         if one.since == moment:
             one.by = culprit(self._ended(name, moment), stopping, names, complete=complete)
             log.warning("%s: %s%s", name, fault.sentence, _by(one.by))
+
+    async def _find_holders(self, one: _Watched) -> tuple[list[str], bool]:
+        """Who has the socket open, and whether those are all; not each time where it is broken without end."""
+        now = self._loop.time()
+        if now - one.sought < _SEEK_EVERY:
+            return [], False
+        one.sought = now
+        scan = await self._others.look()
+        known = source(self._manager["pid"])
+        holding = [pid for pid, inodes in scan.holders.items() if one.inode in inodes and pid not in known]
+        names = await self._others.worker.do(lambda: [self._named(pid) for pid in sorted(holding)])
+        return names, not scan.refused and not scan.unfinished
 
     async def _find_owner(self, one: _Watched, at: Place) -> None:
         owners = await self._others.worker.do(_owners, at.path)
@@ -365,12 +378,12 @@ class Guard:
             log.error("guard: it has a bug", exc_info=error)
 
 
-_ADVICE = {
-    Kind.SHUT_DOWN: "",
-    Kind.CONNECTED: "",
-    Kind.GONE: "",
-    Kind.TAKEN: "end what has bound it, and let it take its socket from sockshare",
-}
+def _advice(fault: Fault) -> str:
+    if fault.kind is not Kind.TAKEN:
+        return ""
+    if fault.sentence.endswith(reach.NO_SOCKET):
+        return "remove it"
+    return "end what has bound it, and let it take its socket from sockshare"
 
 
 def _mend(one: _Watched, sock: socket.socket, fault: Fault) -> str:
@@ -407,6 +420,10 @@ def _shown(pid: int) -> str:
 
 
 @contextmanager
-def _duplicate(fd: int) -> Iterator[socket.socket]:
-    with socket.socket(fileno=os.dup(fd)) as sock:
+def _as_socket(fd: int) -> Iterator[socket.socket]:
+    """*fd*, which stays open. Not a duplicate: there may be no room for one, and then too it has to be looked at."""
+    sock = socket.socket(fileno=fd)
+    try:
         yield sock
+    finally:
+        sock.detach()

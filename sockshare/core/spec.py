@@ -71,7 +71,6 @@ class SocketSpec(msgspec.Struct, frozen=True):
     blocking: bool = False  # handed out without O_NONBLOCK
     address: str = ""  # where its clients find it, if the socket itself is bound under another name
     guard: Literal["repair", "warn", "off"] = "repair"  # what is done when clients don't reach it
-    elsewhere: str = ""  # why the manager's socket of this name is another one by now, and what to do
 
 
 class PluginSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

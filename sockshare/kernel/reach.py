@@ -26,6 +26,8 @@ _READING, _WRITING = 1, 2  # of sk_shutdown (RCV_SHUTDOWN, SEND_SHUTDOWN)
 _FILE_BITS = 0xFFFFFFFF  # sock_diag has so many of an inode
 #: The memory that the kernel counts for the smallest datagram: without room for one, the next is dropped.
 _DATAGRAM = 768
+#: What is said of a path where there is something else.
+NO_SOCKET = "is no socket"
 
 
 class Kind(str, Enum):
@@ -119,7 +121,7 @@ def _misplaced(at: Place) -> Fault | None:
     except (FileNotFoundError, NotADirectoryError):
         return Fault(Kind.GONE, f"{at.path} is gone")
     if not stat.S_ISSOCK(found.st_mode):
-        return Fault(Kind.TAKEN, f"{at.path} is no socket")
+        return Fault(Kind.TAKEN, f"{at.path} {NO_SOCKET}")
     if found.st_ino & _FILE_BITS != at.file:
         return Fault(Kind.TAKEN, f"{at.path} is another socket")
     return None

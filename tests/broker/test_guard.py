@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from sockshare.broker.guard import _as_socket
 from sockshare.cli.stage import free_port
-from sockshare.kernel import binding
+from sockshare.kernel import binding, reach
 from sockshare.kernel.binding import Binding
 from tests.broker.stage import Stage, stage, until
 from tests.support import door
@@ -244,6 +246,24 @@ def test_process_that_accepts_nothing_any_more_does_not_serve(tmp_path: Path, sc
             assert said(dialogue, "web")[0][0] == "problem"
             sock.accept()[0].close()
             until(lambda: entries(dialogue)["web"]["state"] == "ok", "it is over", 5)
+
+
+def test_socket_is_looked_at_where_no_descriptor_is_left() -> None:
+    """A look takes none, and leaves the one that it is given: a guard that needs one would see nothing for ever."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        spare = os.dup(sock.fileno())
+        os.close(spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare, limit[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(sock.fileno())
+            with _as_socket(sock.fileno()) as seen:
+                assert reach.look(seen, None) is None
+                assert reach.load(seen).length == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        assert answers(sock)
 
 
 def test_idle_guard_costs_little() -> None:
