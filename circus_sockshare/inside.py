@@ -157,7 +157,6 @@ def _processes(arbiter: Any) -> dict[str, Any]:
             "name": sock.name,
             "fd": sock.fileno(),
             "inode": os.fstat(sock.fileno()).st_ino,
-            "at": str(sock.location),
             "backlog": sock.backlog,
             "so_reuseport": bool(sock.so_reuseport),
             "blocking": bool(sock.blocking),
