@@ -53,15 +53,18 @@ SERVERS = _all(
 _COMMANDS = {name: name for name in SERVERS if name not in ("aiohttp", "bjoern", "sanic", "tornado", "waitress")}
 _COMMANDS["uwsgi-core"] = "uwsgi"
 #: Titles that servers give themselves instead of their command line: "nginx: master process nginx -g daemon off;".
-_TITLE = re.compile(r"(gunicorn|nginx|php-fpm|puma|uwsgi)\b", re.IGNORECASE)
+_TITLE = re.compile(r"(gunicorn|nginx|php-fpm|puma|uwsgi)(?![^: ])", re.IGNORECASE)
 _INTERPRETER = re.compile(r"(python|pypy)[0-9.]*t?")
 _MODULE = re.compile("-[A-Za-z]*m")
-_VERSIONED = re.compile(r"(php-fpm|uwsgi)[-0-9._]*.*")
+#: Not others that begin so, as php-fpm_exporter does.
+_VERSIONED = re.compile(r"(php-fpm|uwsgi)(_python)?[-0-9.]*")
 
 
 def recognise(command: Sequence[str]) -> Server | None:
     """The server that a process with the arguments *command* is, as it runs; None for any other."""
     words = list(command)
+    while words and not words[-1]:  # what is left of the command line behind a title that is shorter
+        words.pop()
     if len(words) == 1 and (title := _TITLE.match(words[0])) is not None:
         return _as_started(SERVERS[title[1].lower()], words)
     while words and _INTERPRETER.fullmatch(_base(words[0])):

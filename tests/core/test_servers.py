@@ -20,6 +20,7 @@ from sockshare.core.servers import SERVERS, recognise
         ("/usr/sbin/haproxy -W -db -f /etc/h", "haproxy"),
         ("/usr/sbin/php-fpm8.2 -F", "php-fpm"),
         ("uwsgi_python3 --ini app.ini", "uwsgi"),
+        ("php-fpm-8.3 -F", "php-fpm"),
         ("uwsgi-core --ini app.ini", "uwsgi"),
         ("lighttpd -D -f conf", "lighttpd"),
     ],
@@ -43,9 +44,10 @@ def test_server_is_recognised_by_its_command(command: str, name: str) -> None:
 )
 def test_server_is_recognised_by_the_title_that_it_gives_itself(title: str, name: str) -> None:
     """Such a process has no command line any more."""
-    found = recognise([title])
-    assert found is not None
-    assert found.name == name
+    for command in ([title], [title, "", ""]):  # zeros are behind it where the command line was longer
+        found = recognise(command)
+        assert found is not None
+        assert found.name == name
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,9 @@ def test_server_is_recognised_by_the_title_that_it_gives_itself(title: str, name
         "vim nginx.conf",
         "waitress-serve app:app",
         "nginxd",
+        "nginx-ui",
+        "php-fpm_exporter server",
+        "uwsgitop /run/stats",
     ],
 )
 def test_other_commands_are_no_server(command: str) -> None:
