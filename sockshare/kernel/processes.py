@@ -125,6 +125,8 @@ def runtime_with_handlers(pid: int) -> str:
         raise _gone(pid) from None
     except PermissionError:
         return ""
+    # An upgrade removes the file that runs; Debian's ruby is ruby3.1.
+    name = name.removesuffix(" (deleted)").rstrip("0123456789.")
     if name in _RUNTIMES:
         return name
     # Go's takes every signal there is (os/signal), nobody else does.
