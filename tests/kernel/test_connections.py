@@ -253,6 +253,28 @@ def test_last_word_on_a_connection_tells_what_was_sent_and_who_closed_first(
         ends.close()
 
 
+def test_hundreds_of_ends_at_once_are_heard() -> None:
+    """A process that dies ends all that it has, between two looks."""
+    with listen(backlog=1000) as listener:
+        ends = connections.Ends([port(listener)])
+        try:
+            pairs = [(connect(listener), listener.accept()[0]) for _ in range(300)]
+            for client, accepted in pairs:
+                client.close()
+                accepted.close()
+            heard = 0
+
+            def all_heard() -> bool:
+                nonlocal heard
+                heard += len(ends.read())
+                return heard == 300
+
+            until(lambda: connections.established(socket.AF_INET, port(listener)) == [], "they are gone")
+            until(all_heard, "all are told")
+        finally:
+            ends.close()
+
+
 def test_nothing_is_left_of_a_connection_whose_client_closed_first(listener: socket.socket) -> None:
     """So it can be told from one that the server has cut."""
     ends = connections.Ends([port(listener)])
