@@ -98,10 +98,10 @@ class Observer:
         names, borrowed = list(sockets), dict[int, int]()
         try:
             for inode in {self.inode(name) for name in names if name.startswith(_OWN)}:
-                borrowed[inode] = strike.duplicate(pid, processes.socket_descriptors(pid)[inode])
+                fd = processes.socket_descriptors(pid).get(inode)
+                if fd is not None:  # else it has closed it
+                    borrowed[inode] = strike.duplicate(pid, fd)
             yield {**self.descriptors(names), **borrowed}
-        except KeyError:
-            yield self.descriptors(names)  # it has closed it
         finally:
             close_all(borrowed.values())
 
