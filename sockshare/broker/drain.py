@@ -9,6 +9,7 @@ requests that may be repeated.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -37,6 +38,8 @@ _ASKS_WITHIN = 0.3
 _CLOSES_WITHIN = 0.05
 #: Seconds that the kernel has to tell of connections which have ended; it does so a moment later.
 _TOLD_WITHIN = 0.1
+#: Why nothing is known of other connections.
+NO_TCP = "only TCP connections can be judged from outside"
 #: The states of a connection that its own side has closed first, in good order.
 _CLOSED_HERE = (connections.FIN_WAIT1, connections.FIN_WAIT2, connections.CLOSING, connections.TIME_WAIT)
 
@@ -80,13 +83,17 @@ class Drainer:
     """Watches the connections of *pid*'s process tree on *addresses*, and ends the idle ones once told to.
 
     It is to watch from the moment of the suspension: what it saw then decides what TCP_INFO alone can't.
+
+    Args:
+        unseen: Why there may be more to see of its end than here; empty: there is not.
     """
 
-    def __init__(self, pid: int, addresses: Iterable[Address]) -> None:
+    def __init__(self, pid: int, addresses: Iterable[Address], *, unseen: str = "") -> None:
         self.pid = pid
         self._addresses = list(addresses)
         self._ending = False
         self._stopping = False
+        self._beside = unseen
         self._dead = False
         self._stopped = False
         self._watched: dict[int, _Watched] = {}  # by cookie
@@ -97,7 +104,8 @@ class Drainer:
         self._looked_for: frozenset[int] = frozenset()  # inodes that were there when it was last searched
         self._family: dict[int, None] = {}
         self._searched = 0.0
-        self._refusal = "" if self._addresses else "only TCP connections can be judged from outside"
+        self._refusal = "" if self._addresses else NO_TCP  # why it can't look
+        self._powerless = ""  # why it can look, and do nothing
         self._ends: Ends | None = None
         self._untold = ""
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="drain")
@@ -127,9 +135,10 @@ class Drainer:
             while not self._stopped:
                 left, cost = await loop.run_in_executor(self._looker, self._look)
                 if self._ending and not is_drained and not self._stopped:
-                    is_drained = bool(self._refusal) or left == Left(0, 0)
+                    why = self._refusal or self._powerless
+                    is_drained = bool(why) or left == Left(0, 0)
                     if is_drained:
-                        drained(f"not drained: {self._refusal}" if self._refusal else "no connection left")
+                        drained(f"not drained: {why}" if why else "no connection left")
                     elif loop.time() - told >= _TELL_EVERY:
                         told = loop.time()
                         tell(left)
@@ -146,6 +155,8 @@ class Drainer:
 
     def _last_look(self) -> Cost:
         self._dead = True
+        if not (self._searched or self._refusal):
+            self._refusal = "it ended before anybody had looked"
         deadline = time.monotonic() + _TOLD_WITHIN
         while not self._refusal:
             self._look()
@@ -160,8 +171,8 @@ class Drainer:
         if self._unseen:
             count = f"{self._unseen} connection{'' if self._unseen == 1 else 's'}"
             why = self._untold or "the kernel has not told of their end"
-            return self._cost._replace(unseen=f"{count} had a request in hand just before the end, and {why}")
-        return self._cost
+            return self._cost._replace(unseen=f"{count} may have had a request in hand at the end, and {why}")
+        return self._cost._replace(unseen=self._beside)
 
     def _close(self) -> None:
         if self._ends is not None:
@@ -209,7 +220,7 @@ class Drainer:
             elif watched.history.add(_sample(one)) is Verdict.IDLE:
                 idle += 1
                 has_asked = watched.history.last.bytes_received > 0
-                if self._ending and not self._stopped and (has_asked or now - watched.since >= _ASKS_WITHIN):
+                if self._may_end and (has_asked or now - watched.since >= _ASKS_WITHIN):
                     self._end(watched, now)
             else:
                 busy += 1
@@ -220,6 +231,10 @@ class Drainer:
             watched.ended = now
             self._ended[cookie] = watched
         return Left(idle, busy)
+
+    @property
+    def _may_end(self) -> bool:
+        return self._ending and not (self._stopped or self._powerless)
 
     def _search(self, present: frozenset[int], *, again: bool) -> None:
         now = time.monotonic()
@@ -239,7 +254,8 @@ class Drainer:
                 del self._family[pid]
             except PermissionError:
                 if processes.alive(pid):  # a zombie's directory is root's
-                    raise
+                    why = f"the connections of pid {pid} can't be seen: that takes CAP_SYS_PTRACE"
+                    raise PermissionError(errno.EACCES, why) from None
         self._owned = owned
 
     # How connections have ended.
@@ -274,7 +290,7 @@ class Drainer:
             del self._ended[cookie]
             if end in (Fate.CUT, Fate.MET):
                 self._cost = total((self._cost, Cost(cut=1) if end is Fate.CUT else Cost(met=1)))
-            elif end is Fate.UNSEEN and self._stopping:
+            elif end is Fate.UNSEEN and (self._stopping or not processes.alive(self.pid)):
                 self._unseen += 1
 
     def _fate(self, watched: _Watched, *, at_last: bool) -> Fate | None:
@@ -325,7 +341,7 @@ class Drainer:
         except ProcessLookupError:
             return False
         except PermissionError as error:
-            self._refusal = error.strerror or str(error)
+            self._powerless = error.strerror or str(error)
             return False
         except OSError:
             return False  # it is closed

@@ -17,15 +17,19 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from sockshare.core import leftovers as rules
+from sockshare.core.cost import Cost, total
+from sockshare.core.ending import ending
 from sockshare.core.errors import ManagerError, NotPermitted
 from sockshare.core.leftovers import Ended, Leftover, Suspect
+from sockshare.core.servers import SERVERS
 from sockshare.core.steps import Plan
 from sockshare.kernel import connections, epoll, holders, peers, processes, waits
 from sockshare.kernel.holders import Scan
 
-from .drain import Address, Drainer
+from .drain import NO_TCP, Address, Drainer
 from .holders import in_words, source
 from .hostlink import HostLink
+from .plans import server_of
 from .state import State
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,7 @@ class Outcome(NamedTuple):
 
     ended: list[Leftover]
     left: list[Leftover]
+    cost: Cost | None = None  # None: nothing was to be ended
 
 
 class Leftovers:
@@ -91,7 +96,7 @@ class Leftovers:
             scan: Who has the shared sockets open.
         """
         names = {inode: name for name, (inode, _) in self._state.shared.items()}
-        return await self._find(listed, scan, names, {}, looks=1)
+        return await self._find(listed, scan, names, are_all=True)
 
     async def end(self, program: str, plan: Plan, names: Collection[str], of: int | None) -> Outcome:
         """End what is left of *program*'s processes that have ended and serves one of the sockets *names*, as an old
@@ -102,25 +107,27 @@ class Leftovers:
         """
         until = self._loop.time() + plan.drain_timeout + plan.stop_timeout + _DYING
         ended: dict[int, Leftover] = {}
+        costs: list[Cost] = []
         for _ in range(_ROUNDS):
             found = await self._left(program, names, of)
             mine = {one.pid: one for one in found if one.origin is not None and not one.unseen}
             if not mine:
-                return Outcome(list(ended.values()), found)
+                return Outcome(list(ended.values()), found, total(costs) if costs else None)
             roots = {one.root for one in mine.values()}
             done = await asyncio.gather(*(self._end(program, plan, names, *root, until) for root in roots))
             ended |= mine
-            if not any(done):
+            costs += [cost for _, cost in done if cost is not None]
+            if not any(has_ended for has_ended, _ in done):
                 break
         left = await self._left(program, names, of)
-        return Outcome([one for one in ended.values() if one.pid not in {other.pid for other in left}], left)
+        gone = [one for one in ended.values() if one.pid not in {other.pid for other in left}]
+        return Outcome(gone, left, total(costs) if costs else None)
 
     async def _left(self, program: str, names: Collection[str], of: int | None) -> list[Leftover]:
         inodes = {self._state.observer.inode(name): name for name in names}
         listed = await self._listed()
         scan = await self._state.holders.worker.do(holders.scan, inodes, _WITHIN)
-        addresses = {self._state.observer.inode(name): self._state.addresses([name]) for name in names}
-        found = (await self._find(listed, scan, inodes, addresses, looks=_LOOKS)).get(program, [])
+        found = (await self._find(listed, scan, inodes, are_all=False)).get(program, [])
         return [one for one in found if of is None or one.origin == of]
 
     async def _listed(self) -> dict[str, Any] | None:
@@ -144,14 +151,14 @@ class Leftovers:
         listed: Mapping[str, Any] | None,
         scan: Scan,
         names: Mapping[int, str],
-        addresses: Mapping[int, list[Address]],
         *,
-        looks: int,
+        are_all: bool,
     ) -> dict[str, list[Leftover]]:
         whose = self._whose(listed)
         office = source(self._state.manager["pid"])
-        found, known = await self._state.holders.worker.do(_find, scan, names, addresses, whose, office, looks)
-        if looks == 1:  # else only some of the sockets were looked for
+        addresses = {inode: self._state.addresses([name]) for inode, name in names.items()}
+        found, known = await self._state.holders.worker.do(_find, scan, names, addresses, whose, office)
+        if are_all:  # else only some of the sockets were looked for
             self._state.roster.forget_ended(whose.ended.keys() - known)
         by_program: dict[str, list[Leftover]] = {}
         for one in found:
@@ -164,61 +171,74 @@ class Leftovers:
             return [whose.ended[one.origin].program]
         return [name for name, spec in self._state.programs.items() if one.socket in spec.sockets]
 
-    async def _end(self, program: str, plan: Plan, names: Collection[str], pid: int, start: int, until: float) -> bool:
-        """End *pid*, which began at *start*, and then its tree if it won't; whether it has ended."""
+    async def _end(
+        self, program: str, plan: Plan, names: Collection[str], pid: int, start: int, until: float
+    ) -> tuple[bool, Cost | None]:
+        """End *pid*, which began at *start*, and then its tree if it won't; whether it has ended, and what that has
+        cost (None: it had ended before)."""
         observer = self._state.observer
         try:
             pidfd = peers.pidfd_open(pid)
         except ProcessLookupError:
-            return True
+            return True, None
+        addresses = self._state.addresses(names)
+        drainer = Drainer(pid, addresses, unseen="" if len(addresses) == len(names) else NO_TCP)
+        drained: asyncio.Future[str] = self._loop.create_future()
+        watch = self._loop.create_task(drainer.run(lambda left: None, drained.set_result))
+        cause = plan.cut
         try:
             if peers.start_time(pid) != start:
-                return True
+                return True, None
             how = await observer.suspend(pid, names)
             await asyncio.sleep(plan.quiesce)
             if not self._drains_itself(program, plan, pid):
-                how = (
-                    f"{how}; {await self._drained(pid, names, max(0.0, until - plan.stop_timeout - self._loop.time()))}"
-                )
+                drainer.end_idle()
+                seconds = max(0.0, until - plan.stop_timeout - self._loop.time())
+                if not (await asyncio.wait({drained}, timeout=seconds))[0]:
+                    cause = f"pid {pid}, which was left over, had not answered them within {seconds:.0f} s"
+                how = f"{how}; {drained.result() if drained.done() else f'given up after {seconds:g} s'}"
             await observer.let_go(pid)
             log.info("%s: ending pid %d, which is left over: %s", program, pid, how)
             family = await self._state.holders.worker.do(processes.identified_tree, pid)
+            drainer.expect_stop()
             signal.pidfd_send_signal(pidfd, plan.stop_signal)
-            if await self._has_ended(pidfd, max(0.0, min(plan.stop_timeout, until - _DYING - self._loop.time()))):
-                return True
-            log.warning("%s: pid %d has not ended %g s after its stop signal: killed", program, pid, plan.stop_timeout)
-            await self._state.holders.worker.do(_kill, family)
-            return await self._has_ended(pidfd, _DYING)
+            seconds = max(0.0, min(plan.stop_timeout, until - _DYING - self._loop.time()))
+            has_ended = await self._has_ended(pidfd, seconds)
+            if not has_ended:
+                log.warning("%s: pid %d has not ended %g s after its stop signal: killed", program, pid, seconds)
+                cause = f"pid {pid}, which was left over, was killed {seconds:.0f} s after its stop signal"
+                await self._state.holders.worker.do(_kill, family)
+                has_ended = await self._has_ended(pidfd, _DYING)
+            cost = await drainer.cost()
+            return has_ended, cost._replace(cause=cause if cost.cut else "")
         except ProcessLookupError:
-            return True
+            return True, None
         except PermissionError as error:
             log.error("%s: can't end pid %d, which is left over: %s", program, pid, error)
-            return False
+            return False, None
         finally:
             os.close(pidfd)
+            drainer.stop()
+            await asyncio.wait({watch})
             await observer.let_go(pid)
 
-    async def _drained(self, pid: int, names: Collection[str], seconds: float) -> str:
-        """End the idle connections of *pid* for so long; what came of it, in words."""
-        drainer = Drainer(pid, self._state.addresses(names))
-        drainer.end_idle()
-        timer = self._loop.call_later(seconds, drainer.stop)
-        outcomes = []
-
-        def drained(how: str) -> None:
-            outcomes.append(how)
-            drainer.stop()
-
-        await drainer.run(lambda left: None, drained)
-        timer.cancel()
-        return "; ".join(outcomes) or f"given up after {seconds:g} s"
-
     def _drains_itself(self, program: str, plan: Plan, pid: int) -> bool:
+        """As for a managed process: whether it may be left to its stop signal."""
+        catches, runtime = processes.catches(pid, plan.stop_signal), processes.runtime_with_handlers(pid)
         spec = self._state.programs.get(program)
-        drain = "auto" if spec is None else spec.drain
-        if drain != "auto":
-            return drain == "signal"
-        return processes.catches(pid, plan.stop_signal) and not processes.runtime_with_handlers(pid)
+        if spec is None:
+            return catches and not runtime
+        found = ending(
+            spec,
+            plan.stop_signal,
+            key="",
+            server=SERVERS.get(spec.server) or server_of(pid),
+            learned=self._state.learned.get(program),
+            process=program,
+            catches=catches,
+            runtime=runtime,
+        )
+        return not found.drain
 
     async def _has_ended(self, pidfd: int, seconds: float) -> bool:
         ended = asyncio.Event()
@@ -238,7 +258,6 @@ def _find(
     addresses: Mapping[int, list[Address]],
     whose: _Whose,
     office: Collection[int],
-    looks: int,
 ) -> tuple[list[Leftover], set[int]]:
     """What is left over and serves, and the ended processes of which anything is left that has a socket open."""
     found, known = [], whose.ended.keys() & _leaders()
@@ -262,16 +281,16 @@ def _find(
         why = "the broker may not look into it" if pid in scan.refused else "the time did not suffice"
         sockets, root = ", ".join(sorted(names.values())), _root(suspect, origin, whose)
         found.append(Leftover(pid, _command(pid), sockets, origin, root, why))
-    for look in range(looks):
+    for look in range(_LOOKS):
         for pid, (suspect, origin, inodes) in list(open_in.items()):
-            serves = _served(pid, inodes, addresses)
+            serves = _served(pid, inodes, {} if look else addresses)  # connections last, and are many
             inodes -= serves
             if serves:
                 command, root = _command(pid), _root(suspect, origin, whose)
                 found += [Leftover(pid, command, names[inode], origin, root) for inode in sorted(serves)]
             if not inodes:
                 del open_in[pid]
-        if not open_in or look == looks - 1:
+        if not open_in:
             break
         time.sleep(_APART)
     return found, known

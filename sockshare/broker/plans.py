@@ -76,7 +76,7 @@ async def make(
 def _ending(state: State, spec: ProgramSpec, stop_signal: int, old: Sequence[Process]) -> Ending:
     for process in old:
         try:
-            server = SERVERS.get(spec.server) or _server(process.pid)
+            server = SERVERS.get(spec.server) or server_of(process.pid)
             number = spec.stop_signal or signal_of(server, stop_signal)
             return ending(
                 spec,
@@ -93,7 +93,7 @@ def _ending(state: State, spec: ProgramSpec, stop_signal: int, old: Sequence[Pro
     return Ending(spec.stop_signal or stop_signal)
 
 
-def _server(pid: int) -> Server | None:
+def server_of(pid: int) -> Server | None:
     """The server that *pid* is, or that it has started, if it is one that we know."""
     for one in processes.tree(pid):
         try:

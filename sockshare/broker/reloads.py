@@ -22,7 +22,7 @@ from sockshare.core.rollout import Rollout, State, Turn
 from sockshare.core.steps import Plan, Process
 from sockshare.kernel import processes
 
-from .drain import Address, Drainer, Left
+from .drain import NO_TCP, Address, Drainer, Left
 from .endpoint import Caller
 from .giving_up import spare
 from .guard import Told
@@ -198,6 +198,11 @@ class Reload:
         reload._failures = record.failures
         log.info("%s: reload taken up again at %s", reload.program, reload.step)
         running[reload.slot] = reload
+        for old in found.draining:
+            if found.is_stopping(old.pid):
+                reload._watch_connections(
+                    old.pid, "no broker looked on for a moment after its stop signal"
+                ).expect_stop()
         reload._perform(effects)
         for process in found.processes:
             if found.state is not State.ENDED:
@@ -569,7 +574,7 @@ class Reload:
             self.program, self._rollout.plan, self._expectation.sockets, effect.pid
         )
         left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program, runs=False)}" for one in outcome.left)
-        self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left, effect.pid))
+        self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left, effect.pid, outcome.cost))
 
     async def _remember_family(self, pid: int) -> None:
         """Have the tree of *pid*, which is about to be stopped, known when it is not below it any more."""
@@ -617,9 +622,12 @@ class Reload:
             patience = self._patience[pid]
         return effect if patience is None else replace(effect, patience=patience)
 
-    def _watch_connections(self, pid: int) -> Drainer:
+    def _watch_connections(self, pid: int, unseen: str = "") -> Drainer:
         if pid not in self._drainers:
-            self._drainers[pid] = Drainer(pid, self._services.addresses(self._expectation.sockets))
+            sockets = self._expectation.sockets
+            addresses = self._services.addresses(sockets)
+            unseen = unseen or ("" if len(addresses) == len(sockets) else NO_TCP)
+            self._drainers[pid] = Drainer(pid, addresses, unseen=unseen)
             self._run(self._drain(self._drainers[pid]))
         return self._drainers[pid]
 

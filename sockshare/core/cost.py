@@ -26,7 +26,7 @@ class Fate(Enum):
     WHOLE = "whole"  # with nothing in hand, or left by its client
     MET = "met"  # it was kept, and closed just as another request came: its client asks again (RFC 9112, 9.3.1)
     CUT = "cut"  # with something unread, or a request in hand
-    UNSEEN = "unseen"  # it had a request in hand when it was last seen
+    UNSEEN = "unseen"  # with a request in hand, as far as anybody can tell: the kernel has no word on it
 
 
 class Cost(NamedTuple):
@@ -65,7 +65,8 @@ def fate(before: Sample, verdict: Verdict, last: Sample | None, *, closed_by_ser
         closed_by_server: Whether its own side closed first, in good order. (The kernel goes on to send then.)
     """
     if last is None:
-        return Fate.UNSEEN if verdict is Verdict.BUSY else Fate.WHOLE
+        # One that is reset for what was unread leaves nothing, and looks as if its client had left.
+        return Fate.WHOLE if verdict is Verdict.IDLE and closed_by_server else Fate.UNSEEN
     if not (closed_by_server or _is_unread(last)) or not _in_hand(before, verdict, last):
         return Fate.WHOLE
     came_late = verdict is not Verdict.BUSY or last.last_received <= _LATE or _is_unread(last)

@@ -74,7 +74,7 @@ class History:
 
     @property
     def verdict(self) -> Verdict:
-        """What the rules and the witnesses say of the last sample: UNKNOWN where a wait of `QUIET` has to decide."""
+        """What the rules and the witnesses say of the last sample: UNKNOWN while a wait of `QUIET` has to decide."""
         return self._verdict
 
     @property
@@ -98,10 +98,10 @@ class History:
                 verdict = Verdict.BUSY
             elif not received and not sent:
                 verdict = self._verdict
+        if verdict is Verdict.UNKNOWN and min(sample.last_received, sample.last_sent) >= QUIET * 1000:
+            verdict = Verdict.IDLE
         self._last, self._verdict = sample, verdict
-        if verdict is Verdict.UNKNOWN:
-            return Verdict.IDLE if min(sample.last_received, sample.last_sent) >= QUIET * 1000 else Verdict.BUSY
-        return verdict
+        return Verdict.BUSY if verdict is Verdict.UNKNOWN else verdict
 
 
 def _pure_acknowledgements(sample: Sample) -> int:

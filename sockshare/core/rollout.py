@@ -305,6 +305,10 @@ class Rollout:
         """The old ones that take nothing new, and have not ended."""
         return [turn.old for turn in self._turns if turn.state in _LEAVING and turn.old and not turn.old_gone]
 
+    def is_stopping(self, pid: int) -> bool:
+        """Whether *pid* is an old process that has its stop signal, or the manager has been asked for it."""
+        return any(turn.old is not None and turn.old.pid == pid and turn.state is State.STOP for turn in self._turns)
+
     @property
     def suspends(self) -> frozenset[int]:
         """The pids whose registrations this reload claims to have suspended: nobody else may resume them."""
@@ -704,8 +708,14 @@ class Rollout:
             return []
         self._swept, self._sweeping = self._sweeping, None
         effects: list[Effect] = []
+        cost = sentence(event.cost)
+        if event.cost is not None:
+            self._costs.append(event.cost)
         if event.ended:
-            effects.append(self._report("stop", None, now, f"left over, and ended: {event.ended}"))
+            reason = "; ".join(filter(None, (f"left over, and ended: {event.ended}", cost)))
+            effects.append(self._report("stop", None, now, reason, event.cost))
+        if event.cost is not None and event.cost.cut and self.answered:  # the last line was said without it
+            effects.append(self._report("failed", None, now, f"when what was left over ended, {cost}"))
         serves = self._failure[0] is ExitStatus.OK and (self._serves or not self._turns)
         if event.left and event.left != self._left and serves:
             self._left = event.left

@@ -160,12 +160,13 @@ class SettleRefused:
 class Swept:
     """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing.
 
-    *of* is the pid that `Sweep` named.
+    *of* is the pid that `Sweep` named; *cost* is what the ends have cost (None: nothing was to be ended).
     """
 
     ended: str = ""
     left: str = ""
     of: int | None = None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from sockshare.broker import leftovers
+from sockshare.broker.drain import Address
 from sockshare.core.leftovers import Ended, Leftover
 from sockshare.kernel import holders, peers
 from tests.support.registered import inode, listen
@@ -29,10 +30,10 @@ SHELL = "{python} -c {server} {fd} & echo $!; wait"
 
 
 @contextmanager
-def orphans(listener: socket.socket, *, notifies: str = "") -> Iterator[tuple[int, int, int]]:
+def orphans(listener: socket.socket, *, notifies: str = "", server: str = SERVER) -> Iterator[tuple[int, int, int]]:
     """A managed process that has ended, the master that it has left, and that one's worker, which serves."""
     fd = listener.fileno()
-    script = SHELL.format(python=sys.executable, server=shlex.quote(SERVER), fd=fd)
+    script = SHELL.format(python=sys.executable, server=shlex.quote(server), fd=fd)
     words = ["sh", "-c", 'sh -c "$0" & echo $!; exec sleep 60', script]
     environment = {**os.environ, "NOTIFY_SOCKET": notifies}
     pids: list[int] = []
@@ -58,11 +59,16 @@ def orphans(listener: socket.socket, *, notifies: str = "") -> Iterator[tuple[in
         managed.stdout.close()
 
 
-def find(listener: socket.socket, ended: dict[int, Ended], live: dict[int, int] | None = None) -> list[Leftover]:
+def find(
+    listener: socket.socket,
+    ended: dict[int, Ended],
+    live: dict[int, int] | None = None,
+    addresses: dict[int, list[Address]] | None = None,
+) -> list[Leftover]:
     number = inode(listener)
     scan = holders.scan([number], 5.0)
     whose = leftovers._Whose({os.getpid(): 0} if live is None else live, ended, "/run/nowhere")
-    found, known = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()], 20)
+    found, known = leftovers._find(scan, {number: "web"}, addresses or {}, whose, [os.getpid()])
     assert known >= ended.keys()
     return found
 
@@ -74,6 +80,28 @@ def test_master_of_what_serves_is_ended_with_it() -> None:
         assert (found.pid, found.socket, found.origin) == (worker, "web", managed)
         assert found.root == (master, peers.start_time(master))
         assert found.remedy("web").endswith(f"`kill {master} {worker}`")
+
+
+BUSY = """
+import socket, sys, time
+server = socket.socket(fileno=int(sys.argv[1]))
+server.setblocking(True)
+accepted, _ = server.accept()
+accepted.recv(100)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_that_is_at_work_is_found_by_its_connection() -> None:
+    """A worker that handles a request waits for nothing at that moment, for as long as that takes."""
+    with listen() as listener, socket.create_connection(listener.getsockname()) as client:
+        client.sendall(b"request")
+        with orphans(listener, server=BUSY) as (managed, _, worker):
+            host, port = listener.getsockname()
+            addresses = {inode(listener): [Address(int(listener.family), port, host)]}
+            (found,) = find(listener, {managed: Ended("web", 1)}, addresses=addresses)
+            assert found.pid == worker
 
 
 def test_stranger_is_its_own_root_and_nobodys() -> None:
@@ -97,5 +125,5 @@ def test_notify_socket_tells_whose_it_is(ours: bool) -> None:
         number = inode(listener)
         whose = leftovers._Whose({}, {12345: Ended("web", 1)}, "/run/nowhere")
         scan = holders.scan([number], 5.0)
-        found, _ = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()], 20)
+        found, _ = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()])
         assert [(one.pid, one.origin) for one in found] == [(worker, 12345 if ours else None)]

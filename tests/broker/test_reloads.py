@@ -30,7 +30,7 @@ from sockshare.broker.state import State
 from sockshare.core.cost import Cost
 from sockshare.core.errors import ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
-from sockshare.core.records import Learned, Records
+from sockshare.core.records import Before, Learned, Records, Running
 from sockshare.core.steps import Plan, Process
 from sockshare.kernel.peers import Identity
 
@@ -410,6 +410,33 @@ def ended(sock: socket.socket) -> bool:
         return sock.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
+
+
+def test_end_of_one_that_was_being_stopped_is_looked_at_by_the_next_broker() -> None:
+    """It says that nobody did for a moment; never that nothing was cut."""
+
+    async def body(world: World) -> None:
+        with connection() as (address, client, server):
+            world.addresses = [address]
+            here = Process(os.getpid(), "web:1")
+            case = Case(world, PLAN._replace(old=(here,)))
+            client.sendall(b"request")
+            assert server.recv(100) == b"request"
+            await world.until(lambda: case.reload.only_drains, "it only drains")
+            rollout = case.reload._rollout.record()
+            record = Running(rollout, "hold", frozenset(("web",)), Before(frozenset(), frozenset()), (None, 0), None)
+            reloads: dict[str, Reload] = {}
+            Reload.recover(world.services, record, case._ended, reloads)
+            await world.until(lambda: reloads["web"]._drainers[here.pid]._watched, "its connection is watched again")
+            server.close()
+            reloads["web"].died(Known(Identity(here.pid, 1, 1), -1, world.managed(here.pid)))
+            await world.until(lambda: case.answers, "it is over")
+            cost = case.answers[0]["cost"]
+            assert (cost["cut"], cost["unseen"]) == (1, "no broker looked on for a moment after its stop signal")
+            case.dies(here)
+            await world.until(lambda: len(case.answers) == 2, "the first one is over, too")
+
+    play(body)
 
 
 def test_what_is_cut_after_the_command_was_told_is_in_the_last_result() -> None:

@@ -36,7 +36,9 @@ BUSY, IDLE, UNKNOWN = Verdict.BUSY, Verdict.IDLE, Verdict.UNKNOWN
         ("nobody could tell, and nothing came", ANSWERED, UNKNOWN, ANSWERED, True, WHOLE),
         ("nobody could tell, and a request came", ANSWERED, UNKNOWN, ASKED_AGAIN, True, MET),
         ("busy, and nobody heard", FRESH, BUSY, None, False, UNSEEN),
-        ("idle, and nobody heard", ANSWERED, IDLE, None, False, WHOLE),
+        ("idle, and closed in good order", ANSWERED, IDLE, None, True, WHOLE),
+        ("idle, and gone without a trace", ANSWERED, IDLE, None, False, UNSEEN),  # a reset leaves none
+        ("nobody could tell, and nobody heard", ANSWERED, UNKNOWN, None, True, UNSEEN),
     ],
 )
 def test_end_of_a_connection(

@@ -1202,6 +1202,37 @@ def test_reload_is_not_done_before_what_is_left_over_has_ended() -> None:
     assert drive.finish == Finish("ok", ExitStatus.OK, "")
 
 
+def test_what_the_end_of_something_left_over_has_cost_is_said() -> None:
+    """It is counted as that of an old process is; and it is news of a reload that was done."""
+    cost = Cost(cut=2, cause="it was killed")
+    drive = to_sweep()
+    drive.feed(Swept("pid 12 (uvicorn)", cost=cost))
+    assert drive.finish == Finish("ok", ExitStatus.OK, "2 requests were cut: it was killed", cost)
+    (stop,) = [one for one in drive.effects if isinstance(one, Report) and one.reason.startswith("left over")]
+    assert (stop.reason, stop.cost) == (
+        "left over, and ended: pid 12 (uvicorn); 2 requests were cut: it was killed",
+        cost,
+    )
+    drive = sweeping_while_one_drains()
+    drive.feed(Swept(), Gone(11))
+    news = drive.feed(Swept("pid 12 (uvicorn)", cost=cost))[-1]
+    assert isinstance(news, Report)
+    assert (news.step, news.reason) == (
+        "failed",
+        "when what was left over ended, 2 requests were cut: it was killed",
+    )
+    assert drive.finish.exit is ExitStatus.OK
+
+
+def test_old_process_that_has_its_stop_signal_is_known_to_the_next_broker() -> None:
+    """Who looks at how its connections end, again."""
+    drive = Drive(plan()).to_drain()
+    drive.feed(Settled())
+    drive.restart()
+    assert drive.rollout.is_stopping(11)
+    assert not drive.rollout.is_stopping(21)
+
+
 def test_reload_fails_while_the_old_version_serves_besides() -> None:
     """What may not be ended is named in its last line."""
     drive = to_sweep()
