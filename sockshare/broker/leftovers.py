@@ -84,7 +84,12 @@ class Leftovers:
     async def _look_after_deaths(self) -> None:
         await asyncio.sleep(_LOOK_AFTER)
         self._looking = None
-        for program, found in (await self.find(None, await self._state.holders.look())).items():
+        try:
+            left = await self.find(None, await self._state.holders.look())
+        except OSError as error:  # such as too many open files: nobody has asked
+            log.warning("left over: can't see what is left of processes that have ended: %s", error)
+            return
+        for program, found in left.items():
             for one in found:
                 log.warning("%s: left over: %s serves %s: %s", program, one, one.socket, one.remedy(program))
 
@@ -176,12 +181,11 @@ class Leftovers:
     ) -> tuple[bool, Cost | None]:
         """End *pid*, which began at *start*, and then its tree if it won't; whether it has ended, and what that has
         cost (None: it had ended before)."""
-        observer = self._state.observer
+        observer, addresses = self._state.observer, self._state.addresses(names)
         try:
             pidfd = peers.pidfd_open(pid)
         except ProcessLookupError:
             return True, None
-        addresses = self._state.addresses(names)
         drainer = Drainer(pid, addresses, unseen="" if len(addresses) == len(names) else NO_TCP)
         drained: asyncio.Future[str] = self._loop.create_future()
         watch = self._loop.create_task(drainer.run(lambda left: None, drained.set_result))

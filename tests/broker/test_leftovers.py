@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shlex
 import signal
@@ -10,11 +12,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from sockshare.broker import leftovers
 from sockshare.broker.drain import Address
+from sockshare.broker.hostlink import HostLink
+from sockshare.broker.leftovers import Leftovers
+from sockshare.broker.state import State
 from sockshare.core.leftovers import Ended, Leftover
 from sockshare.kernel import holders, peers
 from tests.support.registered import inode, listen
@@ -127,3 +134,20 @@ def test_notify_socket_tells_whose_it_is(ours: bool) -> None:
         scan = holders.scan([number], 5.0)
         found, _ = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()])
         assert [(one.pid, one.origin) for one in found] == [(worker, 12345 if ours else None)]
+
+
+def test_look_that_nobody_has_asked_for_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of a task ends the broker; a lack of descriptors at a death is to end nothing."""
+    monkeypatch.setattr(leftovers, "_LOOK_AFTER", 0.0)
+
+    async def look() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def body() -> None:
+        state = SimpleNamespace(holders=SimpleNamespace(look=look))
+        found = Leftovers(cast(State, state), cast(HostLink, SimpleNamespace()), "/run/nowhere")
+        found.look_after_deaths()
+        assert found._looking is not None
+        await found._looking
+
+    asyncio.run(body())
