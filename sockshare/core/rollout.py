@@ -142,13 +142,14 @@ class _TurnRecord(NamedTuple):
     overlaps: bool = False
     undrained: str = ""
     cost: Cost | None = None
+    cut: str = ""
 
 
 class _Record(NamedTuple):
     """What `Rollout.record` returns; a field that is added later has a default.
 
     Its own fields are of the foremost turn, whose old process is the first of *pending*: a broker of the version before
-    knows of no other.
+    knows of no other. For it the new ones of the other turns are among the *replaced*: it would have them stopped.
     """
 
     plan: dict[str, Any]
@@ -188,6 +189,7 @@ class Turn:
         overlaps: The manager has one process more for it.
         undrained: Why *old* has its stop signal with requests in hand, if it has.
         cost: What the end of *old* has cost; None: it has not ended, or nobody was to look.
+        cut: Why *old* may cut requests, by the plan of the reload that replaced it; empty: this one has.
     """
 
     number: int
@@ -205,6 +207,7 @@ class Turn:
     overlaps: bool = False
     undrained: str = ""
     cost: Cost | None = None
+    cut: str = ""
     settled: bool = False
     silence: str = ""  # why the manager has not answered
     lacking: str = ""  # what the new one was last seen to lack; seen anew by the next broker
@@ -325,7 +328,13 @@ class Rollout:
     @property
     def awaited(self) -> list[Process]:
         """The processes that have yet to become ready."""
-        return [turn.newcomer for turn in self._turns if turn.newcomer and turn.state in (State.WARM, State.RESPAWN)]
+        found = [turn for turn in self._turns if turn.state in (State.WARM, State.RESPAWN)]
+        return [turn.newcomer for turn in found if turn.newcomer and not turn.newcomer_gone]
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether no new process, of whichever turn, has yet to show that it serves."""
+        return not any(turn.state in (State.WARM, State.HOLD, State.RESPAWN) for turn in self._turns)
 
     @property
     def cost(self) -> Cost | None:
@@ -390,7 +399,7 @@ class Rollout:
         effects: list[Effect] = []
         for turn in self._turns:
             effects += self._enter_leaving_again(turn, now)
-        if not self._pending:
+        if not self._is_to_come:
             return [
                 *effects,
                 *self._fail(None, ExitStatus.INTERNAL, "it has no running process"),
@@ -408,6 +417,7 @@ class Rollout:
         turns, self._turns, self._over = self._turns, [], True
         for turn in turns:
             turn.newcomer, turn.newcomer_gone, turn.alone = None, "", True  # it is one of the next reload's
+            turn.cut = turn.cut or self.plan.cut
             if turn.state is State.DRAIN and self.plan.hand_over:
                 turn.deadline = now  # to whom it hands its connections may go next
                 turn.undrained = "the next reload came before it had handed its connections over"
@@ -450,13 +460,16 @@ class Rollout:
         """What a later broker needs to `recover` this rollout: JSON values only."""
         front = self._front or Turn(self._count, None)
         pending = [*([front.old] if front.old and front in self._turns else []), *self._pending]
+        others = [
+            turn.newcomer for turn in self._turns if turn.newcomer and turn is not front and turn.state in _LEAVING
+        ]
         return {
             "plan": {**self.plan._asdict(), "old": [list(old) for old in self.plan.old]},
             "state": self.state.value,
             "deadline": front.deadline,
             "newcomer": front.newcomer and list(front.newcomer),
             "pending": [list(old) for old in pending],
-            "replaced": [list(new) for new in self._replaced],
+            "replaced": [list(new) for new in (*self._replaced, *others)],
             "began": self.began,
             "old_gone": front.old_gone,
             "newcomer_gone": front.newcomer_gone,
@@ -494,7 +507,8 @@ class Rollout:
             olds = [turn.old for turn in rollout._turns]
             rollout._pending = [old for old in found.pending if old not in olds]
         rollout._count = max((turn.number for turn in rollout._turns), default=-1) + 1
-        rollout._replaced = found.replaced
+        newcomers = [turn.newcomer for turn in rollout._turns]
+        rollout._replaced = [new for new in found.replaced if new not in newcomers]
         rollout.began = found.began
         rollout.answered = found.answered
         rollout._failure = found.failure
@@ -985,7 +999,7 @@ class Rollout:
             return f"it was killed, as it had not ended {self.plan.stop_timeout:g} s after its stop signal"
         if turn.state is not State.STOP:
             return f"it {end}"
-        return self.plan.cut
+        return turn.cut or self.plan.cut
 
     def _cancelled(self, turn: Turn, event: Cancelled, now: float) -> list[Effect]:
         return self._undo(turn, ExitStatus.ROLLED_BACK, event.reason, now)
@@ -1221,7 +1235,7 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.QUIESCE, Tick): Rollout._tick_quiesce,
     (State.DRAIN, Drained): Rollout._drained,
     (State.DRAIN, Gone): Rollout._gone,
-    (State.DRAIN, Stopped): Rollout._stopped,
+    (State.DRAIN, Stopped): Rollout._new_stopped,  # the old one has no place any more: that it goes is no news
     (State.DRAIN, Tick): Rollout._tick_drain,
     (State.STOP, Gone): Rollout._gone_in_stop,
     (State.STOP, Stopped): Rollout._new_stopped,

@@ -258,6 +258,19 @@ def test_each_of_several_that_drain_has_a_cost_of_its_own() -> None:
     assert drive.rollout.cost.cut == 3
 
 
+def test_cause_of_a_cut_is_that_of_the_reload_that_replaced_it() -> None:
+    """The next one may end its own old processes in another way; a broker that is killed meanwhile forgets nothing."""
+    drive = Drive(plan()._replace(cut="daphne stops at once on TERM")).to_drain()
+    drive.feed(Settled())
+    drive.hurry()
+    leaving = drive.rollout.supersede(drive.now)
+    later = Drive(plan((NEW[0],))._replace(max_draining=2, cut="they came after the last look"), leaving=leaving)
+    later.feed(Started(NEW[1]))
+    later.restart()
+    later.feed(Settled(), Gone(11, "exited with status 0", Cost(cut=1)))
+    assert later.rollout.cost == Cost(cut=1, cause="daphne stops at once on TERM")
+
+
 def test_connections_that_the_next_reload_cut_short_are_not_said_to_have_been_slow() -> None:
     """They were to be handed over, and there was no time for it."""
     drive = Drive(handing()).to_drain()
@@ -455,7 +468,7 @@ def test_next_process_of_the_manager_takes_the_place_of_a_new_one_that_died_when
     """It has to show all that the one before it showed; then the turn ends as it would have."""
     drive = lost_in_stop()
     assert drive.effects[-2:] == [Settle(retire=(), known=(11, 21), size=1, kill=False), Find(known=(11, 21))]
-    assert drive.rollout.awaited
+    assert not drive.rollout.awaited
     drive.feed(Settled(), Started(NEW[1]))
     assert drive.rollout.awaited == [NEW[1]]
     assert drive.feed(Ready(21, "registration")) == []
@@ -958,6 +971,16 @@ def test_record_of_the_version_before_is_taken_up() -> None:
         assert found.processes == [OLD[1], OLD[0], NEW[0]]
 
 
+def test_version_before_keeps_those_that_serve_already() -> None:
+    """Its broker knows of one turn: the new ones of those that drain beside it are none that it may have stopped."""
+    drive = Drive(overlapping(drain="it would die", drain_timeout=20.0)).to_drain(NEXT[0]).to_warm(NEXT[1])
+    record = drive.rollout.record()
+    assert record["replaced"] == [list(NEXT[0])]
+    assert record["newcomer"] == list(NEXT[1])
+    drive.restart()
+    assert drive.rollout.record() == record
+
+
 def test_manager_has_one_question_at_a_time() -> None:
     """Each says how many processes there are to be: two at once would contradict each other."""
     drive = Drive(overlapping(drain="it would die", drain_timeout=20.0)).to_drain(NEXT[0])
@@ -1006,6 +1029,15 @@ def test_more_processes_are_started_where_the_configuration_has_places_for_more(
     ]
     drive.feed(Settled())
     assert drive.finish.exit is ExitStatus.OK
+
+
+def test_places_are_filled_where_no_process_runs() -> None:
+    """Those that the configuration has had from the start are the manager's to fill, again and again."""
+    drive = Drive(plan(())._replace(size=2, added=1))
+    assert drive.effects == [Start(0, beside=None)]
+    drive.to_switch()
+    drive.feed(Settled())
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
 
 
 def test_surplus_process_is_drained_and_nothing_comes_in_its_place() -> None:
@@ -1057,6 +1089,36 @@ def test_process_that_its_manager_was_told_to_stop_is_not_replaced_nor_blamed() 
     assert drive.feed(Settled()) == [Start(1, beside=12)]
     drive.to_drain(NEW[1]).feed(Settled(), Gone(12))
     assert drive.finish == Finish("ok", ExitStatus.OK, "web:1 (pid 11) was stopped by its manager meanwhile")
+
+
+def test_old_process_that_somebody_has_stopped_while_it_drained_takes_nobody_with_it() -> None:
+    """The new one has its place, and serves: it is not undone."""
+    drive = Drive(plan()._replace(drain="it would die", drain_timeout=20.0)).to_drain()
+    assert drive.feed(Stopped(11)) == []
+    drive.feed(Gone(11, "was killed by signal 15"), Settled())
+    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+    assert drive.rollout.suspends == frozenset()
+
+
+def test_new_process_is_unproven_whichever_turn_asks() -> None:
+    """While one drains another has yet to show that it serves: nobody may be stopped in its favour."""
+    drive = Drive(overlapping(drain="it would die", drain_timeout=20.0)).to_drain(NEXT[0])
+    assert drive.rollout.is_proven
+    drive.to_warm(NEXT[1]).feed(Drained("nothing left", 11))
+    assert drive.rollout.state_of(0) is State.STOP
+    assert not drive.rollout.is_proven
+    drive.feed(Settled(), Ready(22, "registration"))
+    assert not drive.rollout.is_proven
+    drive.after(1.0)
+    assert drive.rollout.is_proven
+
+
+def test_dead_process_is_not_waited_for() -> None:
+    """What was seen of it just before says nothing of the one that the manager starts next."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11), Gone(21))
+    assert drive.state is State.RESPAWN
+    assert drive.rollout.awaited == []
 
 
 def test_waiting_process_that_its_manager_was_told_to_stop_is_left_out() -> None:
