@@ -81,7 +81,7 @@ def _ending(state: State, spec: ProgramSpec, stop_signal: int, old: Sequence[Pro
             return ending(
                 spec,
                 number,
-                key=f"{state.sockets_key.removesuffix('sockets')}drain",
+                key=state.key("drain"),
                 server=server,
                 learned=state.learned.get(spec.name),
                 process=process.name,

@@ -97,7 +97,7 @@ class Reloading:
         # In this order: who drains is in the journal all the time.
         reload.begin()
         if before is not None:
-            before.end()
+            before.end(reload)
 
     def _give_up(self, program: str, key: str | None, why: str) -> None:
         """Let the reload of *program* be over as it stands, and its command know."""

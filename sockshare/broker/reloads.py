@@ -43,12 +43,9 @@ _LOOK_EVERY = 0.004
 _FIND_EVERY = 0.1
 #: Seconds that a manager has to say how a process ended; the old one is to take over again.
 _REPORTED_WITHIN = 1.0
-
-
 #: Seconds that are waited for the manager's word on whether a process that died was stopped by somebody else; the old
 #: one may be held off meanwhile.
 _STOPPED_WITHIN = 0.5
-
 #: So many of what a reload told are remembered.
 _EVENTS = 1000
 
@@ -113,11 +110,14 @@ class Reload:
         self.events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
         self._over = False
         self._settling: set[asyncio.Task[None]] = set()
+        self._dying: set[asyncio.Task[None]] = set()  # of those that have died, until it is known how
+        self._successor: Reload | None = None  # which has superseded this one
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stderr = StderrTail(stderr)
         self._drainers: dict[int, Drainer] = {}
-        self._output: str | None = None  # what the new process wrote last, where its manager has told
+        self._outputs: dict[int, str] = {}  # what new processes wrote last, by pid, where their manager has told
+        self._failing: Process | None = None  # of whom the first failure was
         self._kept_from_few: int | None = None
         self._left: set[int] = set()  # the pids of those that are another reload's to drain
         self._verifying: asyncio.Task[None] | None = None
@@ -220,8 +220,9 @@ class Reload:
         self._left = {process.pid for process in self.draining}
         return self._rollout.supersede(_now())
 
-    def end(self) -> None:
-        """Leave the journal after `supersede`."""
+    def end(self, successor: Reload) -> None:
+        """Leave the journal after `supersede`; *successor* hears of those that are found to have died just now."""
+        self._successor = successor
         self._perform([])
 
     def cancel(self, reason: str) -> None:
@@ -235,7 +236,7 @@ class Reload:
         self._services.observer.let_go(pid)
         drainer = self._drainers.get(pid) if self._rollout.is_replaced(pid) else None
         if drainer is not None or self._rollout.concerns(pid):
-            self._run(self._died(pid, reason, drainer))
+            self._dying.add(self._run(self._died(pid, reason, drainer)))
         else:
             self._gone(pid, reason, None)
 
@@ -254,6 +255,9 @@ class Reload:
             self._gone(pid, reason, None if cost is None else await cost)
 
     def _gone(self, pid: int, reason: str, cost: Cost | None) -> None:
+        if self._successor is not None:
+            self._successor._gone(pid, reason, cost)
+            return
         self._feed(steps.Gone(pid, reason, cost))
         if pid in self._drainers:
             self._drainers.pop(pid).stop()
@@ -285,7 +289,8 @@ class Reload:
             log.info("%s: %s", self.program, error)
         finally:
             self._judging -= not old_waits
-        self._output = None if "output" not in report else str(report["output"])
+        if "output" in report:
+            self._outputs[pid] = str(report["output"])
         if report.get("stopped") or report.get("status") is not None:
             manager = self._services.manager
             seen, reason = (
@@ -296,9 +301,10 @@ class Reload:
         if not old_waits:
             self._gone(pid, reason, None)
 
-    def _last_lines(self) -> str:
-        """What the new process wrote last, or else what its file has since it was started."""
-        return self._stderr.read() if self._output is None else self._output
+    def _last_lines(self, process: Process | None) -> str:
+        """What *process* wrote last, or else what the program's file has since one was last started."""
+        output = None if process is None else self._outputs.get(process.pid)
+        return self._stderr.read() if output is None else output
 
     def said(self, managed: Managed) -> None:
         """*managed* said that it is ready."""
@@ -440,6 +446,7 @@ class Reload:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._settling.discard(task)
+        self._dying.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(error)
 
@@ -451,7 +458,7 @@ class Reload:
 
     async def _start(self, effect: steps.Start) -> None:
         self._services.roster.begin_generation(self.program)
-        self._stderr, self._output = StderrTail(self._stderr.path), None
+        self._stderr = StderrTail(self._stderr.path)
         self._journal()
         configuration = self._rollout.plan.configuration
         # A host of the version before passes them over, and has one reading and one turn.
@@ -484,8 +491,10 @@ class Reload:
                 if facts is None or not facts["active"]:
                     self._feed(steps.StartRefused(f"{self.program} was stopped meanwhile", turn=effect.turn))
                     return
+                # Another turn may have come to one since it was asked.
+                known = {*effect.known, *(process.pid for process in self._rollout.processes)}
                 for one in facts["processes"]:
-                    if one["pid"] not in effect.known:
+                    if one["pid"] not in known:
                         await self._started(Process(one["pid"], one["process"]), effect.turn)
                         return
             await asyncio.sleep(_FIND_EVERY)
@@ -593,7 +602,7 @@ class Reload:
             count=effect.size,
             kill=effect.kill,
             size=self._rollout.plan.size,
-            proven=self._rollout.state_of(effect.turn) not in (State.WARM, State.HOLD, State.RESPAWN),
+            proven=self._rollout.is_proven,
             patience=effect.patience,
             **self._told_signal(),
         )
@@ -696,7 +705,8 @@ class Reload:
         }
         log.info("%s: reload: %s %s %s", self.program, report.step, event["process"] or "", report.reason)
         if report.step == "failed":
-            event["stderr"] = self._last_lines()
+            self._failing = self._failing or report.process
+            event["stderr"] = self._last_lines(report.process)
             if self.answer is not None and self.answer["exit"] == ExitStatus.OK:
                 # It was said to be done, and what was left of the old version has not ended well: `status` says it.
                 before = [self.answer["reason"]] if self.answer["result"] == "failed" else []
@@ -713,7 +723,7 @@ class Reload:
             "exit": int(finish.exit),
             "reason": finish.reason,
             "seconds": self._seconds(),
-            "stderr": self._last_lines() if finish.exit is not ExitStatus.OK else "",
+            "stderr": self._last_lines(self._failing) if finish.exit is not ExitStatus.OK else "",
             "cost": finish.cost and finish.cost._asdict(),
         }
         self._told.set()
@@ -744,7 +754,8 @@ class Reload:
                 self._services.observer.let_go(process.pid)
         for task in self._tasks:
             # What the manager was told to have, it is told in any case.
-            if task is not asyncio.current_task() and task not in self._settling:
+            is_needed = task in self._settling or (self._successor is not None and task in self._dying)
+            if task is not asyncio.current_task() and not is_needed:
                 task.cancel()
         assert self.answer is not None
         self._ended(self, self.answer)

@@ -155,6 +155,19 @@ class World:
             await asyncio.sleep(0.002)
 
 
+class Several(World):
+    """Its manager starts one of *news* after the other."""
+
+    def __init__(self, news: Iterable[Process]) -> None:
+        super().__init__()
+        self._news = iter(news)
+
+    async def ask(self, verb: str, **fields: Any) -> dict[str, Any]:
+        if verb == "start":
+            self.new = next(self._news)
+        return await super().ask(verb, **fields)
+
+
 class Case:
     """One reload of *plan*, or another *kind* of it."""
 
@@ -481,12 +494,71 @@ def test_next_reload_looks_at_the_end_of_what_it_takes_over() -> None:
         plan = PLAN._replace(old=(NEW,), max_draining=2, ready_hold=60.0)
         later = Reload(world.services, plan, expectation, case._ended, None, turns)
         later.begin()
-        case.reload.end()
+        case.reload.end(later)
         assert len(case.answers) == 1
         later.died(Known(Identity(OLD.pid, 1, 1), -1, world.managed(OLD.pid)))
         await world.until(lambda: any(event["step"] == "stop" for event in later.events), "it has ended")
         stop = next(event for event in later.events if event["step"] == "stop")
         assert (stop["pid"], stop["cost"]["unseen"]) == (OLD.pid, "only TCP connections can be judged from outside")
+
+    play(body)
+
+
+def test_next_reload_hears_of_one_that_died_just_before() -> None:
+    """How it ended was being looked at: nobody else would tell, and the next one wait for its end until it fails."""
+
+    async def body(world: World) -> None:
+        case = Case(world)
+        await world.until(lambda: case.reload.only_drains, "it only drains")
+        await case.reload.be_told()
+        case.dies(OLD)
+        turns = case.reload.supersede()
+        world.new = Process(5000022, "web:3")
+        expectation = Expectation("hold", frozenset(("web",)), Evidence(frozenset(), frozenset()))
+        plan = PLAN._replace(old=(NEW,), max_draining=2, ready_hold=60.0)
+        later = Reload(world.services, plan, expectation, case._ended, None, turns)
+        later.begin()
+        case.reload.end(later)
+        await world.until(lambda: any(event["step"] == "stop" for event in later.events), "it has ended")
+        assert later.draining == []
+
+    play(body)
+
+
+def test_each_of_two_that_died_is_followed_by_another() -> None:
+    """The manager starts one for each: the second turn does not take what the first has."""
+
+    async def body(_: World) -> None:
+        old = (OLD, Process(5000012, "web:3"))
+        new = (NEW, Process(5000022, "web:4"))
+        world = Several(new)
+        next_ones = [{"pid": 5000031, "process": "web:5"}, {"pid": 5000032, "process": "web:6"}]
+        world.processes = {"programs": {"web": {"active": True, "processes": []}}}
+        case = Case(world, PLAN._replace(old=old, size=2, max_draining=2))
+        await world.until(lambda: case.reload.only_drains, "they only drain")
+        for process in (*new, *old):
+            case.dies(process)
+        world.processes["programs"]["web"]["processes"] = next_ones
+        await world.until(lambda: case.answers, "it is over")
+        taken = [event["pid"] for event in case.reload.events if event["step"] == "start"]
+        assert sorted(taken) == [NEW.pid, new[1].pid, 5000031, 5000032]
+
+    play(body)
+
+
+def test_last_lines_are_those_of_the_process_that_failed() -> None:
+    """Not of one that died before, beside it, and was followed by another."""
+
+    async def body(world: World) -> None:
+        case = Case(world, PLAN._replace(ready_hold=60.0))
+        await case.comes_to("hold")
+        case.reload._outputs[5000099] = "of another"
+        case.reload.cancel("the command was interrupted")
+        await world.until(lambda: world.asked("settle"), "it is given up")
+        case.dies(NEW)
+        await world.until(lambda: case.answers, "it is over")
+        failed = next(event for event in case.reload.events if event["step"] == "failed")
+        assert (failed["pid"], failed["stderr"], case.answers[0]["stderr"]) == (NEW.pid, "", "")
 
     play(body)
 

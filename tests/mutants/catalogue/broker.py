@@ -250,7 +250,7 @@ BROKER = (
     mutant(
         "broker: last lines are the file's",
         f"{_BROKER}/reloads.py",
-        "        return self._stderr.read() if self._output is None else self._output\n",
+        "        return self._stderr.read() if output is None else output\n",
         "        return self._stderr.read()\n",
         f"{_OF_RELOADS}::test_reason_is_what_the_manager_saw_of_its_end",
         felt="the reason of a failed reload shows the access log of the old process",
