@@ -68,16 +68,28 @@ def _findings(facts: dict[str, Any], observer: Observer, signals: Mapping[str, i
     owned: dict[int, frozenset[int] | None] = {}
     for entry in facts["sockets"]:
         entry["closed"] = _closed(str(entry["address"]))
+        # What has ended since it was looked at would seem to have nothing, and to be nobody's.
+        entry["holders"] = [holder for holder in entry["holders"] if processes.alive(holder["pid"])]
         for holder in entry["holders"]:
             pid = holder["pid"]
             if pid not in owned:
                 owned[pid] = observer.owned(pid)
             its = owned[pid]
             holder["open"] = None if its is None else entry["inode"] in its
+            if holder["open"] is False and _waits_for_sockets(pid):
+                holder["open"] = None
             holder["refusal"] = observer.refusal(pid)
             holder["shell"] = _shell(pid, entry["inode"], signals.get(holder["program"], 15))
     missing = [(one.name, one.without) for one in features() if not one.present]
     return diagnosis.findings({**facts, "impossible": observer.impossible, "kernel": missing})
+
+
+def _waits_for_sockets(pid: int) -> bool:
+    """Whether *pid* is ``sockshare exec`` still: it has not become its command, and has no socket yet."""
+    try:
+        return bool(re.search(r"sockshare(/__main__\.py)? exec ", " ".join(processes.command(pid))))
+    except OSError:
+        return False
 
 
 def _control(manager: Mapping[str, Any]) -> str:

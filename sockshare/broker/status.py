@@ -53,25 +53,25 @@ async def describe(
 ) -> dict[str, Any]:
     """The document about *programs*, as the manager has told of them; or *silent*, why it has not."""
     specs = dict(state.programs)  # a new configuration is the next document's
-    members = {
-        name: state.roster.enter_all(name, facts["processes"]) for name, facts in programs.items() if name in specs
-    }
+    if silent is None:
+        listed = {name: facts["processes"] for name, facts in programs.items() if name in specs}
+        members = {name: state.roster.enter_all(name, processes) for name, processes in listed.items()}
+    else:  # those that the broker knows live all the same, and serve
+        members = {name: state.roster.of_program(name) for name in specs}
     scan = await state.holders.look()
     look, do = state.observer.facts, state.holders.worker.do
     facts = {
-        one.pid: await do(look, one.pid, specs[program].sockets)
-        for program, listed in members.items()
-        for one in listed
+        one.pid: await do(look, one.pid, specs[program].sockets) for program, its in members.items() for one in its
     }
     connected = await do(_connected, state.shared)
     sockets = []
     for name in state.sockets:
-        listed = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
-        sockets.append(_socket(state, name, listed, scan, facts, connected[name]))
+        users = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
+        sockets.append(_socket(state, name, users, scan, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
     left = await leftovers.find(None if silent is not None else programs, scan)
     left_out = await _add_others(state, sockets, members, scan)
-    await _judge(state, sockets)
+    await _judge(state, sockets, silent or "")
     return {
         "version": VERSION,
         "state": "refused" if state.mistakes else "serving",
@@ -97,7 +97,7 @@ async def describe(
     }
 
 
-async def _judge(state: State, sockets: list[dict[str, Any]]) -> None:
+async def _judge(state: State, sockets: list[dict[str, Any]], silent: str) -> None:
     """Add to each of *sockets* whether clients reach it, and somebody accepts there."""
     full = set()
     for entry in sockets:
@@ -111,7 +111,12 @@ async def _judge(state: State, sockets: list[dict[str, Any]]) -> None:
         facts = state.guard.facts(name)
         is_full = name in full and state.guard.load(name).is_full
         verdict = reachability.judge(
-            entry, fault=facts["fault"], unseen=facts["unseen"], is_full=is_full, stalled=facts["stalled"]
+            entry,
+            fault=facts["fault"],
+            unseen=facts["unseen"],
+            is_full=is_full,
+            stalled=facts["stalled"],
+            silent=silent,
         )
         entry["state"], entry["why"] = verdict.state, verdict.why or None
         unseen = [verdict.unseen, "" if entry["drops"] is not None else "the kernel does not say what it has dropped"]

@@ -46,9 +46,12 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
     else:
         _show(document)
     missing = not_serving(document)
+    sockets = {entry["name"]: entry for entry in document.get("sockets", ())}
+    unreachable = [entry for entry in sockets.values() if entry.get("state") == reachability.UNREACHABLE]
     for name in missing:
-        print(f"sockshare: {name}: no ready process holds this socket", file=sys.stderr)
-    unreachable = [entry for entry in document.get("sockets", ()) if entry.get("state") == reachability.UNREACHABLE]
+        if sockets.get(name) not in unreachable:
+            why = sockets.get(name, {}).get("why") or "no ready process holds this socket"
+            print(f"sockshare: {name}: {why}", file=sys.stderr)
     for entry in unreachable:
         print(f"sockshare: {entry['name']}: clients don't reach this socket: {entry['why']}", file=sys.stderr)
     if document.get("mistakes"):
@@ -79,11 +82,13 @@ def not_serving(document: _Document) -> list[str]:
         )
         and entry.get("state") != reachability.UNSERVED
     }
-    # Of others this user may see no more than the name; and of some processes the broker can't see.
+    # Of others this user may see no more than the name; and some processes, or which there are, the broker can't see.
     unseen = {
         entry["name"]
         for entry in document.get("sockets", ())
-        if "holders" not in entry or any(holder.get("unseen") for holder in entry["holders"])
+        if "holders" not in entry
+        or any(holder.get("unseen") for holder in entry["holders"])
+        or entry.get("state", "") is None
     }
     programs = document.get("programs", ())
     if any("sockets" in program for program in programs):
@@ -104,7 +109,8 @@ def tables(document: _Document) -> list[Table]:
     for entry in document.get("sockets", ()):
         registration = _registration(entry)
         queue = f"{_text(entry.get('queue'))}/{_text(entry.get('backlog'))}"
-        cells: list[Any] = [entry["name"], entry.get("address"), entry.get("state"), registration, queue]
+        state = "?" if _is_unseen(entry) else entry.get("state")
+        cells: list[Any] = [entry["name"], entry.get("address"), state, registration, queue]
         sockets.append(tuple(_text(cell) for cell in cells))
         for holder in entry.get("holders", ()):
             registered = _registered(holder)
@@ -159,10 +165,15 @@ def _step(reload: _Document) -> str:
 
 def _unseen(document: _Document) -> list[str]:
     """Why some things can't be seen, each once."""
+    sockets = [entry for entry in document.get("sockets", ()) if _is_unseen(entry)]
     holders = [holder for entry in document.get("sockets", ()) for holder in entry.get("holders", ())]
-    return list(
-        dict.fromkeys(str(one["unseen"]) for one in [*holders, *document.get("programs", ())] if one.get("unseen"))
-    )
+    every = [*sockets, *holders, *document.get("programs", ())]
+    return list(dict.fromkeys(str(one["unseen"]) for one in every if one.get("unseen")))
+
+
+def _is_unseen(entry: _Document) -> bool:
+    """Whether it can't be told in which state a socket is."""
+    return entry.get("state") is None and bool(entry.get("unseen"))
 
 
 def _registration(entry: _Document) -> str:

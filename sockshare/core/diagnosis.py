@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from .reachability import UNREACHABLE, UNSERVED
+from .reachability import FULL, UNREACHABLE, UNSERVED
 
 
 class Finding(NamedTuple):
@@ -27,6 +27,7 @@ class Words(NamedTuple):
     control: str
     blocking: str  # where a socket is made blocking
     applied: str  # what has that take effect
+    reread: str  # what has a changed command take effect
     opens: str  # what lets more users connect to a path
 
 
@@ -38,6 +39,7 @@ _WORDS = {
         "circusctl",
         "{0}.blocking = True in [plugin:sockshare]",
         "start circusd anew",
+        "`{0} reloadconfig`",
         "umask in its section (in decimal), or chmod o+x of the directory",
     ),
     "supervisor": Words(
@@ -46,6 +48,7 @@ _WORDS = {
         "sockshare_sockets",
         "supervisorctl",
         "blocking = true in [sockshare:{0}]",
+        "`{0} update`",
         "`{0} update`",
         "socket_mode = 0770 with socket_owner = USER:GROUP, or socket_mode = 0777; or chmod o+x of the directory",
     ),
@@ -65,7 +68,8 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
     words = _WORDS[facts["manager"]["kind"]]
     if facts.get("control"):
         words = words._replace(control=facts["control"])
-    words = words._replace(applied=words.applied.format(words.control))
+    control = words.control
+    words = words._replace(applied=words.applied.format(control), reread=words.reread.format(control))
     found = [
         *_of_manager(facts, words),
         *_of_kernel(facts),
@@ -114,14 +118,13 @@ def _of_socket(entry: Mapping[str, Any], facts: Mapping[str, Any], words: Words)
         yield Finding("note", subject, sentence)
     elif not holders and any(one.get("on_demand") for one in facts["programs"] if one["name"] in users):
         yield Finding("note", subject, f"no process serves it until a connection comes ({', '.join(users)})")
+    elif not _is_served(entry) and facts["silent"] is not None:
+        pass  # there may be others than those that the manager has told of: `_of_reach` says that it is not seen
     elif not holders:
-        starts = " or ".join(f"`{words.control} start {user}`" for user in users)
-        sentence = f"see {' and '.join(f'program {user}' for user in down)}" if down else starts
-        yield Finding("problem", subject, f"no process serves it, connections wait: {sentence}")
+        yield Finding("problem", subject, f"no process serves it, connections wait: {_start(users, facts, words)}")
     elif not _is_served(entry):
         if unseen is not None:
-            sentence = f"can't see whether it is served: {unseen}; give the broker CAP_SYS_PTRACE, or run it as the"
-            yield Finding("note", subject, f"{sentence} program's user")
+            yield Finding("note", subject, f"can't see whether it is served: {unseen}; {_sight(holders)}")
         elif all(holder.get("quiesced") for holder in holders):
             wakes = " and ".join(f"`sockshare wake {holder['process']}`" for holder in holders)
             yield Finding("problem", subject, f"all that serve it are quiesced, connections wait: {wakes}")
@@ -130,18 +133,34 @@ def _of_socket(entry: Mapping[str, Any], facts: Mapping[str, Any], words: Words)
             sentence = f"no process that serves it is ready, connections wait: see the processes{others}"
             yield Finding("problem", subject, sentence)
     elif entry["state"] == UNSERVED:
-        yield Finding("problem", subject, f"{entry['why']}, connections wait: see the processes")
+        reloads = " or ".join(f"`sockshare reload {user}`" for user in users)
+        sentence = f"its processes hang, or are too few for their work: {reloads}, or add processes"
+        yield Finding("problem", subject, f"{entry['why']}, connections wait: {sentence}")
     yield from _of_reach(entry, words)
+
+
+def _start(users: Iterable[str], facts: Mapping[str, Any], words: Words) -> str:
+    """What to do where no process serves a socket that the programs *users* are to serve."""
+    down = [user for user in users if not _is_well(facts, user)]
+    if down:
+        return f"see {' and '.join(f'program {user}' for user in down)}"
+    if any(user in facts.get("causes", {}) for user in users):
+        return f"{words.manager} has just started one, or is about to: ask again in a moment"
+    return " or ".join(f"`{words.control} start {user}`" for user in users)
+
+
+def _sight(holders: Iterable[Mapping[str, Any]]) -> str:
+    """What lets the broker see whether *holders* serve."""
+    if any(holder.get("refusal") is not None or holder["open"] is None for holder in holders):
+        return "give the broker CAP_SYS_PTRACE, or run it as the program's user"
+    return "let the program say READY=1 (sd_notify(3)) when it serves"
 
 
 def _of_reach(entry: Mapping[str, Any], words: Words) -> Iterator[Finding]:
     subject = f"socket {entry['name']}"
-    queue, backlog = entry["queue"], entry["backlog"]
-    if queue is not None and backlog and queue >= backlog:
-        sentence = (
-            f"its queue is full ({queue} of {backlog}): add processes, or raise its backlog (and net.core.somaxconn)"
-        )
-        yield Finding("problem", subject, sentence)
+    if entry["state"] == UNREACHABLE and entry["why"].startswith(FULL):
+        backlog = "" if entry["backlog"] is None else ", or raise its backlog (and net.core.somaxconn)"
+        yield Finding("problem", subject, f"clients don't reach it: {entry['why']}: add processes{backlog}")
     elif entry["state"] == UNREACHABLE:
         yield Finding("problem", subject, f"clients don't reach it: {entry['why']}")
     elif entry["drops"]:
@@ -164,6 +183,8 @@ _IN_USE = re.compile(r"address (?:is )?already in use|EADDRINUSE|connection in u
 _WOULD_BLOCK = re.compile(
     r"resource temporarily unavailable|EAGAIN|EWOULDBLOCK|BlockingIOError|errno[ =]11\b", re.IGNORECASE
 )
+#: The same of a limit of processes or threads.
+_LIMITED = re.compile(r"\bv?fork|thread|clone", re.IGNORECASE)
 _PORT = re.compile(r"(?:[:,] ?|port[ =])(\d{2,5})\b")
 #: A process that ended so often within a minute is one that can't stay.
 _CRASHES = 3
@@ -261,7 +282,7 @@ def _why_down(
     state = f"{'it' if place['process'] == name else place['process']} is {place['state']}"
     lines = tuple(place.get("lines", ()))
     if place["spawn_error"]:
-        return f"{state}: it can't be started: {place['spawn_error']}{_command_advice(place)}; then {start}", ()
+        return f"{state}: it can't be started: {place['spawn_error']}; {_spawn_advice(place, start, words)}", ()
     if place["ended"] is None:
         return f"{state}, and was never started: {start}", ()
     if place["stopped"]:
@@ -271,9 +292,9 @@ def _why_down(
     again = "" if place["state"] in ("RUNNING", "STARTING", "BACKOFF", "active", "starting") else f", then {start}"
     port = port_in_use(lines)
     if port is not None:
-        return f"{said}: {_in_use(port, place, facts)}", lines
-    if any(_WOULD_BLOCK.search(line) for line in lines):
-        mine = [entry["name"] for entry in facts["sockets"] if name in _users(facts, entry["name"])]
+        return f"{said}: {_in_use(port, place, facts, words, again)}", lines
+    mine = [entry["name"] for entry in facts["sockets"] if name in _users(facts, entry["name"])]
+    if mine and any(_WOULD_BLOCK.search(line) and not _LIMITED.search(line) for line in lines):
         where = " and ".join(words.blocking.format(socket) for socket in mine)
         accepts = f"it waits in accept on a socket that is not blocking; write {where}, then {words.applied}"
         return f"{said}: {accepts}{again}", lines
@@ -285,19 +306,26 @@ def _users(facts: Mapping[str, Any], socket: str) -> list[str]:
     return [program["name"] for program in facts["programs"] if socket in program["sockets"]]
 
 
-def _in_use(port: int, place: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _in_use(port: int, place: Mapping[str, Any], facts: Mapping[str, Any], words: Words, again: str) -> str:
     for entry in facts["sockets"]:
         if port and str(entry.get("address", "")).endswith(f":{port}"):
             return (
                 f"it binds port {port} itself, which is the shared socket {entry['name']}: let it take the descriptor"
-                f" {{fd:{entry['name']}}} instead"
+                f" {{fd:{entry['name']}}} instead, then {words.reread}"
             )
-    return f"address in use (port {port or 'not said'}){place.get('occupants', '')}"
+    return f"address in use (port {port or 'not said'}){place.get('occupants', '')}{again}"
 
 
-def _command_advice(place: Mapping[str, Any]) -> str:
-    path = place.get("path")
-    return f"; write {path}" if path else "; mend its command"
+#: What managers and execve(2) say of a command that can't be run.
+_NO_COMMAND = re.compile(r"command|no such file|exec|permission|not a directory", re.IGNORECASE)
+
+
+def _spawn_advice(place: Mapping[str, Any], start: str, words: Words) -> str:
+    if place.get("path"):
+        return f"write {place['path']} in its command, then {words.reread}"
+    if _NO_COMMAND.search(place["spawn_error"]):
+        return f"mend its command, then {words.reread}; or install what it names, then {start}"
+    return f"once that is mended, {start}"
 
 
 def _of_processes(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
@@ -324,6 +352,8 @@ def subject_of(holder: Mapping[str, Any]) -> str:
     return f"{holder['process']} (pid {holder['pid']})"
 
 
+#: Where a registration is for some only, who waits for it is held off the socket as it should be, and who lets go too.
+_IN_LINE = ("waiting", "revoking")
 _Said = tuple[Literal["problem", "note"], str]
 
 
@@ -349,10 +379,12 @@ def _of_holder(
             ),
         )
     if not holder["ready"] and not holder.get("unseen"):
-        yield "problem", f"it has the socket {name}, and has not said that it is ready nor waits for connections on it"
+        has = f"it has the socket {name}, and has" if holder["open"] else "it has"
+        missing = f"not said that it is ready, nor is it seen to wait for connections on {name}"
+        yield "problem", f"{has} {missing}; is it starting still, or does its log say why?"
     if holder.get("quiesced"):
         yield "note", f"it is quiesced, and gets no new connections: `sockshare wake {holder['process']}`"
-    elif holder["suspended"]:
+    elif holder["suspended"] and holder.get("standing") not in _IN_LINE:
         yield (
             "problem",
             (
@@ -370,5 +402,5 @@ def _of_holder(
                 " the program's user, so that a reload loses nothing"
             ),
         )
-    elif holder["ready"] and not holder["registered"] and not holder["suspended"]:
+    elif holder["ready"] and holder["not_kept"] and not holder["registered"] and not holder["suspended"]:
         yield "note", f"{holder['not_kept']}; at a reload its waiting thread is held instead, where that is possible"

@@ -16,11 +16,15 @@ class Verdict(NamedTuple):
     unseen: str = ""
 
 
+#: Why clients don't reach a socket whose processes don't keep up.
+FULL = "its queue is full"
 #: Seconds for which one connection has to wait until it is said that nobody accepts it.
 STALLED_AFTER = 5.0
 
 
-def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool, stalled: float = 0.0) -> Verdict:
+def judge(
+    entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool, stalled: float = 0.0, silent: str = ""
+) -> Verdict:
     """The state of the socket *entry*, as ``sockshare status --json`` has it.
 
     Args:
@@ -28,17 +32,20 @@ def judge(entry: Mapping[str, Any], *, fault: str, unseen: str, is_full: bool, s
         unseen: Why that could not be looked at; "": it could.
         is_full: Whether its queue takes nobody in any more.
         stalled: For how many seconds one and the same connection has waited.
+        silent: Why the manager does not say which processes there are, beside those of *entry*; "": it does.
     """
     if fault:
         return Verdict(UNREACHABLE, fault)
     if is_full:
         waiting = "" if entry["queue"] is None else f" ({entry['queue']} of {entry['backlog']})"
-        return Verdict(UNREACHABLE, f"its queue is full{waiting}")
+        return Verdict(UNREACHABLE, f"{FULL}{waiting}")
     holders = entry["holders"]
     if stalled >= STALLED_AFTER and any(_serves(one) for one in holders):
         return Verdict(UNSERVED, f"a connection has waited for {stalled:.0f} s, and nobody has accepted it")
     if any(_serves(one) for one in holders):
         return Verdict(None, "", unseen) if unseen else Verdict(OK)
+    if silent:
+        return Verdict(None, "", silent)
     if any(_is_paused(one) for one in holders):
         return Verdict(PAUSED, "its processes are quiesced")
     if any(one["ready"] is None for one in holders):

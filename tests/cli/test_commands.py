@@ -131,7 +131,7 @@ def test_status_is_a_table_on_a_terminal(host: Host) -> None:
     ("state", "said"),
     [
         ("unreachable", "web: clients don't reach this socket: the reason"),
-        ("unserved", "web: no ready process holds this socket"),
+        ("unserved", "web: the reason"),
     ],
 )
 def test_status_exits_3_when_clients_do_not_reach_a_socket(host: Host, state: str, said: str) -> None:
@@ -153,6 +153,15 @@ def test_status_exits_3_when_a_named_socket_is_not_served(host: Host, change: di
     assert done.returncode == 3
     assert "web: no ready process" in done.stderr
     assert not_serving({**document, "programs": [{"name": "web", "sockets": []}]}) == []
+
+
+def test_status_exits_0_where_the_manager_does_not_say_what_runs(host: Host) -> None:
+    """That no process is known does not say that there is none."""
+    host.start(status={**STATUS, "sockets": [{**STATUS["sockets"][0], "holders": [], "state": None, "unseen": "late"}]})
+    done = host.run("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"tcp://127.0.0.1:8000 +\? ", done.stdout), done.stdout
+    assert "?: late" in done.stdout
 
 
 def test_status_exits_0_where_the_broker_cannot_see(host: Host) -> None:

@@ -83,7 +83,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
     """Silence, not a list of what was looked at; also of a socket that has no queue."""
     assert findings(WELL) == []
     assert findings(changed("socket", queue=None, backlog=None)) == []
-    assert findings(changed("socket", queue=127)) == []
+    assert findings(changed("socket", queue=128)) == []  # a moment's burst, and one more than the backlog is let in
 
 
 HOLDER = "site:web (pid 20)"
@@ -112,13 +112,18 @@ def test_program_that_is_started_on_demand_is_no_problem_before() -> None:
         (changed("top", kernel=[("A", "so what")]), "note", "kernel", "no A: so what"),
         (changed("program", sockets=[]), "note", "socket web", "sockshare_sockets = web in the [program:]"),
         (changed("socket", holders=[]), "problem", "socket web", "`supervisorctl start site`"),
-        (changed("socket", queue=128), "problem", "socket web", "(128 of 128)"),
+        (
+            changed("socket", state="unreachable", why="its queue is full (129 of 128)"),
+            "problem",
+            "socket web",
+            "(129 of 128): add processes, or raise its backlog",
+        ),
         (changed("socket", state="unreachable", why="it was shut down"), "problem", "socket web", "was shut down"),
         (
             changed("socket", state="unserved", why="nobody has it"),
             "problem",
             "socket web",
-            "nobody has it, connections",
+            "nobody has it, connections wait: its processes hang, or are too few for their work: `sockshare reload",
         ),
         (
             changed("socket", closed="only root"),
@@ -159,7 +164,7 @@ def test_process_that_is_not_ready_is_a_problem_of_the_socket_too() -> None:
     assert [one.subject for one in findings(changed("holder", ready=False))] == ["socket web", HOLDER]
 
 
-START = "`supervisorctl -c /x.conf start site`"
+START, UPDATE = "`supervisorctl -c /x.conf start site`", "`supervisorctl -c /x.conf update`"
 
 
 @pytest.mark.parametrize(
@@ -171,13 +176,18 @@ START = "`supervisorctl -c /x.conf start site`"
         (down(lines=["no table"], crashes=3), "it is FATAL: it exited with status 1, 3 times within a minute; mend"),
         (
             down(spawn_error="can't find command 'x'", path="/v/bin/x"),
-            f"it is FATAL: it can't be started: can't find command 'x'; write /v/bin/x; then {START}",
+            f"it is FATAL: it can't be started: can't find command 'x'; write /v/bin/x in its command, then {UPDATE}",
         ),
-        (down(spawn_error="can't find command 'x'"), f"can't find command 'x'; mend its command; then {START}"),
+        (
+            down(spawn_error="can't find command 'x'"),
+            f"can't find command 'x'; mend its command, then {UPDATE}; or install what it names, then {START}",
+        ),
+        (down(spawn_error="EMFILE"), f"it can't be started: EMFILE; once that is mended, {START}"),
         (
             down(lines=["OSError: [Errno 98] Address already in use: ('', 81)"], occupants=" by pid 9 (y)"),
-            "it exited with status 1: address in use (port 81) by pid 9 (y)",
+            f"it exited with status 1: address in use (port 81) by pid 9 (y), then {START}",
         ),
+        (down(lines=["fork: Resource temporarily unavailable"]), f"mend what its last lines say, then {START}"),
         (down(lines=["bind() failed: EADDRINUSE"]), "address in use (port not said)"),
         (
             down(lines=["BlockingIOError: [Errno 11] x"]),
@@ -270,6 +280,43 @@ def test_what_can_not_be_seen_is_not_said_to_be_missing() -> None:
     found = findings(facts)
     assert [(one.level, one.subject) for one in found] == [("note", "socket web")]
     assert "can't see whether it is served: no rights" in found[0].sentence
+
+
+def test_remedy_is_one_that_lets_it_be_seen() -> None:
+    """Rights where those are missing; where nothing but epoll can be seen on this machine, a word of the program."""
+    blind = {"ready": None, "registered": None, "suspended": None, "unseen": "only epoll is seen"}
+    assert "give the broker CAP_SYS_PTRACE" in findings(changed("holder", **blind, refusal="Yama"))[-1].sentence
+    assert "let the program say READY=1" in findings(changed("holder", **blind))[-1].sentence
+
+
+def test_silent_manager_is_not_taken_for_one_that_runs_nothing() -> None:
+    """Which processes there are can't be seen: of its sockets that is a note, and nobody is to start anything."""
+    facts = changed("socket", holders=[], state=None, unseen="it did not answer")
+    found = findings({**facts, "silent": "it did not answer"})
+    assert [(one.level, one.subject) for one in found] == [("problem", "supervisord"), ("note", "socket web")]
+    assert "can be seen: it did not answer" in found[1].sentence
+
+
+def test_process_that_stands_by_is_as_it_should_be() -> None:
+    """It is held off an exclusive socket until its turn comes; killing the broker would change nothing."""
+    facts = changed("holder", standing="held")
+    holder = facts["sockets"][0]["holders"][0]
+    facts["sockets"][0]["holders"].append({**holder, "pid": 21, "suspended": True, "standing": "waiting"})
+    by_gate = {**holder, "pid": 22, "registered": False, "standing": "waiting"}
+    facts["sockets"][0]["holders"].append(by_gate)
+    assert findings(facts) == []
+
+
+def test_nothing_is_to_be_started_that_the_manager_starts_by_itself() -> None:
+    """It is between two processes of a program just now."""
+    [found] = findings({**changed("socket", holders=[]), "causes": down(state="STARTING", crashes=0)["causes"]})
+    assert found.sentence.endswith("supervisord has just started one, or is about to: ask again in a moment")
+
+
+def test_socket_is_not_said_to_be_there_where_that_was_not_seen() -> None:
+    """Of one that may not be looked into, or that has no socket yet as it is starting."""
+    [_, found] = findings(changed("holder", ready=False, open=None))
+    assert found.sentence.startswith("it has not said that it is ready, nor is it seen to wait")
 
 
 def test_words_are_the_managers() -> None:

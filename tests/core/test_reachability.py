@@ -36,6 +36,10 @@ def entry(*holders: dict[str, Any]) -> dict[str, Any]:
         ([{**SERVES, "ready": None}], {}, None),
         ([SERVES], {"unseen": "guard = off"}, None),
         ([], {"unseen": "guard = off"}, "unserved"),
+        ([], {"silent": "it does not answer"}, None),
+        ([{**SERVES, "ready": False}], {"silent": "it does not answer"}, None),
+        ([SERVES], {"silent": "it does not answer"}, "ok"),
+        ([SERVES], {"silent": "it does not answer", "stalled": 5.1}, "unserved"),
     ],
 )
 def test_state_is_what_clients_meet(holders: list[dict[str, Any]], facts: dict[str, Any], state: str | None) -> None:

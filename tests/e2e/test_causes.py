@@ -122,8 +122,9 @@ class Causes:
         wait_until(is_clear, CLEAR, f"nothing is wrong with {subject}", 0.1)
 
     def obey(self, finding: dict[str, Any]) -> None:
-        """Do what stands in backticks in *finding*, as it stands there; or its ``kill``."""
-        commands = re.findall(r"`([^`]+)`", finding["sentence"]) or re.findall(r"kill [\d ]+\d", finding["sentence"])
+        """Do what stands in backticks in *finding*, and its ``kill``, as it stands there, in that order."""
+        found = re.findall(r"`([^`]+)`|(kill [\d ]*\d)", finding["sentence"])
+        commands = [quoted or kill for quoted, kill in found]
         assert commands, finding
         environment = {**self.stage.environment, "SOCKSHARE_ENDPOINT": str(self.stage.runtime)}
         for command in commands:
@@ -261,8 +262,6 @@ def test_address_in_use_names_who_has_it(causes: Causes) -> None:
             assert holder.wait(10) == -15
         finally:
             holder.kill()
-    if causes.supervised:
-        causes.manage("start")
     causes.serves()
 
 
