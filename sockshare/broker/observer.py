@@ -44,7 +44,7 @@ class Facts(NamedTuple):
     waited: bool  # whether it was seen to wait without a registration
     held: bool  # whether a thread of it is held
     owned: frozenset[int] | None  # the inodes of all sockets of its process tree; None: it may not be looked into
-    unseen: str = ""  # why its registrations can't be seen, so that none in the list says nothing
+    unseen: str = ""  # why what it registers or waits for can't be seen, so that nothing here says nothing
 
 
 class Observer:
@@ -143,7 +143,7 @@ class Observer:
         try:
             inodes |= self._waited_by(pid, wanted)
         except PermissionError as error:
-            unseen = unseen or f"can't see what pid {pid} waits for: {error.strerror} ({error.filename})"
+            unseen = unseen or _blind(pid, error)
         return inodes, unseen or waits.unseen()
 
     def waited(self, pid: int, sockets: Iterable[str]) -> frozenset[int]:
@@ -228,18 +228,21 @@ class Observer:
         held, waited = self.holds(pid), self.waited(pid, sockets)
         owned = self.owned(pid)
         found: list[waits.Wait] = []
-        inodes = set(self._inodes(sockets))
+        inodes, blind = set(self._inodes(sockets)), ""
         if len({entry.inode for entry in registrations}) < len(inodes):
+            blind = waits.unseen()
             try:
                 found = [wait for one in processes.tree(pid) for wait in waits.waits(one, inodes)]
-            except PermissionError:
-                pass
+            except PermissionError as error:
+                blind = _blind(pid, error)
         facts = {}
         for name in sockets:
             inode = self.inode(name)
             mine = [entry for entry in registrations if entry.inode == inode]
             why = refusal or _not_kept([wait for wait in found if inode in wait.sockets])
-            facts[name] = Facts(mine, None if mine and refusal is None else why, inode in waited, held, owned, unseen)
+            shows = bool(mine) or inode in waited
+            why_not = None if mine and refusal is None else why
+            facts[name] = Facts(mine, why_not, inode in waited, held, owned, unseen or ("" if shows else blind))
         return facts
 
     def owned(self, pid: int) -> frozenset[int] | None:
@@ -298,6 +301,10 @@ class Observer:
 
     def _inodes(self, sockets: Iterable[str]) -> list[int]:
         return [inode for inode in map(self.inode, sockets) if inode >= 0]
+
+
+def _blind(pid: int, error: PermissionError) -> str:
+    return f"can't see what pid {pid} waits for: {error.strerror} ({error.filename})"
 
 
 def _not_kept(found: Sequence[waits.Wait]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from sockshare.broker.observer import Observer
-from sockshare.kernel import epoll, processes
+from sockshare.kernel import epoll, processes, waits
 from tests.support.registered import ROOT, inode, listen, start
 
 NOBODY = 65534
@@ -58,6 +59,22 @@ def test_it_is_said_why_a_process_cannot_be_looked_into(listener: socket.socket)
             [],
             f"can't observe the registrations of pid {server.pid}: Permission denied (/proc/{server.pid}/fd)",
         ]
+
+
+def test_wait_that_cannot_be_seen_is_not_taken_for_none(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under Yama's ptrace_scope, which lets one see epolls; of one that is registered nothing is missed."""
+
+    def refused(pid: int, inodes: object) -> list[waits.Wait]:
+        raise PermissionError(errno.EPERM, "Operation not permitted", f"/proc/{pid}/mem")
+
+    monkeypatch.setattr(waits, "waits", refused)
+    observer = Observer({"web": (inode(listener), listener.fileno())})
+    with start(listener, "level") as server, start(listener, "none") as other:
+        assert observer.facts(server.pid, ["web"])["web"].unseen == ""
+        said = f"can't see what pid {other.pid} waits for: Operation not permitted (/proc/{other.pid}/mem)"
+        assert observer.facts(other.pid, ["web"])["web"].unseen == said
 
 
 #: As an ``[fcgi-program:]`` has its listener.
