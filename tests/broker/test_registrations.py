@@ -566,3 +566,34 @@ def test_what_was_said_of_a_process_is_forgotten_when_it_died_without_a_broker()
         assert f"quiesced:{one.managed}" not in world.host.records
 
     play("exclusive", body)
+
+
+ACCEPTS = """
+import socket, sys
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.setblocking(True)
+sock.accept()
+"""
+
+
+def test_quiesced_process_is_held_by_the_next_broker_too() -> None:
+    """One that waits in accept: its thread was held by the broker that has died, and is let go by that."""
+
+    async def body(world: World) -> None:
+        fd = world.listener.fileno()
+        child = subprocess.Popen([sys.executable, "-c", ACCEPTS, str(fd)], pass_fds=[fd])
+        world.children.append(child)
+        observer = world.broker._observer
+        await world.until(lambda: bool(observer.waited(child.pid, ["web"])), "it waits")
+        managed = Managed(child.pid, "web", "web:1", identity(child.pid).start)
+        assert "is held" in await world.broker.quiesce(managed, ["web"])
+        await observer.let_go(child.pid)  # as the end of its tracer does
+        world.restart()
+        assert await world.broker.resume_unclaimed(child.pid, ["web"], held_back=False) == 0
+        observer = world.broker._observer
+        await world.until(lambda: observer.holds(child.pid), "it is held again")
+        assert world.broker.is_quiesced(child.pid)
+        assert world.broker.wake(managed, ["web"]) == "it takes part again"
+        await world.until(lambda: not observer.holds(child.pid), "it is let go")
+
+    play("shared", body)
