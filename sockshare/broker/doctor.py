@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sockshare.core import diagnosis, ends, wrappers
+from sockshare.core.command_lines import in_words
 from sockshare.core.diagnosis import Finding
 from sockshare.core.errors import ManagerError
 from sockshare.kernel import occupants, processes, reach
 from sockshare.kernel.features import features
 
-from .holders import LONGEST_COMMAND
 from .hostlink import HostLink
 from .leftovers import Leftovers
 from .observer import Observer
@@ -187,7 +187,7 @@ def _shell(pid: int, inode: int, stop_signal: int) -> dict[str, str] | None:
         servers = [one for one in processes.children(pid) if inode in processes.socket_descriptors(one)]
         if not servers:
             return None
-        server = shlex.join(processes.command(servers[0]))[:LONGEST_COMMAND]
+        server = in_words(processes.command(servers[0]))
     except (OSError, ProcessLookupError):
         return None
     scripts = [word for word in command[1:] if not word.startswith("-")]

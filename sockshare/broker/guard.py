@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sockshare.core.command_lines import in_words
 from sockshare.core.errors import ManagerError
 from sockshare.core.reachability import culprit
 from sockshare.core.spec import SocketSpec
@@ -24,7 +25,7 @@ from sockshare.kernel import binding, holders, listeners, processes, queues, rea
 from sockshare.kernel.file_watch import FileWatch
 from sockshare.kernel.reach import Fault, Kind, Load, Place
 
-from .holders import Holders, in_words, source
+from .holders import Holders, source
 from .hostlink import ANSWER_WITHIN, HostLink
 from .roster import Known, Roster
 

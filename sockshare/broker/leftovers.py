@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from sockshare.core import leftovers as rules
+from sockshare.core.command_lines import in_words
 from sockshare.core.cost import Cost, total
 from sockshare.core.ending import ending
 from sockshare.core.errors import ManagerError, NotPermitted
@@ -27,7 +28,7 @@ from sockshare.kernel import connections, epoll, holders, peers, processes, wait
 from sockshare.kernel.holders import Scan
 
 from .drain import NO_TCP, Address, Drainer
-from .holders import in_words, source
+from .holders import source
 from .hostlink import HostLink
 from .plans import server_of
 from .state import State

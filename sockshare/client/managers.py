@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sockshare.core.command_lines import in_words
 from sockshare.kernel import meeting, peers, processes
 
 from . import door
@@ -186,7 +187,7 @@ def orphans() -> list[tuple[int, str]]:
             if b"SOCKSHARE_FD_" not in environment or any(_is_manager(one) for one in peers.ancestors(pid)):
                 continue
             endpoint = processes.variable(pid, "SOCKSHARE_ENDPOINT")
-            command = shlex.join(processes.command(pid))[:_LONGEST_COMMAND]
+            command = in_words(processes.command(pid), _LONGEST_COMMAND)
         except OSError:
             continue
         if endpoint is None or not door.accepts(endpoint):  # else a living manager's, which has daemonized

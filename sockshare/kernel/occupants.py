@@ -6,11 +6,12 @@ A TCP socket that is bound and does not listen is in no table, so an address may
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from sockshare.core.command_lines import in_words
 
 from . import holders, meeting, peers, processes
 
@@ -19,7 +20,6 @@ _WITHIN = 0.25
 _LISTENING = "0A"
 #: The type of a UDP socket (socket(2)).
 DATAGRAM = socket.SOCK_DGRAM
-_LONGEST = 120
 
 
 class Occupant(NamedTuple):
@@ -59,7 +59,7 @@ def of_inodes(inodes: set[int]) -> list[Occupant]:
             manager = next((one for one in peers.ancestors(pid) if meeting.is_manager(meeting.arguments(one))), 0)
         except ProcessLookupError:
             continue
-        found.append(Occupant(pid, shlex.join(command)[:_LONGEST], manager))
+        found.append(Occupant(pid, in_words(command), manager))
     return [one for one in found if one.pid != os.getpid()]
 
 
@@ -75,7 +75,7 @@ def describe(occupants: Sequence[Occupant], *, own: int = 0) -> str:
     by = ", ".join(f"pid {one.pid} ({one.command})" for one in others)
     managers = sorted({one.manager for one in others} - {0})
     if managers:
-        names = " and ".join(f"pid {pid} ({shlex.join(meeting.arguments(pid))[:_LONGEST]})" for pid in managers)
+        names = " and ".join(f"pid {pid} ({in_words(meeting.arguments(pid))})" for pid in managers)
         return f" by {by}, of the manager {names}; stop it there"
     return f" by {by}; end {'it' if len(others) == 1 else 'them'}: kill {' '.join(str(one.pid) for one in others)}"
 
