@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from sockshare.core.hello import Unreadable, read_hello
 from sockshare.kernel import logfile
 from sockshare.kernel.channel import Message
-from sockshare.kernel.descriptors import close_all
+from sockshare.kernel.descriptors import close_all, make_room
 
 from . import memory
 from .hostlink import HostLink
@@ -91,6 +91,7 @@ def main() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # libzmq aborts the process that accepts without a free descriptor (libzmq issue 1306).
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    make_room()  # ZeroMQ's threads and ours come later
     memory.limit()
     sys.setswitchinterval(_TURN)
     gc.freeze()  # a full collection takes 10 ms less without all that was imported, and no other thread runs meanwhile

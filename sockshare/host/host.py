@@ -20,7 +20,7 @@ from sockshare.core.errors import ProtocolError
 from sockshare.core.troubles import Troubles
 from sockshare.kernel import closing, listeners
 from sockshare.kernel.channel import Channel, Message
-from sockshare.kernel.descriptors import are_gone, close_all
+from sockshare.kernel.descriptors import are_gone, close_all, make_room
 from sockshare.kernel.directory import Directory
 
 from . import meeting
@@ -115,6 +115,7 @@ class Host:
         Raises:
             OSError, ValueError: As `listeners.make`.
         """
+        make_room()
         self._listen()
         self._notify.restore()
         self._save()

@@ -288,11 +288,16 @@ def test_reading_pauses_after_so_many_refusals(tmp_path: Path) -> None:
             endpoint.fail(caller, SockshareError("no"))
 
         with endpoint_at(path, refuse) as endpoint:
-            over = threading.Event()
-            began = loop.time()
-            flooding = loop.run_in_executor(None, _flood, path, over)
+            many, over = threading.Event(), threading.Event()
+            flooding = loop.run_in_executor(None, _flood, path, many, over)
             try:
-                while (count := len(refused)) < 400:
+                many.wait(20)
+                began = loop.time()
+                count = 0
+                while count < 400:
+                    for _ in range(20):
+                        endpoint._readable()  # an edge
+                    count = len(refused)
                     assert count <= _REFUSALS * (1 + (loop.time() - began) / _AFTER_REFUSALS), count
                     await asyncio.sleep(0.001)
             finally:
@@ -302,7 +307,7 @@ def test_reading_pauses_after_so_many_refusals(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
-def _flood(path: str, over: threading.Event) -> None:
+def _flood(path: str, many: threading.Event, over: threading.Event) -> None:
     """Requests whose answers nobody reads, of ever new connections: each of them is an edge."""
     with zmq.Context() as context:
         asking: deque[zmq.Socket[bytes]] = deque()
@@ -319,6 +324,8 @@ def _flood(path: str, over: threading.Event) -> None:
                 for _ in range(20):
                     with suppress(zmq.Again):
                         asking[-1].send(b'{"v":1,"id":1,"op":"status"}', zmq.NOBLOCK)
+            if len(asking) > 50:
+                many.set()
             if over.is_set() or len(asking) > 100:
                 asking.popleft().close()
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sockshare.cli.stage import wait_until
+from sockshare.kernel.descriptors import ROOM
 from tests.support import pings
 from tests.support.door import Dialogue
 from tests.support.hosted import SAYS
@@ -131,6 +132,21 @@ def ask(asking: Dialogue, op: str, **fields: Any) -> dict[str, Any]:
 def status(asking: Dialogue) -> dict[str, Any]:
     found: dict[str, Any] = ask(asking, "status")["status"]
     return found
+
+
+def test_table_of_descriptors_is_large_from_the_start(tmp_path: Path) -> None:
+    """In a process with threads, as the broker is, whatever makes it larger waits for an RCU grace period."""
+    with hosted(tmp_path) as one, dialogue(one) as asking:
+        status(asking)
+        for pid in (one.broker, one.host):
+            limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+            assert table(pid) >= min(limit, ROOM)
+
+
+def table(pid: int) -> int:
+    """How many descriptors *pid* may have before its table grows (proc_pid_status(5), FDSize)."""
+    words = Path(f"/proc/{pid}/status").read_text().split()
+    return int(words[words.index("FDSize:") + 1])
 
 
 @pytest.mark.parametrize(

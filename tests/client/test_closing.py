@@ -173,7 +173,7 @@ def test_share_that_is_closed_without_a_broker_is_closed_all_the_same(broker: Ho
     share = sockshare.attach(str(broker.directory), timeout=2)
     with ThreadPoolExecutor(3) as pool:
         receiving = pool.submit(share.receive)
-        until(lambda: ours() == ["sockshare-channel"])
+        until(lambda: ours() == ["sockshare-channel"] and not share._turn.locked())
         broker.kill()
         asking = pool.submit(share.ready)
         until(lambda: share._turn.locked())

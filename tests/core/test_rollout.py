@@ -595,6 +595,18 @@ def test_silent_manager_does_not_keep_what_it_may_have_started() -> None:
     assert drive.state.value == "ended"
 
 
+def test_command_is_told_once_of_a_silent_manager() -> None:
+    """Also when it then refuses, and is silent again when it is asked to undo all."""
+    drive = Drive(plan(OLD)).to_drain()
+    drive.feed(SettleRefused("circusd did not answer within 5 s", silent=True))
+    drive.after(10.1)
+    assert drive.rollout.answered
+    drive.feed(SettleRefused("can't settle web: busy"))
+    assert drive.state is State.UNDO
+    assert drive.after(60.0) == []
+    assert drive.rollout.deadline is None
+
+
 def test_reload_of_a_program_that_is_stopped_meanwhile_says_so() -> None:
     """Neither the old process serves nor the new one."""
     drive = Drive(plan()).to_warm()

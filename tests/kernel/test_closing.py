@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -90,19 +89,32 @@ def test_process_that_is_forked_next_does_not_wait_for_what_lingers(directory: P
     wait_until(lambda: not closing.unfinished(), TIMEOUT, "all are closed")
 
 
-def test_closed_socket_is_no_descriptor_any_more() -> None:
+class Late:
+    """A lock that the threads which close get a moment after all others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if threading.current_thread().name == "sockshare-close":
+            threading.Event().wait(0.02)
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_closed_socket_is_no_descriptor_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """However late the thread that closes it gets to it."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(300):
-            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-            fd = one.fileno()
-            closing.close(one)
-            with other, pytest.raises(OSError, match="Bad file descriptor"):
-                os.fstat(fd)
-    finally:
-        sys.setswitchinterval(interval)
+    monkeypatch.setattr(closing, "_lock", Late())
+    monkeypatch.setattr(closing, "_BEGUN_WITHIN", 20.0)
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    fd = one.fileno()
+    closing.close(one)
+    with other, pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    while closing.unfinished():
+        time.sleep(0.001)
 
 
 def test_what_nobody_has_sent_to_is_closed_although_there_can_be_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -436,6 +436,14 @@ BROKER = (
         more=(("                else:\n                    self._socket.recv(1)\n", ""),),
     ),
     mutant(
+        "broker: table of descriptors grows as it goes",
+        f"{_BROKER}/__main__.py",
+        "    make_room()  # ZeroMQ's threads and ours come later\n",
+        "",
+        f"{_TESTS}/test_loop.py::test_table_of_descriptors_is_large_from_the_start",
+        felt="the broker's loop stands still for 20 ms now and then",
+    ),
+    mutant(
         "broker: descriptors are closed in the loop",
         f"{_BROKER}/notify.py",
         "                    self._take_apart()\n                else:",
