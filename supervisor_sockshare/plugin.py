@@ -118,7 +118,8 @@ class Plugin:
             path = os.path.abspath(options.configfile)
             self._file = None if path in _FOUND_BY_ITSELF else path
         if self._is_of(options):
-            self.registry.check(declaration.sockets)
+            # A `reload` ends what runs here first; `update` does not.
+            self.registry.check(declaration.sockets, own=os.getpid() if self._trying else 0)
         else:
             self.registry.apply(declaration.sockets)
             self._declared, self._reread = declaration, None
@@ -217,6 +218,7 @@ class Plugin:
             self._leave()  # our section was taken out before a `reload`
             return
         self._supervisord = supervisord
+        self._twins.renew()
         self._log.options = supervisord.options
         self.loop.attach(supervisord.options.poller)
         events.subscribe(events.SupervisorRunningEvent, self._running)
@@ -343,9 +345,9 @@ class Plugin:
             self.loop.hurry()
 
     def _applied(self, program: str) -> int | None:
-        """The number of the configuration that a reload of *program* applies just now."""
+        """The number of the configuration that a reload of *program* applies just now; None if it has failed."""
         record = None if self.host is None else self.host.records.get(f"reload:{program}")
-        if record is None or record["rollout"]["state"] == "undo":
+        if record is None or record["rollout"]["failure"][0]:
             return None
         number = record["rollout"]["plan"].get("configuration")
         return number if isinstance(number, int) else None

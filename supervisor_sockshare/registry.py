@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sockshare.core.errors import BadConfiguration
@@ -55,7 +55,7 @@ class Registry:
                 except OSError as error:
                     found = _occupants(declared, error)
                     if not own or not found or {one.manager for one in found} != {own}:
-                        mistakes.append(_sentence(name, declared, error, own))
+                        mistakes.append(_sentence(name, declared, error, found, own))
         if mistakes:
             raise BadConfiguration("\n".join(mistakes))
 
@@ -79,7 +79,7 @@ class Registry:
             try:
                 new = _Held(declared, binding.make(declared.binding, declared.backlog))
             except OSError as error:
-                mistakes.append(_sentence(name, declared, error))
+                mistakes.append(_sentence(name, declared, error, _occupants(declared, error)))
                 continue
             made.append(new)
             held[name] = new
@@ -140,8 +140,8 @@ class Registry:
             log.error("%s: can't change it in place: %s", name, error)
 
 
-def _sentence(name: str, declared: Socket, error: OSError, own: int = 0) -> str:
-    by = occupants.describe(_occupants(declared, error), own=own)
+def _sentence(name: str, declared: Socket, error: OSError, found: Sequence[Occupant], own: int = 0) -> str:
+    by = occupants.describe(found, own=own)
     return f"[sockshare:{name}] socket: can't bind {declared.binding.address}: {error.strerror or error}{by}"
 
 

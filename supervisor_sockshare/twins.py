@@ -72,6 +72,14 @@ class Twins:
         self._ours: Any = None  # what we are stopping just now
         self._stopped: deque[tuple[str, int]] = deque(maxlen=_STOPPED)  # program and pid
 
+    def renew(self) -> None:
+        """supervisord is another one since its ``reload``, and what the one before had read is nobody's any more.
+
+        A process that had a configuration of that would be in the books of the one before, and never be buried.
+        """
+        self._readings.clear()
+        self._stopped.clear()
+
     # What there is.
 
     def places(self, program: str) -> list[Place]:
@@ -87,7 +95,11 @@ class Twins:
         found = [
             process
             for _, _, process in self._all()
-            if program_of(process) == program and process.pid and process.state in _LIVE and role_of(process) != RETIRED
+            if program_of(process) == program
+            and process.pid
+            and process.state in _LIVE
+            and role_of(process) != RETIRED
+            and not getattr(process, "sockshare_ends", False)
         ]
         return sorted(found, key=lambda process: (process.laststart, process.pid))
 
@@ -165,6 +177,8 @@ class Twins:
             missing = self.missing(program, reading)
             if not missing:
                 raise CannotStart("every place that its configuration has is taken")
+            if self.is_stopped(program):
+                raise CannotStart("it is stopped")
             group, config = missing[0]
             return self._start_twin(group, config.name, config, None, number)
         place = self._next_place(program) if beside is None else self._place_of(program, beside)
@@ -174,6 +188,11 @@ class Twins:
 
     def _start_twin(self, group: Any, key: str, config: Any, old: Any, reading: int) -> Any:
         self._count = number = self._count + 1
+        if old is None:
+            try:
+                config.create_autochildlogs()  # as for a group that `update` adds; others have those of the old one
+            except OSError as error:
+                raise CannotStart(f"can't make its log: {error.strerror or error}") from error
         beside = copy.copy(config)
         beside.name = f"{key}.next{number}"
         beside.autostart = beside.autorestart = False
@@ -333,6 +352,8 @@ class Twins:
             self._loop.call_later(_AGAIN, lambda: self._start_again(process))
             return
         known = process.group.processes.get(process.config.name) is process and role_of(process) is None
+        # `update`, or a `reload` of supervisord, may have another group of that name by now.
+        known = known and self._supervisord().process_groups.get(process.group.config.name) is process.group
         running = self._supervisord().options.mood >= SupervisorStates.RUNNING
         if process.state == ProcessStates.STOPPED and process.config.autorestart and known and running:
             process.spawn()
@@ -503,18 +524,27 @@ class Twins:
             for twin in self._twins(program):
                 if process is not self._ours and twin.group is process.group and key_of(twin) == process.config.name:
                     self._stopped.append((program, twin.pid))
+                    twin.sockshare_ends = True  # nothing may give it the place before the timer has come
                     log.info("%s: stopped while it was being replaced; so is what was to replace it", key_of(twin))
                     self._loop.call_later(0.0, lambda twin=twin: self._end(twin))  # type: ignore[misc]
 
     def _start_with(self, process: Any, reading: int | None) -> None:
-        """*process* is about to start in its place while a reload applies *reading*: so does it."""
-        if reading not in self._readings:
+        """*process* is about to start in its place while a reload applies *reading*: so does it.
+
+        Unless `update` has given it what was read later.
+        """
+        if reading not in self._readings or self._is_later(process.config, reading):
             return
         place = Place(process.group, process.config.name)
         if process.group.processes.get(place.key) is process:
             process.config = real = self._newest(place, reading)
             configs = process.group.config.process_configs
             configs[:] = [real if config.name == place.key else config for config in configs]
+
+    def _is_later(self, config: Any, reading: int) -> bool:
+        self.reading()  # so that what was read last is known
+        later = [groups for number, groups in self._readings.items() if number > reading]
+        return any(config is one for groups in later for group in groups for one in group.process_configs)
 
     def _end(self, twin: Any) -> None:
         if role_of(twin) == TWIN:

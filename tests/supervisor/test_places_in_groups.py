@@ -176,3 +176,87 @@ def test_process_that_somebody_else_stops_is_known_and_not_replaced(start: Start
     assert stage.twins.stopped("web") == [pid, new]
     assert old.state == ProcessStates.STOPPED
     assert not is_running(new)
+
+
+def test_place_that_is_added_has_a_log_of_its_own(start: Start) -> None:
+    """supervisord names it where the section does not, as most do not: only when it adds a group."""
+    default = WEB.replace("stdout_logfile = NONE\n", "") + "process_name = web_%(process_num)s\n"
+    stage = start(default)
+    stage.reread(f"{default}numprocs = 2\n")
+    reading = stage.twins.reading()
+    twin = started(stage, None, reading)
+    stage.twins.replace("web", [], [twin.pid], reading, None)
+    assert Path(twin.config.stdout_logfile).name.startswith("web_1-stdout---")
+    assert twin.config.stdout_logfile != stage.process("web_0").config.stdout_logfile
+    assert stage.supervisord.diff_to_active() == ([], [], [])
+
+
+def test_nothing_is_added_to_a_program_that_was_stopped(start: Start) -> None:
+    """It would run alone, and `stop` have been said."""
+    stage = start(of(1))
+    stage.reread(of(2))
+    reading = stage.twins.reading()
+    stage.process("web_0").stop()
+    with pytest.raises(CannotStart, match="it is stopped"):
+        stage.twins.start("web", reading=reading)
+    at_rest(stage, "web_0")
+
+
+def test_stop_goes_before_a_place_that_is_taken_in_the_same_moment(start: Start) -> None:
+    """Between `stop` and the end of the twin the broker may say that it takes over."""
+    stage = start(of(1))
+    old = stage.process("web_0")
+    twin = started(stage, old.pid, stage.twins.reading())
+    new = twin.pid
+    old.stop()
+    with pytest.raises(CannotStart, match="gone"):
+        stage.twins.settle("web", [old.pid], [new], None, None)
+    at_rest(stage, "web_0")
+    assert stage.process("web_0") is old
+    stage.until(lambda: old.state == ProcessStates.STOPPED, "it is stopped")
+    assert not is_running(new)
+
+
+def test_what_was_read_before_a_reload_of_supervisord_is_in_force_no_more(start: Start) -> None:
+    """Such a process would be in the books of the supervisord before: never buried, and waited for at the end."""
+    stage = start(of(1))
+    process = stage.process("web_0")
+    config, pid = process.config, process.pid
+    stage.reread(of(1, "environment = MARK=2\n"))
+    stage.applied = reading = stage.twins.reading()
+    stage.twins.renew()
+    with pytest.raises(CannotStart, match="too long ago"):
+        stage.twins.start("web", beside=pid, reading=reading)
+    config.autorestart = True
+    os.kill(pid, signal.SIGKILL)
+    stage.until(lambda: process.pid not in (0, pid) and process.pid in stage.noted("started"), "it is started anew")
+    assert process.config is config
+    assert stage.twins.reading() > reading
+
+
+def test_update_in_the_middle_has_what_was_read_last(start: Start) -> None:
+    """The reload's end may come after the group's new beginning."""
+    stage = start(of(1))
+    stage.reread(of(1, "environment = MARK=2\n"))
+    stage.applied = stage.twins.reading()
+    stage.reread(of(1, "environment = MARK=3\n"))
+    stage.process("web_0").stop()
+    stage.until(lambda: stage.process("web_0").state == ProcessStates.STOPPED, "it is stopped")
+    assert stage.supervisord.remove_process_group("web")
+    (group,) = [one for one in stage.options.process_group_configs if one.name == "web"]
+    stage.supervisord.add_process_group(group)
+    stage.up()
+    assert marks(stage.process("web_0").pid) == [b"MARK=3"]
+    assert stage.supervisord.diff_to_active() == ([], [], [])
+
+
+def test_process_of_a_group_that_was_removed_is_not_started_again(start: Start) -> None:
+    """Nobody would see it, nor stop it."""
+    stage = start(WEB)
+    process = stage.process("web")
+    process.config.autorestart = True
+    assert stage.twins.settle("web", [process.pid], [], None, None)
+    group = stage.supervisord.process_groups.pop("web")
+    stage.until(lambda: process.state == ProcessStates.STOPPED and not stage.loop._timers, "it is stopped")
+    assert not process.pid
+    stage.supervisord.process_groups["web"] = group

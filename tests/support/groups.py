@@ -63,7 +63,7 @@ class Groups:
     def read(self, configuration: str) -> Any:
         """The options of a supervisord that has just read *configuration*, in which {directory} is ours."""
         path = self.directory / "supervisord.conf"
-        head = "[supervisord]\nlogfile = /dev/null\npidfile = {directory}/pid\n"
+        head = "[supervisord]\nlogfile = /dev/null\npidfile = {directory}/pid\nchildlogdir = {directory}\n"
         path.write_text((head + configuration).replace("{directory}", str(self.directory)))
         install()
         options = ServerOptions()
@@ -135,6 +135,8 @@ class Groups:
         for process in self.all():
             for dispatcher in list(process.dispatchers.values()):
                 dispatcher.close()
+                if getattr(dispatcher, "normallog", None) is not None:
+                    dispatcher.normallog.close()
             for fd in {fd for fd in process.pipes.values() if fd is not None}:
                 with suppress(OSError):
                     os.close(fd)
