@@ -170,7 +170,8 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
                     setattr(plugin, name, self._refusing(getattr(plugin, name)))
 
     def _refusing(self, command: Callable[[str], Any]) -> Callable[[str], None]:
-        """*command*, which reads the configuration, with our exit status if that was refused by us."""
+        """*command*, which reads the configuration: if that is refused, in one sentence, and if by us, with our exit
+        status."""
 
         def do(arg: str) -> None:
             supervisor = _Listening(self.ctl.get_supervisor())
@@ -178,7 +179,7 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
             try:
                 command(arg)
             except xmlrpc.client.Fault as fault:
-                if not _is_refusal(fault):
+                if fault.faultCode != Faults.CANT_REREAD:
                     raise
                 # Else supervisorctl would say it as a bug of its own, with file and line.
                 self.ctl.output(f"ERROR: {fault.faultString}")

@@ -15,11 +15,11 @@ def append(path: str | None, text: str) -> None:
         if path is None or not stat.S_ISREG(os.stat(path).st_mode):
             return
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        with open(fd, "a", errors="replace") as file:
+            file.writelines(f"{when},000 CRIT sockshare: can't start: {line}\n" for line in text.splitlines())
     except OSError:
-        return
-    when = time.strftime("%Y-%m-%d %H:%M:%S")
-    with open(fd, "a", errors="replace") as file:
-        file.writelines(f"{when},000 CRIT sockshare: can't start: {line}\n" for line in text.splitlines())
+        pass  # its disk may be full; the mistake itself is said on stderr
 
 
 class DaemonLog(logging.Handler):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sockshare.cli.stage import free_port
+from supervisor_sockshare import daemonlog
 from tests.support.forks import FORKS
 from tests.support.mishaps import WITHOUT_PIDFD
 from tests.support.supervisord import Supervisord, listens, supervisord, wait_until
@@ -183,6 +187,54 @@ def test_exit_status_of_what_is_not_ours_is_supervisors(stage: Supervisord, comm
     assert run("supervisorctl", stage, command).returncode == 0
     changed(stage, {"program:web": {"numprocs": "many"}})
     assert run("supervisorctl", stage, command).returncode == 1
+
+
+def test_reload_refuses_what_is_not_ours_in_one_sentence(stage: Supervisord) -> None:
+    """It would be the end of supervisord; supervisorctl itself knows no such answer, and would take it for a bug."""
+    changed(stage, {"program:web": {"numprocs": "many"}})
+    pids = stage.pids()
+    done = run("supervisorctl", stage, "reload")
+    assert done.returncode == 1, done
+    assert done.stdout.startswith("ERROR: CANT_REREAD: "), done
+    assert "Fault" not in done.stdout, done
+    assert stage.alive()
+    assert stage.pids() == pids
+
+
+def test_reload_takes_an_address_that_a_program_of_its_own_has() -> None:
+    """It ends that program first; `reread` and `update` do not, and refuse it."""
+    with supervisord("plain", leave=True) as stage:
+        port = free_port()
+        takes = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(1000)"
+        stage.sections["program:web"]["command"] = "/bin/sleep 1000"
+        stage.sections["program:other"] = {"command": f'{sys.executable} -c "{takes}"'}
+        stage.configure()
+        stage.start()
+        wait_until(stage.alive, 20, "supervisord answers", 0.05)
+        wait_until(lambda: listens(port), 20, "the program has its port", 0.05)
+        del stage.sections["program:other"]
+        stage.sections["sockshare:other"] = {"socket": f"tcp://127.0.0.1:{port}"}
+        stage.configure()
+        assert_refused(run("supervisorctl", stage, "reread"), ("[sockshare:other] socket: can't bind",))
+        assert run("supervisorctl", stage, "reload").returncode == 0
+        wait_until(lambda: stage.alive() and "other" in stage.sockshare("status").stdout, 20, "it has the socket", 0.1)
+
+
+def test_log_that_can_not_be_written_hides_no_mistake(tmp_path: Path) -> None:
+    """The disk may be full: the mistake itself is still what supervisord ends with."""
+    full = tmp_path / "log"
+    full.write_text("")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        daemonlog.append(str(full), "a mistake")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not full.read_text()
+    daemonlog.append(str(full), "a mistake")
+    assert full.read_text().endswith("CRIT sockshare: can't start: a mistake\n")
 
 
 def test_supervisord_does_not_start_where_it_cannot_bind() -> None:
