@@ -90,8 +90,8 @@ def test_interrupted_command_cancels_and_one_whose_broker_is_killed_goes_on(stag
         while ": switch" not in command.stdout.readline():  # before it, a new broker undoes the reload
             pass
         stage.kill(stage.broker())
-        output, errors = command.communicate(timeout=30)
-    assert command.returncode == 0, (output, errors)
+        output = command.stdout.read()  # by its reader, which may have more than that line
+    assert command.returncode == 0
     assert "done" in output
     assert stage.pids() != before
 
