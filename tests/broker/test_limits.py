@@ -291,7 +291,7 @@ def test_reading_pauses_after_so_many_refusals(tmp_path: Path) -> None:
             many, over = threading.Event(), threading.Event()
             flooding = loop.run_in_executor(None, _flood, path, many, over)
             try:
-                many.wait(20)
+                assert many.wait(20)
                 began = loop.time()
                 count = 0
                 while count < 400:

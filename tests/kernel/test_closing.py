@@ -113,8 +113,7 @@ def test_closed_socket_is_no_descriptor_any_more(monkeypatch: pytest.MonkeyPatch
     closing.close(one)
     with other, pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
-    while closing.unfinished():
-        time.sleep(0.001)
+    wait_until(lambda: not closing.unfinished(), TIMEOUT, "it is closed")
 
 
 def test_what_nobody_has_sent_to_is_closed_although_there_can_be_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
