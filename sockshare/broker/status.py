@@ -67,7 +67,7 @@ async def describe(
     sockets = []
     for name in state.sockets:
         users = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
-        sockets.append(_socket(state, name, users, scan, facts, connected[name]))
+        sockets.append(_socket(state, name, users, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
     left = await leftovers.find(None if silent is not None else programs, scan)
     left_out = await _add_others(state, sockets, members, scan)
@@ -194,7 +194,6 @@ def _socket(
     state: State,
     name: str,
     members: Iterable[Managed],
-    scan: Scan,
     facts: Mapping[int, Mapping[str, Facts]],
     established: frozenset[int] | None,
 ) -> dict[str, Any]:
@@ -206,8 +205,9 @@ def _socket(
         duplicate.close()
     holders = []
     for managed in members:
-        holds = scan.holds(managed.pid, inode)
-        holder = {**_holder(state, name, managed, facts[managed.pid][name], established), "holds": holds}
+        seen = facts[managed.pid][name]
+        holds = None if seen.owned is None else inode in seen.owned  # with its children: it may be a wrapper
+        holder = {**_holder(state, name, managed, seen, established), "holds": holds}
         # What it has said, it may have said of a socket that was in this one's place.
         holders.append({**holder, "ready": holder["ready"] and holds is not False})
     line = state.registrations.line(name)

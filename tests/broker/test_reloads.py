@@ -27,6 +27,7 @@ from sockshare.broker.reloads import Reload, Services
 from sockshare.broker.retirements import Retirement
 from sockshare.broker.roster import Known, Managed
 from sockshare.broker.state import State
+from sockshare.broker.worker import Worker
 from sockshare.core.cost import Cost
 from sockshare.core.errors import ManagerSilent
 from sockshare.core.readiness import Evidence, Expectation
@@ -54,6 +55,7 @@ class World:
         self.processes: dict[str, Any] = {}  # what it says of all
         self.answers = asyncio.Event()  # whether the manager does
         self.answers.set()
+        self.worker = Worker("observer")
         self._managed: dict[int, Managed] = {}
 
     # The host.
