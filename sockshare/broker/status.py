@@ -67,7 +67,7 @@ async def describe(
     sockets = []
     for name in state.sockets:
         users = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
-        sockets.append(_socket(state, name, users, facts, connected[name]))
+        sockets.append(_socket(state, name, users, scan, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
     left = await leftovers.find(None if silent is not None else programs, scan)
     left_out = await _add_others(state, sockets, members, scan)
@@ -194,6 +194,7 @@ def _socket(
     state: State,
     name: str,
     members: Iterable[Managed],
+    scan: Scan,
     facts: Mapping[int, Mapping[str, Facts]],
     established: frozenset[int] | None,
 ) -> dict[str, Any]:
@@ -206,10 +207,14 @@ def _socket(
     holders = []
     for managed in members:
         seen = facts[managed.pid][name]
-        holds = None if seen.owned is None else inode in seen.owned  # with its children: it may be a wrapper
-        holder = {**_holder(state, name, managed, seen, established), "holds": holds}
+        is_open = None if seen.owned is None else inode in seen.owned
+        holder = {
+            **_holder(state, name, managed, seen, established),
+            "holds": scan.holds(managed.pid, inode),
+            "open": is_open,
+        }
         # What it has said, it may have said of a socket that was in this one's place.
-        holders.append({**holder, "ready": holder["ready"] and holds is not False})
+        holders.append({**holder, "ready": holder["ready"] and is_open is not False})
     line = state.registrations.line(name)
     load = state.guard.load(name)
     return {

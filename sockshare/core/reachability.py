@@ -52,13 +52,13 @@ def judge(
         return Verdict(None, "", "whether a process serves it can't be seen")
     if not holders:
         return Verdict(UNSERVED, "no process serves it")
-    if all(one["holds"] is False for one in holders):
+    if all(one["open"] is False for one in holders):
         return Verdict(UNSERVED, "no process that is to serve it has it open")
     return Verdict(UNSERVED, "no process that has it is ready")
 
 
 def _serves(holder: Mapping[str, Any]) -> bool:
-    return bool(holder["ready"]) and not holder["suspended"] and not _is_paused(holder) and holder["holds"] is not False
+    return bool(holder["ready"]) and not holder["suspended"] and not _is_paused(holder)
 
 
 def _is_paused(holder: Mapping[str, Any]) -> bool:

@@ -27,6 +27,12 @@ class Scan(NamedTuple):
     unfinished: frozenset[int]  # those for which the time did not suffice
     seconds: float
 
+    def holds(self, pid: int, inode: int) -> bool | None:
+        """Whether *pid* has the socket *inode* open; None if that could not be seen."""
+        if inode in self.holders.get(pid, ()):
+            return True
+        return None if pid in self.refused or pid in self.unfinished else False
+
 
 def scan(inodes: Collection[int], seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Scan:
     """Look through the descriptors of every process for the sockets *inodes*.

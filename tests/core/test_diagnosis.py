@@ -205,6 +205,14 @@ def test_cause_of_a_program_that_does_not_run_is_told(facts: dict[str, Any], sai
     assert found["socket web"].sentence == "no process serves it, connections wait: see program site"
 
 
+def test_program_that_binds_the_shared_address_itself_is_told_to_take_the_socket() -> None:
+    """Whoever has the address is its own manager: there is nobody to be ended."""
+    facts = down(lines=["OSError: [Errno 98] Address already in use: ('', 81)"])
+    facts["sockets"][0]["address"] = "tcp://127.0.0.1:81"
+    said = next(one.sentence for one in findings(facts) if one.subject == "program site")
+    assert "it binds port 81 itself, which is the shared socket web: let it take the descriptor {fd:web}" in said
+
+
 def test_last_lines_go_with_the_cause() -> None:
     """They are what its author needs to see; not of one that its manager stopped."""
     assert findings(down(lines=["a", "b"]))[0].lines == ("a", "b")

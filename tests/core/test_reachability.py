@@ -8,7 +8,7 @@ import pytest
 
 from sockshare.core.reachability import Verdict, culprit, judge
 
-SERVES = {"ready": True, "suspended": False, "paused": False, "holds": True}
+SERVES = {"ready": True, "suspended": False, "paused": False, "open": True}
 
 
 def entry(*holders: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def entry(*holders: dict[str, Any]) -> dict[str, Any]:
     ("holders", "facts", "state"),
     [
         ([SERVES], {}, "ok"),
-        ([{**SERVES, "holds": None}], {}, "ok"),  # it may not be looked into, and has said that it is ready
+        ([{**SERVES, "open": None}], {}, "ok"),  # it may not be looked into, and has said that it is ready
         ([{**SERVES, "ready": False}, SERVES], {}, "ok"),
         ([SERVES], {"fault": "it was shut down"}, "unreachable"),
         ([], {"fault": "it was shut down"}, "unreachable"),
@@ -27,7 +27,7 @@ def entry(*holders: dict[str, Any]) -> dict[str, Any]:
         ([], {}, "unserved"),
         ([{**SERVES, "ready": False}], {}, "unserved"),
         ([{**SERVES, "suspended": True}], {}, "unserved"),
-        ([{**SERVES, "holds": False}], {}, "unserved"),  # ready, with the socket that this one has replaced
+        ([{**SERVES, "ready": False, "open": False}], {}, "unserved"),  # it has another in this one's place
         ([{**SERVES, "paused": True}], {}, "paused"),
         ([{**SERVES, "suspended": True, "quiesced": True}], {}, "paused"),
         ([SERVES], {"stalled": 4.9}, "ok"),

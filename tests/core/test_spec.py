@@ -290,6 +290,7 @@ def test_keys_of_the_registration_are_read() -> None:
         ("sockshare exec --registration -- app", "latest", True),
         ("sockshare exec --registration -- app", "exclusive", False),
         ("sockshare exec -- app --registration", "latest", False),
+        ("sockshare exec --socket web", "rotate", True),
     ],
 )
 def test_command_is_refused_where_its_registration_can_not_be_kept(command: str, policy: str, refused: bool) -> None:

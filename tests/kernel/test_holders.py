@@ -45,13 +45,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
-def holds(found: holders.Scan, pid: int, inode: int) -> bool | None:
-    """Whether *pid* has the socket *inode* open by *found*; None if that could not be seen."""
-    if inode in found.holders.get(pid, ()):
-        return True
-    return None if pid in found.refused or pid in found.unfinished else False
-
-
 def inode(sock: socket.socket) -> int:
     return os.fstat(sock.fileno()).st_ino
 
@@ -62,9 +55,9 @@ def test_every_process_that_has_one_is_found(pair: tuple[socket.socket, socket.s
     with child(WAITS, one.fileno()) as heir, child() as stranger:
         scan = holders.scan([inode(one), inode(other)], LONG)
         assert scan.holders == {os.getpid(): {inode(one), inode(other)}, heir: {inode(one)}}
-        assert holds(scan, heir, inode(one)) is True
-        assert holds(scan, heir, inode(other)) is False
-        assert holds(scan, stranger, inode(one)) is False
+        assert scan.holds(heir, inode(one)) is True
+        assert scan.holds(heir, inode(other)) is False
+        assert scan.holds(stranger, inode(one)) is False
         assert scan.looked >= 3
         assert not scan.unfinished
 
@@ -85,7 +78,7 @@ def test_time_that_is_over_leaves_processes_unfinished(pair: tuple[socket.socket
     assert not scan.holders
     assert scan.looked == 0
     assert os.getpid() in scan.unfinished
-    assert holds(scan, os.getpid(), inode(one)) is None
+    assert scan.holds(os.getpid(), inode(one)) is None
 
 
 def test_large_process_is_left_unfinished_and_small_ones_are_not(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -108,9 +101,9 @@ def test_large_process_is_left_unfinished_and_small_ones_are_not(pair: tuple[soc
 
         scan = holders.scan([inode(one)], LONG, clock=clock)
         assert over
-        assert holds(scan, small, inode(one)) is True
+        assert scan.holds(small, inode(one)) is True
         assert large in scan.unfinished
-        assert holds(scan, large, inode(one)) is None
+        assert scan.holds(large, inode(one)) is None
 
 
 def open_directories() -> set[str]:
@@ -135,7 +128,7 @@ def test_what_may_not_be_looked_into_is_counted(pair: tuple[socket.socket, socke
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
                 scan = holders.scan([inode(one)], LONG)
-                answer = [heir in scan.holders, holds(scan, heir, inode(one)), heir in scan.refused]
+                answer = [heir in scan.holders, scan.holds(heir, inode(one)), heir in scan.refused]
                 os.write(outward, json.dumps(answer).encode())
             finally:
                 os._exit(0)
