@@ -109,7 +109,7 @@ class Leftovers:
         process is: held off its socket, drained, stopped.
 
         Args:
-            of: Of this one alone; None: of all.
+            of: Of this one alone, which was given up: also what has yet to serve; None: of all.
         """
         until = self._loop.time() + plan.drain_timeout + plan.stop_timeout + _DYING
         ended: dict[int, Leftover] = {}
@@ -133,7 +133,7 @@ class Leftovers:
         inodes = {self._state.observer.inode(name): name for name in names}
         listed = await self._listed()
         scan = await self._state.holders.worker.do(holders.scan, inodes, _WITHIN)
-        found = (await self._find(listed, scan, inodes, are_all=False)).get(program, [])
+        found = (await self._find(listed, scan, inodes, are_all=False, given_up=of)).get(program, [])
         return [one for one in found if of is None or one.origin == of]
 
     async def _listed(self) -> dict[str, Any] | None:
@@ -159,11 +159,12 @@ class Leftovers:
         names: Mapping[int, str],
         *,
         are_all: bool,
+        given_up: int | None = None,
     ) -> dict[str, list[Leftover]]:
         whose = self._whose(listed)
         office = source(self._state.manager["pid"])
         addresses = {inode: self._state.addresses([name]) for inode, name in names.items()}
-        found, known = await self._state.holders.worker.do(_find, scan, names, addresses, whose, office)
+        found, known = await self._state.holders.worker.do(_find, scan, names, addresses, whose, office, given_up)
         if are_all:  # else only some of the sockets were looked for
             self._state.roster.forget_ended(whose.ended.keys() - known)
         by_program: dict[str, list[Leftover]] = {}
@@ -263,8 +264,10 @@ def _find(
     addresses: Mapping[int, list[Address]],
     whose: _Whose,
     office: Collection[int],
+    given_up: int | None,
 ) -> tuple[list[Leftover], set[int]]:
-    """What is left over and serves, and the ended processes of which anything is left that has a socket open."""
+    """What is left over and serves, or of *given_up* may yet, and the ended processes of which anything is left that
+    has a socket open."""
     found, known = [], whose.ended.keys() & _leaders()
     open_in: dict[int, tuple[Suspect, int | None, set[int]]] = {}
     for pid in {*scan.holders, *scan.refused, *scan.unfinished} - {*office}:
@@ -298,6 +301,10 @@ def _find(
         if not open_in:
             break
         time.sleep(_APART)
+    for pid, (suspect, origin, inodes) in open_in.items():
+        if origin is not None and origin == given_up:  # a worker that was forked last, and loads
+            command, root = _command(pid), _root(suspect, origin, whose)
+            found += [Leftover(pid, command, names[inode], origin, root) for inode in sorted(inodes)]
     return found, known
 
 

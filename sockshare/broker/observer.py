@@ -146,6 +146,17 @@ class Observer:
             unseen = unseen or _blind(pid, error)
         return inodes, unseen or waits.unseen()
 
+    def serving(self, pid: int, sockets: Iterable[str]) -> frozenset[tuple[int, int]]:
+        """Those in the process tree of *pid* that have *sockets* registered, or wait on them now, each with its start;
+        none where that can't be seen."""
+        inodes = set(self._inodes(sockets))
+        registered = {entry.pid for entry in self.registrations(pid, sockets)}
+        try:
+            tree = processes.identified_tree(pid)
+            return frozenset(one for one in tree if one[0] in registered or waits.waits(one[0], inodes))
+        except (PermissionError, ProcessLookupError):
+            return frozenset()
+
     def waited(self, pid: int, sockets: Iterable[str]) -> frozenset[int]:
         """The inodes of *sockets* on which the process tree of *pid* was seen to wait, now or before, without epoll."""
         try:

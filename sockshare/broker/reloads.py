@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a process that is starting: as long as a new registration may go unnoticed, and serve.
 _LOOK_EVERY = 0.004
+#: The same between two at whether one that is ready stays so.
+_STAYS_EVERY = 0.05
 #: Seconds between two looks for a process that the manager is to start by itself.
 _FIND_EVERY = 0.1
 #: Seconds that a manager has to say how a process ended; the old one is to take over again.
@@ -207,7 +209,7 @@ class Reload:
         for process in found.processes:
             if found.state is not State.ENDED:
                 reload._watch(process)
-        for process in found.awaited:
+        for process in (*found.awaited, *found.held):
             reload._run(reload._observe(process))
 
     async def be_told(self) -> None:
@@ -517,6 +519,18 @@ class Reload:
                 return
             await self._look(managed)
             await asyncio.sleep(_LOOK_EVERY)
+        await self._see_it_stay(process)
+
+    async def _see_it_stay(self, process: Process) -> None:
+        """Look whether any of those lives that were seen to serve: a master starts its workers anew as they die."""
+        observer = self._services.observer
+        serving = await observer.worker.do(observer.serving, process.pid, self._expectation.sockets)
+        while serving and process in self._rollout.held:
+            if not any(map(processes.is_same, serving)):
+                pids = ", ".join(str(pid) for pid, _ in sorted(serving))
+                self._feed(steps.Unready(process.pid, f"did not stay ready: what serves in it has ended (pid {pids})"))
+                return
+            await asyncio.sleep(_STAYS_EVERY)
 
     async def _look(self, managed: Managed) -> None:
         if not self._awaits(managed.pid):

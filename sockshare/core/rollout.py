@@ -332,6 +332,11 @@ class Rollout:
         return [turn.newcomer for turn in found if turn.newcomer and not turn.newcomer_gone]
 
     @property
+    def held(self) -> list[Process]:
+        """The processes that are ready, and have to stay so for `ready_hold`."""
+        return [turn.newcomer for turn in self._turns if turn.state is State.HOLD and turn.newcomer]
+
+    @property
     def is_proven(self) -> bool:
         """Whether no new process, of whichever turn, has yet to show that it serves."""
         return not any(turn.state in (State.WARM, State.HOLD, State.RESPAWN) for turn in self._turns)
@@ -853,6 +858,11 @@ class Rollout:
             turn.lacking = event.reason
         return []
 
+    def _unready_in_hold(self, turn: Turn, event: Unready, now: float) -> list[Effect]:
+        if turn.newcomer is None or event.pid != turn.newcomer.pid:
+            return []
+        return self._undo(turn, ExitStatus.ROLLED_BACK, f"{_named(turn.newcomer)} {event.reason}", now)
+
     def _ready(self, turn: Turn, event: Ready, now: float) -> list[Effect]:
         if turn.newcomer is None or event.pid != turn.newcomer.pid:
             return []
@@ -1216,6 +1226,7 @@ _TRANSITIONS: dict[tuple[State, type], _Transition] = {
     (State.WARM, Stopped): Rollout._stopped,
     (State.WARM, Tick): Rollout._tick_warm,
     (State.WARM, Cancelled): Rollout._cancelled,
+    (State.HOLD, Unready): Rollout._unready_in_hold,
     (State.HOLD, Gone): Rollout._gone,
     (State.HOLD, Stopped): Rollout._stopped,
     (State.HOLD, Tick): Rollout._tick_hold,

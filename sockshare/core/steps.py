@@ -77,7 +77,7 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """*pid* is not ready yet; *reason* says what it lacks, and what to do."""
+    """*pid* is not ready yet, or, in its hold, not any more; *reason* says what it lacks, and what to do."""
 
     pid: int
     reason: str

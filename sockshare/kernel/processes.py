@@ -36,6 +36,16 @@ def identified_tree(pid: int) -> frozenset[tuple[int, int]]:
     return frozenset(found)
 
 
+def is_same(identified: tuple[int, int]) -> bool:
+    """Whether the process that `identified_tree` found runs still."""
+    pid, start = identified
+    try:
+        fields = _stat(pid)
+    except ProcessLookupError:
+        return False
+    return int(fields[19]) == start and fields[0] not in b"ZXx"
+
+
 def alive(pid: int) -> bool:
     """Whether *pid* runs: it exists and is not a zombie."""
     try:

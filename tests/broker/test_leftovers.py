@@ -71,11 +71,12 @@ def find(
     ended: dict[int, Ended],
     live: dict[int, int] | None = None,
     addresses: dict[int, list[Address]] | None = None,
+    given_up: int | None = None,
 ) -> list[Leftover]:
     number = inode(listener)
     scan = holders.scan([number], 5.0)
     whose = leftovers._Whose({os.getpid(): 0} if live is None else live, ended, "/run/nowhere")
-    found, known = leftovers._find(scan, {number: "web"}, addresses or {}, whose, [os.getpid()])
+    found, known = leftovers._find(scan, {number: "web"}, addresses or {}, whose, [os.getpid()], given_up)
     assert known >= ended.keys()
     return found
 
@@ -111,6 +112,19 @@ def test_one_that_is_at_work_is_found_by_its_connection() -> None:
             assert found.pid == worker
 
 
+LOADING = "import time; print('ready', flush=True); time.sleep(60)"
+
+
+def test_what_a_given_up_one_has_left_is_found_before_it_serves() -> None:
+    """A worker that was forked last loads still; of an old version, which has served, such a process is left alone."""
+    with listen() as listener, orphans(listener, server=LOADING) as (managed, master, worker):
+        ended = {managed: Ended("web", 1)}
+        assert find(listener, ended) == []
+        found = find(listener, ended, given_up=managed)
+        assert {one.pid for one in found} == {master, worker}
+        assert {one.root[0] for one in found} == {master}
+
+
 def test_stranger_is_its_own_root_and_nobodys() -> None:
     """Of a process that nobody knows no ancestor is touched."""
     with listen() as listener, orphans(listener) as (_, _, worker):
@@ -132,7 +146,7 @@ def test_notify_socket_tells_whose_it_is(ours: bool) -> None:
         number = inode(listener)
         whose = leftovers._Whose({}, {12345: Ended("web", 1)}, "/run/nowhere")
         scan = holders.scan([number], 5.0)
-        found, _ = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()])
+        found, _ = leftovers._find(scan, {number: "web"}, {}, whose, [os.getpid()], None)
         assert [(one.pid, one.origin) for one in found] == [(worker, 12345 if ours else None)]
 
 

@@ -1463,6 +1463,19 @@ def test_time_out_says_what_was_last_seen_to_be_lacking() -> None:
     )
 
 
+def test_version_whose_workers_die_is_undone_though_its_master_lives() -> None:
+    """It was ready, and has to stay so for `ready_hold`; later it is the manager's, as any other crash."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Ready(21, "registration"))
+    assert [process.pid for process in drive.rollout.held] == [21]
+    drive.feed(Unready(99, "it is another"))
+    drive.feed(Unready(21, "did not stay ready: what serves in it has ended (pid 22)"))
+    assert not drive.rollout.held
+    drive.feed(Settled(), Gone(21))
+    assert drive.finish.exit is ExitStatus.ROLLED_BACK
+    assert drive.finish.reason == "web:3 (pid 21) did not stay ready: what serves in it has ended (pid 22)"
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order, with brokers killed anywhere, the promises hold.
 
@@ -1614,6 +1627,13 @@ class AnyOrder(RuleBasedStateMachine):
             pid = data.draw(st.sampled_from(sorted(self.alive)))
             self.died_by_themselves.add(pid)
             self.dies(pid, "died")
+
+    @precondition(lambda self: self.rollout.held)
+    @rule(data=st.data())
+    def what_serves_in_a_held_one_dies(self, data: Any) -> None:
+        process = data.draw(st.sampled_from(self.rollout.held))
+        self.died_by_themselves.add(process.pid)
+        self.feed(Unready(process.pid, "did not stay ready"))
 
     @precondition(lambda self: self.stopping)
     @rule(data=st.data())

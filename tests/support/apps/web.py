@@ -39,7 +39,7 @@ def notify(text: bytes) -> None:
 
 
 if BEHAVIOUR.get("import"):
-    Path(os.environ["APP_DIRECTORY"], f"importing-{VERSION}").touch()
+    Path(os.environ["APP_DIRECTORY"], f"importing-{VERSION}-{os.getpid()}").touch()
     time.sleep(BEHAVIOUR["import"])
 if FAULT == "exit_at_import":
     print(f"{VERSION}: cannot import the database driver", file=sys.stderr, flush=True)
