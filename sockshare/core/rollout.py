@@ -171,6 +171,10 @@ class _Record(NamedTuple):
     notes: list[str] = []  # noqa: RUF012  never changed
     size: int | None = None
     costs: tuple[Cost, ...] = ()
+    result: str = ""
+    failed: Process | None = None
+    left: str = ""
+    is_sweeping: bool = False
 
 
 @dataclass(slots=True)
@@ -483,6 +487,10 @@ class Rollout:
             "notes": self._notes,
             "size": self._size,
             "costs": [list(cost) for cost in self._costs],
+            "result": self._result,
+            "failed": self._failed and list(self._failed),
+            "left": self._left,
+            "is_sweeping": self._sweeping is not None,
         }
 
     @classmethod
@@ -512,12 +520,15 @@ class Rollout:
         rollout.began = found.began
         rollout.answered = found.answered
         rollout._failure = found.failure
-        if any(turn.state in _UNDONE for turn in rollout._turns):
+        rollout._result, rollout._failed, rollout._left = found.result, found.failed, found.left
+        if not found.result and any(turn.state in _UNDONE for turn in rollout._turns):  # of the version before
             rollout._result = "failed" if found.failure[0] is ExitStatus.NOT_SERVING else "rolled_back"
         rollout._served = found.served
         rollout._size = rollout._size if found.size is None else found.size
         rollout._notes = list(found.notes)
         rollout._costs = list(found.costs)
+        if found.is_sweeping:
+            rollout._costs.append(Cost(0, 0, "the broker was replaced while it ended what was left over"))
         rollout._over = found.state is State.ENDED
         effects: list[Effect] = []
         for turn in list(rollout._turns):
