@@ -1411,6 +1411,21 @@ def test_command_is_told_of_what_may_not_be_ended_while_one_drains() -> None:
     assert drive.state is State.ENDED
 
 
+def test_reload_is_not_done_where_what_is_left_over_cannot_be_seen() -> None:
+    """Of either version; and nothing that was not seen is said to serve."""
+    drive = to_sweep()
+    drive.feed(Swept(unseen="Too many open files"))
+    reason = "the new version serves; can't see whether anything that is left of the old one does: Too many open files"
+    assert drive.finish == Finish("failed", ExitStatus.NOT_SERVING, reason)
+    assert drive.state is State.ENDED
+    drive = Drive(plan(), swept=Swept(unseen="Too many open files")).to_warm()
+    drive.feed(Gone(21, "exited with status 1"), Settled())
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.endswith(
+        "; can't see whether what it has left serves beside the old one: Too many open files"
+    )
+
+
 def test_what_the_last_one_leaves_is_news_of_a_reload_that_was_done() -> None:
     """Whoever asks for the status is told."""
     drive = sweeping_while_one_drains()
