@@ -14,7 +14,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -101,6 +101,7 @@ def _prepare(arbiter: Any, path: str) -> None:
         if arbiter.get_arbiter_config(new) != arbiter._cfg:
             return  # circus starts everything anew, of what it knows already
         refusals = [refusal for section in new["sockets"] if (refusal := _try_address(arbiter, section))]
+        refusals += _same_paths(new["sockets"])
     except Exception:  # circus meets it as well, and says so
         logger.exception("sockshare: can't read %s", path)
         return
@@ -115,7 +116,10 @@ def _prepare(arbiter: Any, path: str) -> None:
 
 
 def _address(section: Mapping[str, Any]) -> list[str]:
-    return [str(section.get(key, "")).strip() for key in _ADDRESS]
+    found = [str(section.get(key, "")).strip() for key in _ADDRESS]
+    if found[0].lower() == "localhost" and section.get("family", "AF_INET") == "AF_INET":
+        found[0] = "127.0.0.1"  # another word for the same place
+    return found
 
 
 def _try_address(arbiter: Any, section: Mapping[str, Any]) -> str:
@@ -143,6 +147,18 @@ def _try_address(arbiter: Any, section: Mapping[str, Any]) -> str:
     finally:
         socket.socket.close(probe)  # CircusSocket's would remove the path, which is not its own
     return ""
+
+
+def _same_paths(sections: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why those of *sections* can't be bound whose path another one has: circus would fail halfway, or replace it."""
+    first: dict[str, str] = {}
+    refusals = []
+    for section in sections:
+        if path := section.get("path"):
+            other = first.setdefault(os.path.abspath(path), section["name"])
+            if other != section["name"]:
+                refusals.append(f"[socket:{section['name']}]: can't bind {path}: [socket:{other}] has it already")
+    return refusals
 
 
 def _is_held(arbiter: Any, path: str) -> bool:

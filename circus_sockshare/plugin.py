@@ -312,7 +312,9 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
                 log.warning("%s", warning)
         self._configure(configuration._replace(warnings=warnings))
         while self._gone:  # not before: the next broker is to have others
-            self._gone.pop().close()
+            gone = self._gone.pop()
+            _forget_name(gone)
+            gone.close()
 
     def _configure(self, configuration: Configuration) -> None:
         self._tell([*configuration.mistakes, *configuration.refused])
@@ -337,16 +339,6 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
 
     # The end.
 
-    def _forget_names(self) -> None:
-        """Remove the second names that brokers have given circusd's paths."""
-        for sock in self._sockets.values():
-            try:
-                at = reach.place(sock, "", os.getcwd())
-                if at is not None:
-                    reach.forget_name(at)
-            except (LookupError, OSError) as error:
-                log.debug("host: %s", error)
-
     def _end(self, reason: str) -> None:
         if self._ended:
             return
@@ -358,10 +350,21 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._say(STOPPED, None)
             self._say(REFUSED, None)
             self._host.close()
-        self._forget_names()
+        for sock in self._sockets.values():
+            _forget_name(sock)
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)
         # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
         if os.getppid() != self._manager and self._point is not None:
             meeting.remove(self._point)
         self.loop.stop()
+
+
+def _forget_name(sock: socket.socket) -> None:
+    """Remove the second name that a broker has given the path of *sock*, one of circusd's."""
+    try:
+        at = reach.place(sock, "", os.getcwd())
+        if at is not None:
+            reach.forget_name(at)
+    except (LookupError, OSError) as error:
+        log.debug("host: %s", error)

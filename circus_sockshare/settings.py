@@ -139,7 +139,7 @@ def _parse_again(section: str, options: Mapping[str, str], sockets: Sequence[str
 
 
 def _check_sockets(
-    section: str, options: Mapping[str, str], told: Mapping[str, Any], inherited: Mapping[str, object]
+    section: str, options: Mapping[str, str], told: Mapping[str, Any], inherited: Mapping[str, socket.socket]
 ) -> dict[str, Mistake]:
     """Why sockets can't be shared, by their names; of those that each process binds, the ones that a program names."""
     named = {
@@ -148,8 +148,14 @@ def _check_sockets(
         for name in str(watcher["options"].get(f"{PREFIX}sockets", "")).replace(",", " ").split()
     }
     mistakes = {}
+    paths: dict[str, str] = {}
     for one in told["sockets"]:
         name = one["name"]
+        path = _path(inherited.get(name))
+        if path and paths.setdefault(path, name) != name:
+            message = f"can't share a socket at {path}: [socket:{paths[path]}] is bound there too; take one of them out"
+            mistakes[name] = Mistake(f"socket:{name}", "path", message)
+            continue
         if one["so_reuseport"] and name in named:
             message = (
                 "can't share a socket of which each process binds its own: what is queued on one is lost when it"
@@ -165,6 +171,14 @@ def _check_sockets(
             message = f"can't share a socket that was made after the plugin started; run: circusctl restart {section}"
             mistakes[name] = Mistake(f"socket:{name}", name, message)
     return mistakes
+
+
+def _path(sock: socket.socket | None) -> str:
+    """Where *sock* is bound in the file system; "" if it is not."""
+    if sock is None or sock.family != socket.AF_UNIX:
+        return ""
+    bound = sock.getsockname()
+    return os.path.abspath(bound) if isinstance(bound, str) and bound else ""
 
 
 def _read_watcher(

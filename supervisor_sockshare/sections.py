@@ -209,7 +209,7 @@ def _names(parser: Any) -> list[str]:
 
 def _read_sockets(parser: Any, get: _Get, mistakes: list[Mistake]) -> dict[str, Socket]:
     sockets: dict[str, Socket] = {}
-    addresses: dict[Address, str] = {}
+    addresses: dict[Address | str, str] = {}
     for section in parser.sections():
         kind, _, name = section.partition(":")
         if kind != "sockshare":
@@ -224,9 +224,12 @@ def _read_sockets(parser: Any, get: _Get, mistakes: list[Mistake]) -> dict[str, 
         found = _read_socket(section, name, _values(parser, section, get, mistakes), mistakes)
         if found is None:
             continue
-        other = addresses.setdefault(found.binding.address, section)
+        address = found.binding.address
+        other = addresses.setdefault(address.path or address, section)  # a path is one socket's, of whichever type
         if other != section:
-            message = f"[{other}] has {found.binding.address} already; a program may name one socket as well as another"
+            message = (
+                f"[{other}] has {address.path or address} already; a program may name one socket as well as another"
+            )
             mistakes.append(Mistake(section, "socket", message))
         sockets[name] = found
     return sockets

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at all sockets, and so many of them at a time.
 _LOOK_EVERY = 1.0
 _AT_ONCE = 8
+#: A look at a queue is not followed by the next before so many times its length: of a port with 10,000 connections it
+#: takes 50 ms, for all of them are listed.
+_SPARING = 50
 #: Seconds at least between two mendings of one socket: who breaks it without end costs no more than this.
 _MEND_EVERY = 0.01
 #: Seconds that a server has to bind a path that it has removed: published again meanwhile, it would keep it from that.
@@ -74,6 +77,7 @@ class _Watched:
     times: int = 0  # it was mended
     waiting: frozenset[object] = frozenset()  # the clients that have waited since then
     waiting_since: float = 0.0
+    queue_at: float = 0.0  # no close look at its queue before
     asked: float = -_RENEW_EVERY  # when the host was asked to make it anew
     sought: float = -_SEEK_EVERY  # when all processes were looked through for who did it
     confirmed: float = -_CONFIRMED_FOR  # when the manager was asked whether it has it still
@@ -197,10 +201,14 @@ class Guard:
                 one.waiting = frozenset()
                 return
             now = self._loop.time()
+            if now < one.queue_at:
+                return
             try:
                 found = await self._others.worker.do(queues.look, sock, closely=True)
             except OSError:
                 return
+            finally:
+                one.queue_at = now + _SPARING * (self._loop.time() - now)
         clients = found.clients - {0}  # of unix clients those that are closed: they can't be told from one another
         stayed = one.waiting & clients
         if not stayed:

@@ -8,6 +8,7 @@ and never ended.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -278,7 +279,8 @@ def _find(
             where = rules.origin(suspect, whose.live, whose.ended)
             if (where is not None and where.lives) or (where is None and pid not in scan.holders) or _is_broker(pid):
                 continue
-        except OSError:
+        except OSError as error:
+            _raise_if_short(error)
             continue  # it has ended
         if where is not None:
             known.add(where.pid)
@@ -342,8 +344,15 @@ def _served(pid: int, inodes: Collection[int], addresses: Mapping[int, list[Addr
             ):
                 found.add(inode)
     except (NotPermitted, OSError) as error:
+        _raise_if_short(error)
         log.debug("pid %d: %s", pid, error)
     return found
+
+
+def _raise_if_short(error: Exception) -> None:
+    """Raise *error* again if it says that we had no descriptor to look with, so that nothing was seen."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
 
 
 def _root(suspect: Suspect, origin: int | None, whose: _Whose) -> tuple[int, int]:

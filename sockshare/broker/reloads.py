@@ -593,9 +593,14 @@ class Reload:
             log.debug("%s: %s", self.program, error)
 
     async def _sweep(self, effect: steps.Sweep) -> None:
-        outcome = await self._services.leftovers.end(
-            self.program, self._rollout.plan, self._expectation.sockets, effect.pid
-        )
+        try:
+            outcome = await self._services.leftovers.end(
+                self.program, self._rollout.plan, self._expectation.sockets, effect.pid
+            )
+        except OSError as error:  # too many open files, as a rule: nothing that another broker could do better
+            log.warning("%s: can't look for what is left over: %s", self.program, error)
+            self._feed(steps.Swept(of=effect.pid, unseen=error.strerror or str(error)))
+            return
         left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program, runs=False)}" for one in outcome.left)
         self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left, effect.pid, outcome.cost))
 

@@ -171,6 +171,10 @@ class _Record(NamedTuple):
     notes: list[str] = []  # noqa: RUF012  never changed
     size: int | None = None
     costs: tuple[Cost, ...] = ()
+    result: str = ""
+    failed: Process | None = None
+    left: str = ""
+    is_sweeping: bool = False
 
 
 @dataclass(slots=True)
@@ -258,7 +262,7 @@ class Rollout:
         self._is_waited_for = False  # the next reload's command waits for this one's to be told
         self._sweeping: int | None = None  # how many turns there were when what is left over began to be ended
         self._swept: int | None = None  # and when that was last done
-        self._left = ""  # what it could not end
+        self._left = ""  # what it could not end, or see; in words
         self._costs: list[Cost] = []  # of each old process that has ended, where somebody was to look
         self._asked: _Question | None = None
         self._asking: list[Turn] = []  # who has yet to ask the manager
@@ -488,6 +492,10 @@ class Rollout:
             "notes": self._notes,
             "size": self._size,
             "costs": [list(cost) for cost in self._costs],
+            "result": self._result,
+            "failed": self._failed and list(self._failed),
+            "left": self._left,
+            "is_sweeping": self._sweeping is not None,
         }
 
     @classmethod
@@ -517,12 +525,15 @@ class Rollout:
         rollout.began = found.began
         rollout.answered = found.answered
         rollout._failure = found.failure
-        if any(turn.state in _UNDONE for turn in rollout._turns):
+        rollout._result, rollout._failed, rollout._left = found.result, found.failed, found.left
+        if not found.result and any(turn.state in _UNDONE for turn in rollout._turns):  # of the version before
             rollout._result = "failed" if found.failure[0] is ExitStatus.NOT_SERVING else "rolled_back"
         rollout._served = found.served
         rollout._size = rollout._size if found.size is None else found.size
         rollout._notes = list(found.notes)
         rollout._costs = list(found.costs)
+        if found.is_sweeping:
+            rollout._costs.append(Cost(0, 0, "the broker was replaced while it ended what was left over"))
         rollout._over = found.state is State.ENDED
         effects: list[Effect] = []
         for turn in list(rollout._turns):
@@ -736,13 +747,16 @@ class Rollout:
         if event.cost is not None and event.cost.cut and self.answered:  # the last line was said without it
             effects.append(self._report("failed", None, now, f"when what was left over ended, {cost}"))
         serves = self._failure[0] is ExitStatus.OK and (self._serves or not self._turns)
-        if event.left and event.left != self._left and serves:
-            self._left = event.left
+        left = f", and so does {event.left}" if event.left else ""
+        if event.unseen:
+            left = f"; can't see whether anything that is left of the old one does: {event.unseen}"
+        if left and left != self._left and serves:
+            self._left = left
             effects += self._say_left(now)
         return effects
 
     def _say_left(self, now: float) -> list[Effect]:
-        reason = "; ".join([f"the new version serves, and so does {self._left}", *self._what_drains, *self._notes])
+        reason = "; ".join([f"the new version serves{self._left}", *self._what_drains, *self._notes])
         if self.answered:
             return [self._report("failed", self._newest, now, reason)]
         return self._tell("failed", self._newest, ExitStatus.NOT_SERVING, reason, now)
@@ -1048,8 +1062,11 @@ class Rollout:
         if turn.old_gone and turn.old is not None and not turn.old_stopped and status is not ExitStatus.NOT_SERVING:
             self._failure = ExitStatus.NOT_SERVING, f"{reason}; and {_named(turn.old)} has died meanwhile"
             self._result = "failed"
-        if swept.left:
-            reason = f"{self._failure[1] or turn.stopped}; and what it has left serves beside the old one: {swept.left}"
+        if swept.left or swept.unseen:
+            beside = f"and what it has left serves beside the old one: {swept.left}"
+            if swept.unseen:
+                beside = f"can't see whether what it has left serves beside the old one: {swept.unseen}"
+            reason = f"{self._failure[1] or turn.stopped}; {beside}"
             self._failure, self._result = (ExitStatus.NOT_SERVING, reason), "failed"
         if self._result == "rolled_back":
             self._failed = turn.old

@@ -158,7 +158,8 @@ class SettleRefused:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing.
+    """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing. *unseen* is
+    why it can't be seen whether anything is left.
 
     *of* is the pid that `Sweep` named; *cost* is what the ends have cost (None: nothing was to be ended).
     """
@@ -167,6 +168,7 @@ class Swept:
     left: str = ""
     of: int | None = None
     cost: Cost | None = None
+    unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True)

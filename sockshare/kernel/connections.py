@@ -298,6 +298,18 @@ def unix_file(inode: int) -> int:
     return _file_of(_unix_socket(inode))
 
 
+def unix_device(inode: int) -> int:
+    """The device of the file system that `unix_file` is of, as the kernel has it; 0 if that is none. stat(2) may say
+    another one of the same file (overlayfs, btrfs).
+
+    Raises:
+        LookupError, OSError: As `listener_queue`.
+    """
+    found = _attribute(_unix_socket(inode), _UNIX_MESSAGE.size, _UNIX_DIAG_VFS)
+    device = int.from_bytes(found[4:8], sys.byteorder)
+    return os.makedev(device >> 20, device & 0xFFFFF)  # MAJOR, MINOR of linux/kdev_t.h
+
+
 def unix_sockets_at(file: int) -> list[int]:
     """The inodes of the ``AF_UNIX`` sockets that are bound at *file*, as `unix_file` has it: all of the machine's are
     gone through.

@@ -51,6 +51,8 @@ class Place(NamedTuple):
 
     path: str
     file: int  # the inode that it has, as `connections.unix_file` says
+    device: int  # `connections.unix_device`
+    is_comparable: bool  # whether stat(2) has said the same of it
 
 
 class Load(NamedTuple):
@@ -77,7 +79,13 @@ def place(sock: socket.socket, path: str, directory: str) -> Place | None:
     path = path or sock.getsockname()
     if not isinstance(path, str) or not path:
         return None  # an abstract name
-    return Place(os.path.join(directory, path), connections.unix_file(listeners.inode(sock.fileno())))
+    path, inode = os.path.join(directory, path), listeners.inode(sock.fileno())
+    file = connections.unix_file(inode)
+    try:
+        is_comparable = os.stat(path).st_ino & _FILE_BITS == file
+    except OSError:
+        is_comparable = False
+    return Place(path, file, connections.unix_device(inode), is_comparable)
 
 
 def look(sock: socket.socket, at: Place | None) -> Fault | None:
@@ -123,6 +131,12 @@ def _misplaced(at: Place) -> Fault | None:
     if not stat.S_ISSOCK(found.st_mode):
         return Fault(Kind.TAKEN, f"{at.path} {NO_SOCKET}")
     if found.st_ino & _FILE_BITS != at.file:
+        # Before Linux 5.8, overlayfs of several file systems has other numbers in the kernel than stat(2) says: what
+        # never was the same there says nothing.
+        if not at.is_comparable and found.st_dev != at.device:
+            raise LookupError(
+                f"can't see whether {at.path} is this socket: its file system shows files by other numbers"
+            )
         return Fault(Kind.TAKEN, f"{at.path} is another socket")
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -165,3 +166,19 @@ def test_look_that_nobody_has_asked_for_may_fail(monkeypatch: pytest.MonkeyPatch
         await found._looking
 
     asyncio.run(body())
+
+
+def test_nothing_is_said_to_serve_nothing_that_no_descriptor_was_left_to_look_at() -> None:
+    """What was not seen is no answer; the lack of descriptors is told to who asked."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with listen() as listener, orphans(listener) as (_, _, worker):
+        number = inode(listener)
+        assert leftovers._served(worker, [number], {}) == {number}
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                leftovers._served(worker, [number], {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

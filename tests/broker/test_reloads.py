@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -211,6 +212,28 @@ def test_old_one_is_suspended_once_more_before_it_is_stopped() -> None:
         assert case.answers[0]["result"] == "ok"
 
     play(body)
+
+
+class Short(World):
+    """Its broker has no descriptor left to look with."""
+
+    async def end(self, program: str, plan: Plan, names: Iterable[str], of: int | None) -> Outcome:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_what_is_left_over_and_cannot_be_looked_for_is_said_and_ends_no_broker() -> None:
+    """The reload is not done; the next broker would have no more descriptors."""
+
+    async def body() -> None:
+        world = Short()
+        case = Case(world)
+        await world.until(lambda: world.asked("settle"), "it is to be stopped")
+        case.dies(OLD)
+        await world.until(lambda: case.answers, "it is over")
+        assert (case.answers[0]["result"], case.answers[0]["exit"]) == ("failed", 3)
+        assert "can't see whether anything that is left of the old one does" in case.answers[0]["reason"]
+
+    asyncio.run(body())
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,24 @@ def test_socket_is_changed_in_place_or_not_at_all(circusd: Circusds) -> None:
     wait_until(lambda: "WARNING" not in stage.sockshare("status").stdout, 5, "nothing is to be said any more", 0.05)
 
 
+def test_path_goes_with_its_socket_and_belongs_to_one_section(circusd: Circusds) -> None:
+    """Its private name too; and another word for the same address changes nothing."""
+    stage = circusd("uvicorn")
+    path = stage.directory / "api"
+    api = f"\n[socket:api]\npath = {path}\n"
+    assert configured(stage, add=api)["status"] == "ok"
+    private = stage.directory / "api.private"
+    wait_until(private.exists, 10, "the broker keeps its second name", 0.05)
+    answer = configured(stage, add=f"\n[socket:twice]\npath = {path}\nreplace = True\n")
+    assert answer["status"] == "error", answer
+    assert f"[socket:twice]: can't bind {path}: [socket:api] has it already" in answer["reason"]
+    assert configured(stage, (f"\n[socket:twice]\npath = {path}\nreplace = True\n", ""), (api, ""))["status"] == "ok"
+    wait_until(lambda: not path.exists() and not private.exists(), 10, "both names are gone", 0.05)
+    before, pids = stage.status()["sockets"][0]["inode"], stage.pids()
+    assert configured(stage, ("host = 127.0.0.1", "host = localhost"))["status"] == "ok"
+    assert (stage.status()["sockets"][0]["inode"], stage.pids()) == (before, pids)
+
+
 def test_keys_that_are_added_and_taken_out_are_in_force(circusd: Circusds) -> None:
     """At once, without a restart of the program; circus alone ignores the one and restarts for another value."""
     stage = circusd("uvicorn")

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from circus_sockshare import settings
+from circus_sockshare import plugin, settings
 from circus_sockshare.inherited import Inherited, passed_on
 from sockshare.cli.stage import wait_until
 from sockshare.core.spec import SocketSpec
-from sockshare.kernel import listeners, meeting
+from sockshare.kernel import listeners, meeting, reach
 from tests.support.circusd import Circusd, is_running
 
 Circusds = Callable[..., Circusd]
@@ -295,3 +295,32 @@ def test_socket_that_each_process_binds_is_refused_only_to_who_names_it(sock: so
     answer = told(sock, so_reuseport=True, name="other")
     answer["sockets"] += told(sock)["sockets"]
     assert mistakes(answer, {"web": sock}) == ""
+
+
+def test_two_sections_of_one_path_are_refused_by_name(tmp_path: Path) -> None:
+    """circus, told to replace what is there, binds both; clients come to one of them alone."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.bind(path)
+        os.unlink(path)
+        second.bind(path)
+        answer = told(first)
+        answer["sockets"] += told(second, name="other")["sockets"]
+        said = mistakes(answer, {"web": first, "other": second})
+        assert f"[socket:other] path: can't share a socket at {path}: [socket:web] is bound there too" in said
+
+
+def test_second_name_of_a_path_goes_with_its_socket(tmp_path: Path) -> None:
+    """Of a socket that circusd has dropped, and its path with it; what else lives at that name stays."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as dropped, socket.socket(socket.AF_UNIX) as other:
+        dropped.bind(path)
+        at = reach.place(dropped, "", "/")
+        assert at is not None
+        reach.keep_name(at)
+        os.unlink(path)
+        plugin._forget_name(dropped)
+        assert os.listdir(tmp_path) == []
+        other.bind(f"{path}.private")
+        plugin._forget_name(dropped)
+        assert os.listdir(tmp_path) == ["s.private"]

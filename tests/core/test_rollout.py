@@ -1001,6 +1001,39 @@ def test_manager_has_one_question_at_a_time() -> None:
     assert drive.feed(Started(NEXT[1]))[-1] == Settle((11,), (12, 13, 14, 21, 22), 5, kill=False)
 
 
+def test_failure_with_nothing_to_undo_stays_one_when_the_broker_is_replaced() -> None:
+    """What another turn undoes meanwhile doesn't make it a reload that was rolled back; who failed is known still."""
+    drive = Drive(overlapping()).to_drain(NEXT[0])
+    drive.feed(Settled())
+    drive.to_warm(NEXT[1])
+    drive.after(30.5)
+    drive.after(10.5)
+    assert drive.state is State.UNDO
+    drive.restart()
+    drive.feed(Settled(), Gone(22))
+    assert (drive.finish.result, drive.finish.exit) == ("failed", ExitStatus.TIMED_OUT)
+    [report] = [one for one in drive.effects if isinstance(one, Report) and one.step == "failed"][-1:]
+    assert report.process == NEXT[0]
+
+
+def test_what_is_left_is_told_once_though_the_broker_was_replaced() -> None:
+    """The next broker knows what the command was told."""
+    drive = sweeping_while_one_drains()
+    drive.feed(Swept(left="pid 9 (nc)"))
+    drive.restart()
+    drive.feed(Settled(), Gone(11))
+    assert drive.feed(Swept(left="pid 9 (nc)")) == []
+    assert drive.state is State.ENDED
+
+
+def test_what_a_killed_broker_ended_of_what_was_left_over_has_cost_what_nobody_saw() -> None:
+    """The next one finds it gone, and can't say that nothing was cut."""
+    drive = to_sweep()
+    assert drive.restart() == [Sweep()]
+    drive.feed(Swept())
+    assert drive.finish.reason.startswith("can't see whether requests were cut: the broker was replaced")
+
+
 def test_old_process_that_drains_serves_again_when_its_successor_dies() -> None:
     """It is whole until its stop signal; the version has failed, so what is in front is undone too."""
     drive = Drive(overlapping(drain="it would die", drain_timeout=20.0)).to_drain(NEXT[0]).to_warm(NEXT[1])
@@ -1273,7 +1306,7 @@ def test_reload_is_not_done_before_what_is_left_over_has_ended() -> None:
     stop, done = [effect for effect in drive.effects if isinstance(effect, Report)][-2:]
     assert (stop.step, stop.process, stop.reason) == ("stop", None, "left over, and ended: pid 12 (uvicorn)")
     assert done.step == "done"
-    assert drive.finish == Finish("ok", ExitStatus.OK, "")
+    assert (drive.finish.result, drive.finish.exit) == ("ok", ExitStatus.OK)
 
 
 def test_what_the_end_of_something_left_over_has_cost_is_said() -> None:
@@ -1351,7 +1384,8 @@ def test_what_is_left_over_ends_before_the_deploy_is_said_to_be_done_with_one_th
     drive.feed(Swept("pid 12 (uvicorn)"))
     assert [report.reason for report in drive.effects[-3:-1] if isinstance(report, Report)] == [
         "left over, and ended: pid 12 (uvicorn)",
-        "web:1 (pid 11) takes nothing new, and has up to 30 s to finish what it has",
+        "web:1 (pid 11) takes nothing new, and has up to 30 s to finish what it has; can't see whether requests were "
+        "cut: the broker was replaced while it ended what was left over",
     ]
     assert drive.finish.exit is ExitStatus.OK
     assert drive.feed(Gone(11))[-1] == Sweep()
@@ -1375,6 +1409,21 @@ def test_command_is_told_of_what_may_not_be_ended_while_one_drains() -> None:
     drive.feed(Gone(11))
     assert drive.feed(Swept(left="pid 9 (nc) on web: look at it")) == []
     assert drive.state is State.ENDED
+
+
+def test_reload_is_not_done_where_what_is_left_over_cannot_be_seen() -> None:
+    """Of either version; and nothing that was not seen is said to serve."""
+    drive = to_sweep()
+    drive.feed(Swept(unseen="Too many open files"))
+    reason = "the new version serves; can't see whether anything that is left of the old one does: Too many open files"
+    assert drive.finish == Finish("failed", ExitStatus.NOT_SERVING, reason)
+    assert drive.state is State.ENDED
+    drive = Drive(plan(), swept=Swept(unseen="Too many open files")).to_warm()
+    drive.feed(Gone(21, "exited with status 1"), Settled())
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.endswith(
+        "; can't see whether what it has left serves beside the old one: Too many open files"
+    )
 
 
 def test_what_the_last_one_leaves_is_news_of_a_reload_that_was_done() -> None:

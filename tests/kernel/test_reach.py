@@ -238,3 +238,15 @@ def test_permissions_that_keep_clients_out_are_said(tmp_path: Path) -> None:
         path.chmod(0o777)
         path.parent.chmod(0o750)
         assert f"{path.parent} has mode 0750, of " in reach.closed_to(str(path))
+
+
+def test_no_fault_is_seen_where_a_file_system_never_showed_the_kernels_numbers(tmp_path: Path) -> None:
+    """Such is overlayfs of several file systems before Linux 5.8: a socket that clients reach isn't called another."""
+    with shared(f"unix://{tmp_path}/s") as (sock, at):
+        assert at is not None
+        assert at.is_comparable
+        other = at._replace(file=at.file + 1)
+        assert reach.look(sock, other) == Fault(Kind.TAKEN, f"{at.path} is another socket")
+        assert reach.look(sock, other._replace(is_comparable=False)) is not None  # its device is the same
+        with pytest.raises(LookupError, match=r"can't see whether .* is this socket"):
+            reach.look(sock, other._replace(is_comparable=False, device=at.device + 1))

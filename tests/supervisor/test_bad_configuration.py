@@ -44,6 +44,10 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, str]], tuple[str, ...]]] = {
         {"sockshare:a": {"socket": "tcp://127.0.0.1:1001"}, "sockshare:b": {"socket": "tcp://127.0.0.1:1001"}},
         ("[sockshare:b] socket:", "[sockshare:a] has"),
     ),
+    "one path twice": (
+        {"sockshare:a": {"socket": "unix:///tmp/x"}, "sockshare:b": {"socket": "unixgram:///tmp/./x"}},
+        ("[sockshare:b] socket:", "[sockshare:a] has /tmp/x already"),
+    ),
     "name of a socket": ({"sockshare:a b": {"socket": "tcp://127.0.0.1:1001"}}, ("[sockshare:a b]", "no name")),
     "unknown socket": (
         {"program:web": {"sockshare_sockets": "wbe"}},
