@@ -260,6 +260,7 @@ class Twins:
 
         One of *retire* whose place is none in *reading* loses it. With none to retire, twins have places of their own.
         """
+        self._prove(program)
         twins = [twin for twin in self._twins(program) if twin.pid in known]
         for place in self.places(program):
             if place.process.pid in retire and place.process.pid:
@@ -298,6 +299,7 @@ class Twins:
         retired: list[int] = []
         if patience is not None:
             self._give_back(program, retire, known)
+            self._give_configurations_back(program)
             for twin in self._twins(program):
                 if twin.pid in retire or twin.pid not in known:
                     retired.append(twin.pid)
@@ -327,6 +329,7 @@ class Twins:
                 self.kill(twin)
             elif own is not None and _is_placeless(twin, known) and twin.pid not in {one.pid for _, one in takes}:
                 takes.append((own, twin))
+        self._prove(program)
         for place, twin in takes:
             retired += self._take_over(place, twin, stop_signal)
         for place in left:
@@ -334,6 +337,8 @@ class Twins:
         for _, _, process in self._all():
             if role_of(process) == RETIRED and process.pid in retire and process.state in _LIVE:
                 retired.append(process.pid)
+                if stop_signal is not None:  # what `replace` was told may be less: not what its server takes
+                    process.config.stopsignal = stop_signal
                 self._stop(process)
         return retired
 
@@ -537,9 +542,27 @@ class Twins:
             return
         place = Place(process.group, process.config.name)
         if process.group.processes.get(place.key) is process:
-            process.config = real = self._newest(place, reading)
-            configs = process.group.config.process_configs
-            configs[:] = [real if config.name == place.key else config for config in configs]
+            real = self._newest(place, reading)
+            if real is not process.config and not hasattr(process, "sockshare_before"):
+                process.sockshare_before = process.config
+            self._configure(place, real)
+
+    def _configure(self, place: Place, config: Any) -> None:
+        place.process.config = config
+        configs = place.group.config.process_configs
+        configs[:] = [config if one.name == place.key else one for one in configs]
+
+    def _prove(self, program: str) -> None:
+        """What a reload applies is in force: nothing gives back what was before it."""
+        for place in self.places(program):
+            vars(place.process).pop("sockshare_before", None)
+
+    def _give_configurations_back(self, program: str) -> None:
+        """Let processes that began in their places with what a reload applied begin with what was before, next time."""
+        for place in self.places(program):
+            before = vars(place.process).pop("sockshare_before", None)
+            if before is not None:
+                self._configure(place, before)
 
     def _is_later(self, config: Any, reading: int) -> bool:
         self.reading()  # so that what was read last is known
@@ -547,8 +570,8 @@ class Twins:
         return any(config is one for groups in later for group in groups for one in group.process_configs)
 
     def _end(self, twin: Any) -> None:
-        if role_of(twin) == TWIN:
-            self.kill(twin)
+        if role_of(twin) == TWIN and twin.state in _LIVE:  # it may serve already
+            self._give_up(twin, twin.config.stopwaitsecs, None)
 
     def _sweep(self) -> None:
         """Remove what has ended and was not removed, as after an error."""
