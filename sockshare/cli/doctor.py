@@ -16,7 +16,7 @@ _Finding = dict[str, Any]
 
 
 def run(endpoint: Endpoint, *, as_json: bool) -> int:
-    """Show what is wrong, a line each; 3 when anything is, 2 for a refused configuration, 75 without a broker."""
+    """Show what is seen to be wrong, a line each; 3 when anything is, 2 for a refused configuration, 75 without a broker."""
     try:
         broker = connect(endpoint)
     except NoBroker as error:
@@ -50,5 +50,7 @@ def _show(findings: Sequence[_Finding], *, as_json: bool) -> None:
         print(f"{one['level']}: {one['subject']}: {one['sentence']}")
         for line in one.get("lines", ()):
             print(f"  | {line}")
-    if not any(one["level"] == "problem" for one in findings):
-        print("all is well")
+    if any(one["level"] == "problem" for one in findings):
+        return
+    unseen = any(one.get("unseen") for one in findings)
+    print("nothing wrong is seen, but not all can be seen: see the notes" if unseen else "all is well")
