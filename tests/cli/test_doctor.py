@@ -64,5 +64,7 @@ def test_manager_without_a_broker_is_named(tmp_path: Path) -> None:
             manager.kill()
     assert done.returncode == 75, done
     assert f"problem: broker: can't find a broker at {tmp_path / 'none'}" in done.stdout
+    assert not [line for line in done.stdout.splitlines() if not line.startswith("problem: ")]
+    assert done.stdout.count(f"supervisord (pid {manager.pid},") == 1, done.stdout
     line = next(line for line in done.stdout.splitlines() if f"supervisord (pid {manager.pid}, uid" in line)
     assert "[rpcinterface:sockshare]" in line
