@@ -68,6 +68,15 @@ def test_path_is_its_processs(tmp_path: Path) -> None:
     assert occupants.of_path(path) == []
 
 
+def test_each_of_several_addresses_has_its_own() -> None:
+    """By one look; an address of nobody's has nobody."""
+    with taken("AF_INET", "SOCK_STREAM", "127.0.0.1") as one, taken("AF_INET", "SOCK_DGRAM", "127.0.0.1") as two:
+        tables = occupants.Tables()
+        wanted = [tables.of_port("tcp", "", int(one[1])), set(), tables.of_port("udp", "", int(two[1]))]
+        found = occupants.of_each(wanted)
+    assert [[one.pid for one in its] for its in found] == [[one[0]], [], [two[0]]]
+
+
 def test_own_socket_is_not_told() -> None:
     """Who asks knows what it has."""
     with socket.create_server(("127.0.0.1", 0)) as own:
@@ -80,6 +89,9 @@ def test_sentence_says_how_it_becomes_free() -> None:
     assert describe([one]) == " by pid 5 (x --y); end it: kill 5"
     assert describe([one, two]) == " by pid 5 (x --y), pid 6 (z); end them: kill 5 6"
     assert describe([]) == ""
+    many = [Occupant(pid, "x", 0) for pid in range(10, 20)]
+    assert describe(many).count("pid") == 8, "the others are counted"
+    assert ", and 2 more; end them: kill 10 11 12 13 14 15 16 17 18 19" in describe(many)
     mine = Occupant(7, "w", os.getpid())
     assert describe([mine], own=os.getpid()) == ""
     assert f"of the manager pid {os.getpid()} (" in describe([mine])

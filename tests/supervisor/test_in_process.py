@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from sockshare.core.errors import BadConfiguration
 from sockshare.core.spec import SocketSpec
 from sockshare.host.host import Host
 from sockshare.host.verbs import Answer
-from sockshare.kernel import binding
+from sockshare.kernel import binding, holders
 from sockshare.kernel.binding import Binding
 from sockshare.kernel.directory import Directory
 from supervisor_sockshare import life
@@ -172,6 +172,13 @@ def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: 
     assert len(caplog.records) == 3
 
 
+TAKES_SIX = """\
+import socket, sys
+taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+print(*(one.getsockname()[1] for one in taken), flush=True)
+sys.stdin.read()
+"""
+
 CLEANUP = """\
 import os, sys
 from supervisor.options import ServerOptions
@@ -227,6 +234,34 @@ def test_nothing_changes_when_one_of_the_new_sockets_can_not_be_bound(tmp_path: 
     finally:
         registry.close()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_all_processes_are_looked_at_once_however_many_addresses_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look may take a quarter of a second, and supervisord does nothing else meanwhile; each is told of."""
+    looks, scan = [], holders.scan
+
+    def counted(inodes: Collection[int], seconds: float) -> holders.Scan:
+        looks.append(seconds)
+        return scan(inodes, seconds)
+
+    monkeypatch.setattr(holders, "scan", counted)
+    command = [sys.executable, "-c", TAKES_SIX]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            ports = other.stdout.readline().split()
+            wanted = {
+                f"s{port}": Socket(SocketSpec(f"s{port}"), Binding(binding.parse(f"tcp://127.0.0.1:{port}")), 16)
+                for port in ports
+            }
+            for refuse in (Registry().check, Registry().apply):
+                looks.clear()
+                with pytest.raises(BadConfiguration) as raised:
+                    refuse(wanted)
+                assert str(raised.value).count(f"by pid {other.pid} (") == len(ports) == 6
+                assert len(looks) == 1
+        finally:
+            other.kill()
 
 
 @pytest.mark.parametrize("scheme", ["unix", "unixgram", "unixseqpacket", "udp"])
