@@ -19,7 +19,8 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
@@ -49,6 +50,13 @@ class CannotStart(Exception):
     """The message says why, in words for after a colon."""
 
 
+class _Walk(NamedTuple):
+    """What all groups have, by program."""
+
+    running: dict[str | None, list[tuple[Any, str, Any]]]
+    read: dict[str | None, list[tuple[str, Any]]]  # of the newest reading, with the groups' names
+
+
 class Twins:
     """The twins and the retired of one supervisord.
 
@@ -71,6 +79,7 @@ class Twins:
         self._last_reading = 0
         self._ours: Any = None  # what we are stopping just now
         self._stopped: deque[tuple[str, int]] = deque(maxlen=_STOPPED)  # program and pid
+        self._walk: _Walk | None = None  # what a walk through all groups has found, while it holds
 
     def renew(self) -> None:
         """supervisord is another one since its ``reload``, and what the one before had read is nobody's any more.
@@ -82,21 +91,31 @@ class Twins:
 
     # What there is.
 
+    @contextmanager
+    def walked(self) -> Iterator[None]:
+        """One walk through all groups answers all that is asked meanwhile, in which nothing may change."""
+        walk = _Walk({}, {})
+        for entry in self._all():
+            walk.running.setdefault(program_of(entry[2]), []).append(entry)
+        for group in self._readings[self.reading()]:
+            for config in group.process_configs:
+                walk.read.setdefault(getattr(config, "sockshare_program", None), []).append((group.name, config))
+        self._walk = walk
+        try:
+            yield
+        finally:
+            self._walk = None
+
     def places(self, program: str) -> list[Place]:
         """The places of *program*: as many as it has processes outside a reload."""
-        return [
-            Place(group, key)
-            for group, key, process in self._all()
-            if program_of(process) == program and role_of(process) is None
-        ]
+        return [Place(group, key) for group, key, process in self._of(program) if role_of(process) is None]
 
     def live(self, program: str) -> list[Any]:
         """The running processes of *program* that nobody is stopping, twins among them, oldest first."""
         found = [
             process
-            for _, _, process in self._all()
-            if program_of(process) == program
-            and process.pid
+            for _, _, process in self._of(program)
+            if process.pid
             and process.state in _LIVE
             and role_of(process) != RETIRED
             and not getattr(process, "sockshare_ends", False)
@@ -109,7 +128,7 @@ class Twins:
 
     def stopped(self, program: str) -> list[int]:
         """The pids of those of *program* that somebody else had supervisord stop, in that order."""
-        live = {process.pid for _, _, process in self._all() if process.state in _LIVE}
+        live = {process.pid for _, _, process in self._of(program) if process.state in _LIVE}
         return [pid for name, pid in self._stopped if name == program and pid not in live]
 
     def reading(self) -> int:
@@ -124,24 +143,19 @@ class Twins:
     def missing(self, program: str, reading: int) -> list[tuple[Any, Any]]:
         """The group and the configuration of each place that *program* has in *reading*, and not yet here."""
         groups = self._supervisord().process_groups
+        twins = {(twin.group.config.name, key_of(twin)) for twin in self._twins(program)}
         return [
-            (groups[group.name], config)
-            for group in self._readings.get(reading, ())
-            if group.name in groups
-            for config in group.process_configs
-            if getattr(config, "sockshare_program", None) == program
-            and config.name not in groups[group.name].processes
-            and config.name not in {key_of(twin) for twin in self._twins(program) if twin.group is groups[group.name]}
+            (groups[group], config)
+            for group, config in self._read(program, reading)
+            if group in groups and config.name not in groups[group].processes and (group, config.name) not in twins
         ]
 
     def is_surplus(self, process: Any, reading: int) -> bool:
         """Whether its program has places in *reading*, and *process*'s is none of them."""
         names = [
             config.name
-            for group in self._readings.get(reading, ())
-            if group.name == process.group.config.name
-            for config in group.process_configs
-            if getattr(config, "sockshare_program", None) == program_of(process)
+            for group, config in self._read(program_of(process) or "", reading)
+            if group == process.group.config.name
         ]
         return bool(names) and key_of(process) not in names
 
@@ -149,6 +163,22 @@ class Twins:
         for group in list(self._supervisord().process_groups.values()):
             for key, process in list(group.processes.items()):
                 yield group, key, process
+
+    def _of(self, program: str) -> list[tuple[Any, str, Any]]:
+        if self._walk is not None:
+            return self._walk.running.get(program, [])
+        return [entry for entry in self._all() if program_of(entry[2]) == program]
+
+    def _read(self, program: str, reading: int) -> list[tuple[str, Any]]:
+        """The configurations that *program* has in *reading*, with the names of their groups."""
+        if self._walk is not None and reading == self._last_reading:
+            return self._walk.read.get(program, [])
+        return [
+            (group.name, config)
+            for group in self._readings.get(reading, ())
+            for config in group.process_configs
+            if getattr(config, "sockshare_program", None) == program
+        ]
 
     def _twins(self, program: str) -> list[Any]:
         return [process for process in self.live(program) if role_of(process) == TWIN]

@@ -22,7 +22,7 @@ from supervisor.medusa import asyncore_25 as asyncore
 
 from sockshare.cli.stage import free_port
 from sockshare.core.errors import BadConfiguration
-from sockshare.core.spec import SocketSpec
+from sockshare.core.spec import ProgramSpec, SocketSpec
 from sockshare.host.host import Host
 from sockshare.host.verbs import Answer
 from sockshare.kernel import binding, holders
@@ -149,6 +149,51 @@ def test_group_of_a_process_counts_for_its_own_user(uid: int, counts: bool) -> N
         finally:
             member.kill()
             leader.kill()
+
+
+class Counted(dict[str, Any]):
+    """Groups that count how often one of them is looked at."""
+
+    looks = 0
+
+    def values(self) -> Any:
+        """Each is a look."""
+        self.looks += len(self)
+        return super().values()
+
+
+class Read(list[Any]):
+    """What was read, which counts too."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.looks += len(self)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_each_group_is_looked_at_once_for_the_processes_of_all_programs(count: int) -> None:
+    """The question comes with each reload, and supervisord does nothing else before it is answered."""
+    groups, read = Counted(), Read()
+    for number in range(count):
+        name = f"p{number}"
+        config = SimpleNamespace(name=name, sockshare_program=name, command="x", stopsignal=15, stopwaitsecs=10)
+        config.redirect_stderr, config.stderr_logfile = False, None
+        group = SimpleNamespace(config=SimpleNamespace(name=name), processes={})
+        process = SimpleNamespace(config=config, group=group, pid=number + 1, state=20, laststart=0, spawnerr=None)
+        group.processes[name] = process
+        groups[name] = group
+        read.append(SimpleNamespace(name=name, process_configs=[config]))
+    supervisord = SimpleNamespace(process_groups=groups, options=SimpleNamespace(process_group_configs=read))
+    twins = Twins(cast(Any, None), lambda: supervisord)
+    verbs = SupervisorVerbs(cast(PollLoop, None), lambda: supervisord, twins, lambda name, inode: None)
+    verbs.specs = {name: ProgramSpec(name) for name in groups}
+    told: list[dict[str, Any]] = []
+    verbs.processes(Answer(told.append))
+    pids = [one["processes"][0]["pid"] for one in told[0]["programs"].values()]
+    assert pids == list(range(1, count + 1))
+    assert (groups.looks, read.looks) == (count, count)
 
 
 def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: pytest.LogCaptureFixture) -> None:
