@@ -93,11 +93,11 @@ def _occupants(pids: Sequence[int]) -> list[Occupant]:
     found = []
     for pid in pids:
         try:
-            command = processes.command(pid)
+            shown = _shown(pid)
             manager = next((one for one in peers.ancestors(pid) if meeting.is_manager(meeting.arguments(one))), 0)
         except ProcessLookupError:
             continue
-        found.append(Occupant(pid, in_words(command), manager))
+        found.append(Occupant(pid, shown, manager))
     return [one for one in found if one.pid != os.getpid()]
 
 
@@ -117,6 +117,17 @@ def describe(occupants: Sequence[Occupant], *, own: int = 0) -> str:
         names = " and ".join(f"pid {pid} ({in_words(meeting.arguments(pid))})" for pid in managers)
         return f" by {by}, of the manager {names}; stop it there"
     return f" by {by}; end {'it' if len(others) == 1 else 'them'}: kill {' '.join(str(one.pid) for one in others)}"
+
+
+def _shown(pid: int) -> str:
+    """The command of *pid*; of one that has wiped its arguments its name, in brackets as ps(1) has it."""
+    command = processes.command(pid)
+    if any(word.strip() for word in command):
+        return in_words(command)
+    try:
+        return f"[{in_words([os.fsdecode(processes.content(f'/proc/{pid}/comm')).strip()])}]"
+    except OSError:
+        return "[ended]"
 
 
 def _lines(path: str, splits: int) -> list[list[str]]:

@@ -14,6 +14,7 @@ import pytest
 
 from sockshare.kernel import occupants
 from sockshare.kernel.occupants import Occupant, describe
+from tests.support.circusd import wait_until
 
 TAKES = """
 import socket, sys
@@ -75,6 +76,22 @@ def test_each_of_several_addresses_has_its_own() -> None:
         wanted = [tables.of_port("tcp", "", int(one[1])), set(), tables.of_port("udp", "", int(two[1]))]
         found = occupants.of_each(wanted)
     assert [[one.pid for one in its] for its in found] == [[one[0]], [], [two[0]]]
+
+
+def test_process_that_has_wiped_its_arguments_has_its_name_all_the_same() -> None:
+    """As some do that show a title of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        # execve(2) with a single, blank argument.
+        program = "import os, sys; os.execve(sys.argv[1], [' '], {})"
+        with subprocess.Popen(
+            [sys.executable, "-c", program, "/bin/cat"], stdin=subprocess.PIPE, pass_fds=[taken.fileno()]
+        ) as process:
+            try:
+                wait_until(lambda: os.readlink(f"/proc/{process.pid}/exe").endswith("cat"), 10, "it is cat")
+                who = occupants.of_port("tcp", "127.0.0.1", taken.getsockname()[1])
+                assert [(one.pid, one.command) for one in who] == [(process.pid, "[cat]")]
+            finally:
+                process.kill()
 
 
 def test_own_socket_is_not_told() -> None:
