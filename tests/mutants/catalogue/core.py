@@ -20,8 +20,8 @@ CORE = (
     mutant(
         "core: descriptor of any socket that there is",
         f"{_CORE}/spec.py",
-        "if exact and (name in given or name.lower() in given):",
-        "if exact and (name in shared or name.lower() in shared):",
+        "(exact and (name in given or name.lower() in given)):",
+        "(exact and (name in shared or name.lower() in shared)):",
         f"{_TESTS}/test_spec.py::test_descriptor_that_exec_could_not_replace_is_refused",
         felt="a program whose section does not name its socket crashes at each start, and doctor does not say why",
     ),
