@@ -106,6 +106,34 @@ def test_reread_in_the_middle_is_for_the_next_reload(stage: Supervisord) -> None
     assert markers(stage) == {f"MARKER={after}".encode()}
 
 
+def test_process_that_crashed_has_its_configuration_again_after_a_rollback(stage: Supervisord) -> None:
+    """It was started anew with that of the reload, which is broken: it would crash for ever."""
+    good = stage.sections["program:web"]["command"]
+    marker = configure(stage)
+    stage.ctl("reread")
+    assert stage.reload().status == 0
+    younger = max(stage.processes().items(), key=lambda item: item[1]["start"])[0]
+    pid = stage.processes()[younger]["pid"]
+    configure(stage, command="/bin/sh -c 'sleep 1; exit 1'")
+    stage.ctl("reread")
+    try:
+        reload = reload_and(stage, "start", lambda _: stage.kill(pid))
+        assert reload.status == 5, reload
+        wait_until(
+            lambda: (
+                {one["statename"] for one in stage.processes().values()} == {"RUNNING"}
+                and len(stage.pids()) == 2
+                and markers(stage) == {f"MARKER={marker}".encode()}
+            ),
+            15,
+            "two run, as before",
+            0.1,
+        )
+        assert stage.processes()[younger]["pid"] != pid
+    finally:
+        stage.sections["program:web"]["command"] = good
+
+
 def test_process_that_was_stopped_stays_stopped_and_is_not_blamed(stage: Supervisord) -> None:
     """`stop web:web_0`, when it is being replaced: the other one is replaced, and the last line says what happened."""
     older = min(stage.processes().items(), key=lambda item: item[1]["start"])[0]
