@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sockshare.core.errors import BadConfiguration
@@ -20,6 +20,14 @@ log = logging.getLogger(__name__)
 class _Held(NamedTuple):
     declared: Socket
     sock: socket.socket
+
+
+class _Refused(NamedTuple):
+    """What could not be bound, and why."""
+
+    name: str
+    declared: Socket
+    error: OSError
 
 
 class Registry:
@@ -47,15 +55,18 @@ class Registry:
         Raises:
             BadConfiguration: It would not.
         """
-        mistakes = []
+        refused = []
         for name, declared in wanted.items():
             if self._find(declared) is None:
                 try:
                     binding.check(declared.binding)
                 except OSError as error:
-                    found = _occupants(declared, error)
-                    if not own or not found or {one.manager for one in found} != {own}:
-                        mistakes.append(_sentence(name, declared, error, found, own))
+                    refused.append(_Refused(name, declared, error))
+        mistakes = [
+            _sentence(one, found, own)
+            for one, found in _occupied(refused)
+            if not own or not found or {other.manager for other in found} != {own}
+        ]
         if mistakes:
             raise BadConfiguration("\n".join(mistakes))
 
@@ -70,7 +81,7 @@ class Registry:
         """
         held: dict[str, _Held] = {}
         made: list[_Held] = []
-        mistakes = []
+        refused = []
         for name, declared in wanted.items():
             found = self._find(declared)
             if found is not None:
@@ -79,14 +90,14 @@ class Registry:
             try:
                 new = _Held(declared, binding.make(declared.binding, declared.backlog))
             except OSError as error:
-                mistakes.append(_sentence(name, declared, error, _occupants(declared, error)))
+                refused.append(_Refused(name, declared, error))
                 continue
             made.append(new)
             held[name] = new
-        if mistakes:
+        if refused:
             for one in made:
                 binding.remove(one.sock, one.declared.binding)
-            raise BadConfiguration("\n".join(mistakes))
+            raise BadConfiguration("\n".join(_sentence(one, found) for one, found in _occupied(refused)))
         before, self._held = self._held, held
         kept = {one.sock for one in held.values()}
         for name, one in before.items():
@@ -140,16 +151,22 @@ class Registry:
             log.error("%s: can't change it in place: %s", name, error)
 
 
-def _sentence(name: str, declared: Socket, error: OSError, found: Sequence[Occupant], own: int = 0) -> str:
-    by = occupants.describe(found, own=own)
-    return f"[sockshare:{name}] socket: can't bind {declared.binding.address}: {error.strerror or error}{by}"
+def _sentence(one: _Refused, found: Sequence[Occupant], own: int = 0) -> str:
+    by, address = occupants.describe(found, own=own), one.declared.binding.address
+    return f"[sockshare:{one.name}] socket: can't bind {address}: {one.error.strerror or one.error}{by}"
 
 
-def _occupants(declared: Socket, error: OSError) -> list[Occupant]:
-    """Who has the address of *declared*, which could not be bound for that."""
-    if error.errno != errno.EADDRINUSE:
-        return []
-    address = declared.binding.address
+def _occupied(refused: Sequence[_Refused]) -> Iterator[tuple[_Refused, list[Occupant]]]:
+    """Each of *refused*, and who has its address: supervisord waits for one look at all processes, not for many."""
+    tables = occupants.Tables()
+    return zip(refused, occupants.of_each([_inodes(tables, one) for one in refused]), strict=True)
+
+
+def _inodes(tables: occupants.Tables, one: _Refused) -> set[int]:
+    """The sockets that have the address."""
+    if one.error.errno != errno.EADDRINUSE:
+        return set()
+    address = one.declared.binding.address
     if address.path:
-        return occupants.of_path(address.path, binding.private(address.path))
-    return occupants.of_port(address.scheme, address.host, address.port)
+        return tables.of_path(address.path, binding.private(address.path))
+    return tables.of_port(address.scheme, address.host, address.port)

@@ -360,7 +360,8 @@ def _check_commands(
         if not _is_program(section) or not parser.has_option(section, "command"):
             continue
         command = parser.get(section, "command")  # as it stands: what supervisord expands in it is its own
-        sockets = parser.get(section, f"{PREFIX}sockets", fallback="").replace(",", " ").split()
+        raw = parser.get(section, f"{PREFIX}sockets", fallback="").replace(",", " ").split()
+        sockets = raw if program is None else program.sockets
         mistakes += check_descriptors(section, "command", command, sockets, names, PREFIX)
         if program is not None:
             mistakes += check_command(section, "command", command, program.sockets, specs)

@@ -19,7 +19,8 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from supervisor.states import STOPPED_STATES, ProcessStates, SupervisorStates
 
@@ -49,6 +50,13 @@ class CannotStart(Exception):
     """The message says why, in words for after a colon."""
 
 
+class _Walk(NamedTuple):
+    """What all groups have, by program."""
+
+    running: dict[str | None, list[tuple[Any, str, Any]]]
+    read: dict[str | None, list[tuple[str, Any]]]  # of the newest reading, with the groups' names
+
+
 class Twins:
     """The twins and the retired of one supervisord.
 
@@ -71,6 +79,7 @@ class Twins:
         self._last_reading = 0
         self._ours: Any = None  # what we are stopping just now
         self._stopped: deque[tuple[str, int]] = deque(maxlen=_STOPPED)  # program and pid
+        self._walk: _Walk | None = None  # what a walk through all groups has found, while it holds
 
     def renew(self) -> None:
         """supervisord is another one since its ``reload``, and what the one before had read is nobody's any more.
@@ -82,21 +91,31 @@ class Twins:
 
     # What there is.
 
+    @contextmanager
+    def walked(self) -> Iterator[None]:
+        """One walk through all groups answers all that is asked meanwhile, in which nothing may change."""
+        walk = _Walk({}, {})
+        for entry in self._all():
+            walk.running.setdefault(program_of(entry[2]), []).append(entry)
+        for group in self._readings[self.reading()]:
+            for config in group.process_configs:
+                walk.read.setdefault(getattr(config, "sockshare_program", None), []).append((group.name, config))
+        self._walk = walk
+        try:
+            yield
+        finally:
+            self._walk = None
+
     def places(self, program: str) -> list[Place]:
         """The places of *program*: as many as it has processes outside a reload."""
-        return [
-            Place(group, key)
-            for group, key, process in self._all()
-            if program_of(process) == program and role_of(process) is None
-        ]
+        return [Place(group, key) for group, key, process in self._of(program) if role_of(process) is None]
 
     def live(self, program: str) -> list[Any]:
         """The running processes of *program* that nobody is stopping, twins among them, oldest first."""
         found = [
             process
-            for _, _, process in self._all()
-            if program_of(process) == program
-            and process.pid
+            for _, _, process in self._of(program)
+            if process.pid
             and process.state in _LIVE
             and role_of(process) != RETIRED
             and not getattr(process, "sockshare_ends", False)
@@ -109,7 +128,7 @@ class Twins:
 
     def stopped(self, program: str) -> list[int]:
         """The pids of those of *program* that somebody else had supervisord stop, in that order."""
-        live = {process.pid for _, _, process in self._all() if process.state in _LIVE}
+        live = {process.pid for _, _, process in self._of(program) if process.state in _LIVE}
         return [pid for name, pid in self._stopped if name == program and pid not in live]
 
     def reading(self) -> int:
@@ -124,24 +143,19 @@ class Twins:
     def missing(self, program: str, reading: int) -> list[tuple[Any, Any]]:
         """The group and the configuration of each place that *program* has in *reading*, and not yet here."""
         groups = self._supervisord().process_groups
+        twins = {(twin.group.config.name, key_of(twin)) for twin in self._twins(program)}
         return [
-            (groups[group.name], config)
-            for group in self._readings.get(reading, ())
-            if group.name in groups
-            for config in group.process_configs
-            if getattr(config, "sockshare_program", None) == program
-            and config.name not in groups[group.name].processes
-            and config.name not in {key_of(twin) for twin in self._twins(program) if twin.group is groups[group.name]}
+            (groups[group], config)
+            for group, config in self._read(program, reading)
+            if group in groups and config.name not in groups[group].processes and (group, config.name) not in twins
         ]
 
     def is_surplus(self, process: Any, reading: int) -> bool:
         """Whether its program has places in *reading*, and *process*'s is none of them."""
         names = [
             config.name
-            for group in self._readings.get(reading, ())
-            if group.name == process.group.config.name
-            for config in group.process_configs
-            if getattr(config, "sockshare_program", None) == program_of(process)
+            for group, config in self._read(program_of(process) or "", reading)
+            if group == process.group.config.name
         ]
         return bool(names) and key_of(process) not in names
 
@@ -149,6 +163,22 @@ class Twins:
         for group in list(self._supervisord().process_groups.values()):
             for key, process in list(group.processes.items()):
                 yield group, key, process
+
+    def _of(self, program: str) -> list[tuple[Any, str, Any]]:
+        if self._walk is not None:
+            return self._walk.running.get(program, [])
+        return [entry for entry in self._all() if program_of(entry[2]) == program]
+
+    def _read(self, program: str, reading: int) -> list[tuple[str, Any]]:
+        """The configurations that *program* has in *reading*, with the names of their groups."""
+        if self._walk is not None and reading == self._last_reading:
+            return self._walk.read.get(program, [])
+        return [
+            (group.name, config)
+            for group in self._readings.get(reading, ())
+            for config in group.process_configs
+            if getattr(config, "sockshare_program", None) == program
+        ]
 
     def _twins(self, program: str) -> list[Any]:
         return [process for process in self.live(program) if role_of(process) == TWIN]
@@ -260,6 +290,7 @@ class Twins:
 
         One of *retire* whose place is none in *reading* loses it. With none to retire, twins have places of their own.
         """
+        self._prove(program)
         twins = [twin for twin in self._twins(program) if twin.pid in known]
         for place in self.places(program):
             if place.process.pid in retire and place.process.pid:
@@ -298,6 +329,7 @@ class Twins:
         retired: list[int] = []
         if patience is not None:
             self._give_back(program, retire, known)
+            self._give_configurations_back(program)
             for twin in self._twins(program):
                 if twin.pid in retire or twin.pid not in known:
                     retired.append(twin.pid)
@@ -327,6 +359,7 @@ class Twins:
                 self.kill(twin)
             elif own is not None and _is_placeless(twin, known) and twin.pid not in {one.pid for _, one in takes}:
                 takes.append((own, twin))
+        self._prove(program)
         for place, twin in takes:
             retired += self._take_over(place, twin, stop_signal)
         for place in left:
@@ -334,6 +367,8 @@ class Twins:
         for _, _, process in self._all():
             if role_of(process) == RETIRED and process.pid in retire and process.state in _LIVE:
                 retired.append(process.pid)
+                if stop_signal is not None:  # what `replace` was told may be less: not what its server takes
+                    process.config.stopsignal = stop_signal
                 self._stop(process)
         return retired
 
@@ -537,9 +572,27 @@ class Twins:
             return
         place = Place(process.group, process.config.name)
         if process.group.processes.get(place.key) is process:
-            process.config = real = self._newest(place, reading)
-            configs = process.group.config.process_configs
-            configs[:] = [real if config.name == place.key else config for config in configs]
+            real = self._newest(place, reading)
+            if real is not process.config and not hasattr(process, "sockshare_before"):
+                process.sockshare_before = process.config
+            self._configure(place, real)
+
+    def _configure(self, place: Place, config: Any) -> None:
+        place.process.config = config
+        configs = place.group.config.process_configs
+        configs[:] = [config if one.name == place.key else one for one in configs]
+
+    def _prove(self, program: str) -> None:
+        """What a reload applies is in force: nothing gives back what was before it."""
+        for place in self.places(program):
+            vars(place.process).pop("sockshare_before", None)
+
+    def _give_configurations_back(self, program: str) -> None:
+        """Let processes that began in their places with what a reload applied begin with what was before, next time."""
+        for place in self.places(program):
+            before = vars(place.process).pop("sockshare_before", None)
+            if before is not None:
+                self._configure(place, before)
 
     def _is_later(self, config: Any, reading: int) -> bool:
         self.reading()  # so that what was read last is known
@@ -547,8 +600,8 @@ class Twins:
         return any(config is one for groups in later for group in groups for one in group.process_configs)
 
     def _end(self, twin: Any) -> None:
-        if role_of(twin) == TWIN:
-            self.kill(twin)
+        if role_of(twin) == TWIN and twin.state in _LIVE:  # it may serve already
+            self._give_up(twin, twin.config.stopwaitsecs, None)
 
     def _sweep(self) -> None:
         """Remove what has ended and was not removed, as after an error."""

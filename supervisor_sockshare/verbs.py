@@ -61,10 +61,11 @@ class SupervisorVerbs:
     def processes(self, answer: Answer) -> None:
         """See `Verbs`; a process that is on its way out is none of a program's any more."""
         programs = {}
-        for program in self.specs:
-            places = self._twins.places(program)
-            if places:
-                programs[program] = self._describe(program, places)
+        with self._twins.walked():  # supervisord waits, and may have hundreds of them
+            for program in self.specs:
+                places = self._twins.places(program)
+                if places:
+                    programs[program] = self._describe(program, places)
         answer.give(programs=programs)
 
     def _describe(self, program: str, places: Sequence[Any]) -> dict[str, Any]:

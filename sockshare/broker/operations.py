@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from sockshare.core.errors import (
     SockshareError,
     UnknownProgram,
 )
-from sockshare.core.names import programs_named
+from sockshare.core.names import no_such_program, programs_named
 from sockshare.core.readiness import Expectation
 from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
@@ -241,10 +241,7 @@ class Operations:
         that do not run: there is nothing to reload."""
         self._authority.check(caller, "reload a program")
         programs = (await self._link.ask("processes"))["programs"]
-        processes = {
-            name: [*facts.get("names", ()), *(str(one["process"]) for one in facts["processes"])]
-            for name, facts in programs.items()
-        }
+        processes = _names(programs)
         sharing = [name for name, spec in self._state.programs.items() if spec.sockets]
         meant = programs_named(request.programs or (), processes, sharing)
         stopped = [name for name, by_itself in meant.items() if not by_itself and not programs[name]["active"]]
@@ -262,9 +259,7 @@ class Operations:
         programs = (await self._link.ask("processes"))["programs"]
         spec = self._state.programs.get(request.program)
         if request.program not in programs:
-            raise UnknownProgram(
-                f"can't reload {request.program!r}: no such program{did_you_mean(request.program, programs)}"
-            )
+            raise UnknownProgram(no_such_program(request.program, _names(programs)))
         if spec is None:
             self._state.check_section(request.program)
             raise UnknownProgram(
@@ -423,6 +418,14 @@ class Operations:
             "seconds": 0.0,
             "stderr": "",
         }
+
+
+def _names(programs: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of each program's processes, of *programs* as the manager tells of them."""
+    return {
+        name: [*facts.get("names", ()), *(str(one["process"]) for one in facts["processes"])]
+        for name, facts in programs.items()
+    }
 
 
 def _runs_as(managed: Managed, uid: int) -> bool:

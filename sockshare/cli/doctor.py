@@ -16,11 +16,17 @@ _Finding = dict[str, Any]
 
 
 def run(endpoint: Endpoint, *, as_json: bool) -> int:
-    """Show what is wrong, a line each; 3 when anything is, 2 for a refused configuration, 75 without a broker."""
+    """Show what is wrong as far as it is seen, a line each.
+
+    3 when anything is, 2 for a refused configuration, 75 without a broker.
+    """
     try:
         broker = connect(endpoint)
     except NoBroker as error:
-        _show([_problem("broker", str(error)), *_managers()], as_json=as_json)
+        # Where the sentence has several reasons, they come as lines of their own; one reason may be all of it.
+        said = str(error).partition("\n")[0].rstrip(" ;:")
+        others = [one for one in _managers() if one["sentence"] not in said]
+        _show([_problem("broker", said), *others], as_json=as_json)
         return ExitStatus.NO_BROKER
     if broker.state == "refused" and broker.mistakes:
         return refused(broker, as_json=as_json)
@@ -50,5 +56,7 @@ def _show(findings: Sequence[_Finding], *, as_json: bool) -> None:
         print(f"{one['level']}: {one['subject']}: {one['sentence']}")
         for line in one.get("lines", ()):
             print(f"  | {line}")
-    if not any(one["level"] == "problem" for one in findings):
-        print("all is well")
+    if any(one["level"] == "problem" for one in findings):
+        return
+    unseen = any(one.get("unseen") for one in findings)
+    print("nothing wrong is seen, but not all can be seen: see the notes" if unseen else "all is well")

@@ -91,10 +91,14 @@ def _reload_all(
                 following = _Following(broker, program, printer, interrupt, timeout=timeout, dry_run=dry_run)
                 ended: int = following.follow()
             except SockshareError as error:
-                if len(programs) == 1 or isinstance(error, NoBroker):
+                if len(programs) == 1:
                     raise
                 print(f"sockshare: {error}", file=sys.stderr)
                 ended = error.exit_status
+                if isinstance(error, NoBroker):  # the next one would wait as long, to be told the same
+                    if programs[at + 1 :]:
+                        printer.say(f"not begun: {' '.join(programs[at + 1 :])}")
+                    return status or ended
             status = status or ended
     return status
 

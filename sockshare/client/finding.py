@@ -120,7 +120,7 @@ def nearest(pid: int | None = None) -> Manager | None:
         try:
             # A program may embed circus: then only the meeting point tells what it is.
             if meeting.is_manager(argv) or meeting.find(ancestor) is not None:
-                return Manager("supervisord" if "supervisord" in " ".join(argv) else "circusd", ancestor)
+                return Manager(meeting.manager_name(argv), ancestor)
         except ProcessLookupError:
             continue  # gone, or hidden from us (hidepid, proc(5))
     return None

@@ -27,6 +27,8 @@ _LOADS = {
 }
 _OURS = {"supervisord": "[rpcinterface:sockshare]", "circusd": "[plugin:sockshare]"}
 _LONGEST_COMMAND = 80
+#: So many managers are asked why at most, so many processes of one that has ended are shown, and are to be killed.
+_ASKED, _SHOWN, _KILLED = 32, 8, 64
 
 
 class Manager(NamedTuple):
@@ -59,7 +61,7 @@ def manager(pid: int, words: list[str] | None = None) -> Manager:
         ProcessLookupError: It is gone.
     """
     words = meeting.arguments(pid) if words is None else words
-    name = "supervisord" if "supervisord" in " ".join(words) else "circusd"
+    name = meeting.manager_name(words)
     return Manager(pid, name, meeting.user(pid), _file(pid, name, words))
 
 
@@ -181,6 +183,7 @@ def _where(one: Manager) -> str:
 def orphans() -> list[tuple[int, str]]:
     """Processes that were given sockets by a manager which has ended, with their commands; as far as we may look."""
     found = []
+    accept: dict[str, bool] = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         try:
             environment = processes.content(f"/proc/{pid}/environ")
@@ -190,7 +193,9 @@ def orphans() -> list[tuple[int, str]]:
             command = in_words(processes.command(pid), _LONGEST_COMMAND)
         except OSError:
             continue
-        if endpoint is None or not door.accepts(endpoint):  # else a living manager's, which has daemonized
+        if endpoint is not None and endpoint not in accept:
+            accept[endpoint] = door.accepts(endpoint)
+        if endpoint is None or not accept[endpoint]:  # else a living manager's, which has daemonized
             found.append((pid, command))
     return found
 
@@ -202,14 +207,23 @@ def _is_manager(pid: int) -> bool:
         return False
 
 
-def reasons() -> list[tuple[str, str]]:
-    """Why this user has no broker: whom it is about, and the reason with what to do; at least one."""
-    said = [(str(one), why_no_broker(one) or _where(one)) for one in running()]
+def reasons(asked: int = _ASKED) -> list[tuple[str, str]]:
+    """Why this user has no broker: whom it is about, and the reason with what to do; at least one.
+
+    Args:
+        asked: So many managers are looked at, this user's first.
+    """
+    managers = sorted(running(), key=lambda one: one.uid != os.geteuid())  # who asks means its own first
+    said = [(str(one), why_no_broker(one) or _where(one)) for one in managers[:asked]]
+    if len(managers) > asked:
+        said.append((f"{len(managers) - asked} more managers", "not looked at; say --endpoint DIR"))
     left = orphans()
     if left:
-        pids = " ".join(str(pid) for pid, _ in left)
-        listed = ", ".join(f"pid {pid} ({command})" for pid, command in left)
-        end = f"they hold its sockets; end them (`kill {pids}`) before it is started again"
+        pids = " ".join(str(pid) for pid, _ in left[:_KILLED])
+        listed = ", ".join(f"pid {pid} ({command})" for pid, command in left[:_SHOWN])
+        listed += f", and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        again = ", and ask again," if len(left) > _KILLED else ""
+        end = f"they hold its sockets; end them (`kill {pids}`){again} before it is started again"
         said.append(("a manager that has ended", f"{len(left)} of its processes run on: {listed}; {end}"))
     return said or [
         ("manager", "no circusd and no supervisord runs here; start one, with sockshare in its configuration")

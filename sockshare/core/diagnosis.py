@@ -16,6 +16,7 @@ class Finding(NamedTuple):
     subject: str
     sentence: str
     lines: tuple[str, ...] = ()  # what a process wrote last
+    unseen: bool = False  # it says what could not be looked at, so that nobody may say that all is well
 
 
 class Words(NamedTuple):
@@ -124,7 +125,8 @@ def _of_socket(entry: Mapping[str, Any], facts: Mapping[str, Any], words: Words)
         yield Finding("problem", subject, f"no process serves it, connections wait: {_start(users, facts, words)}")
     elif not _is_served(entry):
         if unseen is not None:
-            yield Finding("note", subject, f"can't see whether it is served: {unseen}; {_sight(holders)}")
+            sentence = f"can't see whether it is served: {unseen}; {_sight(holders)}"
+            yield Finding("note", subject, sentence, unseen=True)
         elif all(holder.get("quiesced") for holder in holders):
             wakes = " and ".join(f"`sockshare wake {holder['process']}`" for holder in holders)
             yield Finding("problem", subject, f"all that serve it are quiesced, connections wait: {wakes}")
@@ -175,7 +177,7 @@ def _of_reach(entry: Mapping[str, Any], words: Words) -> Iterator[Finding]:
         often = f", the last of {times} times" if times > 1 else ""
         yield Finding("note", subject, f"{entry['mended']['last']} ({entry['mended']['ago']:.0f} s ago{often})")
     if entry.get("unseen"):
-        yield Finding("note", subject, f"not all of it can be seen: {entry['unseen']}")
+        yield Finding("note", subject, f"not all of it can be seen: {entry['unseen']}", unseen=True)
 
 
 #: What servers and runtimes say of an address that they can't bind, and of an accept(2) that would have to wait.
@@ -335,6 +337,11 @@ def _of_processes(facts: Mapping[str, Any], words: Words) -> Iterator[Finding]:
             sentences = list(_of_holder(entry["name"], holder, holder["program"] in reloading, facts, words))
             for level, sentence in sentences:
                 yield Finding(level, subject_of(holder), sentence)
+            if holder["program"] in reloading or not _is_served(entry):
+                continue  # it has just started; or it is said of the socket
+            if holder.get("unseen") and not holder["ready"]:
+                sentence = f"can't see whether it serves {entry['name']}: {holder['unseen']}; {_sight([holder])}"
+                yield Finding("note", subject_of(holder), sentence, unseen=True)
 
 
 def _of_leftovers(facts: Mapping[str, Any]) -> Iterator[Finding]:

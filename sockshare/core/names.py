@@ -34,7 +34,7 @@ def programs_named(
         several = name == ALL or _group(name) is not None
         meant = _meant(name, processes, sharing)
         if not meant:
-            unknown.append(_sentence(name, processes))
+            unknown.append(no_such_program(name, processes))
         for program in meant:
             found[program] = found.get(program, False) or not several
     if unknown:
@@ -57,9 +57,12 @@ def _meant(name: str, processes: Mapping[str, Collection[str]], sharing: Collect
     return [program for program, its in processes.items() if any(one.partition(":")[0] == group for one in its)]
 
 
-def _sentence(name: str, processes: Mapping[str, Collection[str]]) -> str:
+def no_such_program(name: str, processes: Mapping[str, Collection[str]]) -> str:
+    """The sentence for a *name* that means nothing among the programs with these names of *processes*."""
     if name == ALL:
         return "can't reload all: no program's section names a socket"
     every = [one for its in processes.values() for one in its]
     groups = [f"{one.partition(':')[0]}:*" for one in every if ":" in one]
+    if f"{name}:*" in groups:
+        return f"can't reload {name!r}: no such program; did you mean '{name}:*'?"
     return f"can't reload {name!r}: no such program{did_you_mean(name, [*groups, *every, *processes])}"

@@ -286,6 +286,27 @@ def test_several_are_reloaded_in_turn_and_the_first_failure_is_the_status(host: 
     assert done.stderr == "sockshare: can't reload web: it is not running\n" * 2
 
 
+def test_what_was_not_begun_is_said_when_the_broker_is_gone(host: Host) -> None:
+    """Nothing is lost of what happened before: the status is that of the first failure, and each has its sentence."""
+    error = {"error": "NotRunning", "message": "can't reload web: it is not running", "exit": 9}
+    gone = {"error": "NoBroker", "message": "can't ask it: it is gone", "exit": 75}
+    for errors, status, sentences in (
+        ([gone], 75, ["sockshare: can't follow the reload of web: can't ask it: it is gone"]),
+        (
+            [error, gone],
+            9,
+            [f"sockshare: {error['message']}", "sockshare: can't follow the reload of api: can't ask it: it is gone"],
+        ),
+    ):
+        host.start(programs=["web", "api", "mail", "x"], stopped=[], reloads=errors)
+        done = host.run("reload", "--all")
+        begun = len(errors)
+        assert done.returncode == status
+        rest = f"sockshare reload: not begun: {' '.join(['web', 'api', 'mail', 'x'][begun:])}"
+        assert done.stderr.splitlines() == [*sentences, rest]
+        host.kill()
+
+
 def test_what_was_not_begun_is_said_when_the_first_is_cancelled(host: Host) -> None:
     """Ctrl-C ends the one that runs, and begins no other."""
     final = {"result": "rolled_back", "exit": 5, "reason": "interrupted"}

@@ -54,10 +54,18 @@ def test_interpreter_of_the_installation_is_found(tmp_path: Path, poisoned: dict
     script = install(tmp_path / "an environment", head)
     link = tmp_path / "link"
     link.symlink_to(script)
-    for word, directory, path in ((str(script), "/", ""), (str(link), "/", ""), ("sockshare", str(script.parent), ":")):
+    known = os.environ["PATH"]
+    for word, directory, path in (
+        (str(script), "/", known),
+        (str(link), "/", known),
+        ("sockshare", str(script.parent), f":{known}"),
+        # As managers start it that give their processes no environment.
+        (str(script), "/", ""),
+        (str(link), "/", ""),
+    ):
         done = subprocess.run(
             [word, "exec", "--help"],
-            env={**os.environ, **poisoned, "PATH": f"{path}{os.environ['PATH']}"},
+            env={**os.environ, **poisoned, "PATH": path},
             cwd=directory,
             capture_output=True,
             text=True,

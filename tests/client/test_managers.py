@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from sockshare.client import finding, managers
+from sockshare.client import dialogue, finding, managers
+from sockshare.client import door as doors
 from sockshare.core.errors import NoBroker
 from sockshare.kernel import meeting
+from tests.client.host import ROOT
 from tests.client.test_finding import point
 
 NOBODY = 65534
@@ -147,6 +152,62 @@ def test_manager_with_a_broker_is_not_passed_over(tmp_path: Path) -> None:
         with pytest.raises(NoBroker) as raised:
             finding.find(str(nowhere), command=True, timeout=0.1)
     assert f"{one} at {at}" in str(raised.value)
+
+
+def test_not_more_is_looked_at_than_people_read(tmp_path: Path) -> None:
+    """Of managers, and of the processes of one that has ended; how many there are besides is said."""
+    environment = {**os.environ, "SOCKSHARE_FD_WEB": "3", "SOCKSHARE_ENDPOINT": str(tmp_path / "none")}
+    begin = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 100 >/dev/null & echo $!; done"
+    started = subprocess.run(["sh", "-c", begin], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    orphans = [int(pid) for pid in started.stdout.split()]
+    several = [subprocess.Popen(["supervisord", "100"], executable="/bin/sleep") for _ in range(3)]
+    try:
+        said = dict(managers.reasons(2))
+        told = [one for one in said if one.startswith("supervisord (pid")]
+        assert len(told) <= 2
+        [more] = [one for one in said if one.endswith(" more managers")]
+        assert int(more.split()[0]) >= 1
+        sentence = said["a manager that has ended"]
+        assert sentence.count("pid ") == 8
+        assert " more;" in sentence
+        assert all(f" {pid}" in sentence.partition("`kill")[2].partition("`")[0] for pid in orphans)
+    finally:
+        for process in several:
+            process.kill()
+            process.wait()
+        for pid in orphans:
+            os.kill(pid, 9)
+
+
+def _sentences(module: ModuleType) -> Iterator[str]:
+    """What the code of *module* can say of a broker that is missing; what is filled in is a blank there."""
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    for node in ast.walk(tree):
+        found: list[ast.expr | None] = []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "NoBroker":
+            found = list(node.args)
+        elif isinstance(node, ast.FunctionDef) and node.name in ("why_no_broker", "_why_no_point", "_where", "_why"):
+            found = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
+        elif isinstance(node, ast.FunctionDef) and node.name == "reasons":
+            found = [one.elts[1] for one in ast.walk(node) if isinstance(one, ast.Tuple) and len(one.elts) == 2]
+        for text in [part for one in found for part in (one.values if isinstance(one, ast.BoolOp) else [one])]:
+            if isinstance(text, ast.JoinedStr):
+                yield "".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in text.values)
+            elif isinstance(text, ast.Constant) and text.value:
+                yield str(text.value)
+
+
+def test_each_sentence_for_a_missing_broker_is_in_the_documentation() -> None:
+    """Its beginning, or the part of it that tells causes apart, stands in italics in the table."""
+    page = (ROOT / "docs" / "errors.md").read_text().partition("## No broker")[2].partition("\n## ")[0]
+    phrases = {phrase.partition(" [")[0] for phrase in re.findall(r"\*([^*]+)\*", page)}
+    said = {sentence for module in (managers, finding, doors, dialogue) for sentence in _sentences(module)}
+    # What only joins a beginning to a reason that is said elsewhere.
+    joined = ("a broker for uid {}: {}", "the broker at {}: {}", "{} runs none (looked for {}): {}")
+    said = {one for one in said if not one.endswith(joined) and one != "{} more managers"}
+    assert len(said) > 15
+    vague = {"can't find a broker"}
+    assert [one for one in said if not any(phrase in one for phrase in phrases - vague)] == []
 
 
 def test_process_that_its_manager_left_behind_is_told(tmp_path: Path) -> None:

@@ -288,6 +288,14 @@ def test_what_can_not_be_seen_is_not_said_to_be_missing() -> None:
     found = findings(facts)
     assert [(one.level, one.subject) for one in found] == [("note", "socket web")]
     assert "can't see whether it is served: no rights" in found[0].sentence
+    assert found[0].unseen
+    holders = facts["sockets"][0]["holders"]
+    holders.append({**WELL["sockets"][0]["holders"][0], "pid": 21, "process": "site:web2"})
+    [one] = findings(facts)
+    assert (one.level, one.subject, one.unseen) == ("note", HOLDER, True)
+    assert one.sentence.startswith("can't see whether it serves web: no rights; give the broker")
+    facts["programs"][0]["reload"] = {"state": "warm"}
+    assert not findings(facts), "it has just started"
 
 
 def test_remedy_is_one_that_lets_it_be_seen() -> None:
@@ -303,6 +311,7 @@ def test_silent_manager_is_not_taken_for_one_that_runs_nothing() -> None:
     found = findings({**facts, "silent": "it did not answer"})
     assert [(one.level, one.subject) for one in found] == [("problem", "supervisord"), ("note", "socket web")]
     assert "can be seen: it did not answer" in found[1].sentence
+    assert found[1].unseen
 
 
 def test_process_that_stands_by_is_as_it_should_be() -> None:

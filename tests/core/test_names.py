@@ -50,6 +50,7 @@ def test_program_called_all_is_what_is_meant() -> None:
         ("wbe", "can't reload 'wbe': no such program; did you mean 'web'?"),
         ("web:web_7", "can't reload 'web:web_7': no such program; did you mean 'web:web_1'?"),
         ("stie:*", "can't reload 'stie:*': no such program; did you mean 'site:*'?"),
+        ("site", "can't reload 'site': no such program; did you mean 'site:*'?"),
         ("site:ap", "can't reload 'site:ap': no such program; did you mean 'site:api'?"),
         ("", "can't reload '': no such program"),
         ("*", "can't reload '*': no such program"),

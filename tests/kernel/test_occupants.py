@@ -14,6 +14,7 @@ import pytest
 
 from sockshare.kernel import occupants
 from sockshare.kernel.occupants import Occupant, describe
+from tests.support.circusd import wait_until
 
 TAKES = """
 import socket, sys
@@ -68,6 +69,31 @@ def test_path_is_its_processs(tmp_path: Path) -> None:
     assert occupants.of_path(path) == []
 
 
+def test_each_of_several_addresses_has_its_own() -> None:
+    """By one look; an address of nobody's has nobody."""
+    with taken("AF_INET", "SOCK_STREAM", "127.0.0.1") as one, taken("AF_INET", "SOCK_DGRAM", "127.0.0.1") as two:
+        tables = occupants.Tables()
+        wanted = [tables.of_port("tcp", "", int(one[1])), set(), tables.of_port("udp", "", int(two[1]))]
+        found = occupants.of_each(wanted)
+    assert [[one.pid for one in its] for its in found] == [[one[0]], [], [two[0]]]
+
+
+def test_process_that_has_wiped_its_arguments_has_its_name_all_the_same() -> None:
+    """As some do that show a title of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        # execve(2) with a single, blank argument.
+        program = "import os, sys; os.execve(sys.argv[1], [' '], {})"
+        with subprocess.Popen(
+            [sys.executable, "-c", program, "/bin/cat"], stdin=subprocess.PIPE, pass_fds=[taken.fileno()]
+        ) as process:
+            try:
+                wait_until(lambda: os.readlink(f"/proc/{process.pid}/exe").endswith("cat"), 10, "it is cat")
+                who = occupants.of_port("tcp", "127.0.0.1", taken.getsockname()[1])
+                assert [(one.pid, one.command) for one in who] == [(process.pid, "[cat]")]
+            finally:
+                process.kill()
+
+
 def test_own_socket_is_not_told() -> None:
     """Who asks knows what it has."""
     with socket.create_server(("127.0.0.1", 0)) as own:
@@ -80,6 +106,9 @@ def test_sentence_says_how_it_becomes_free() -> None:
     assert describe([one]) == " by pid 5 (x --y); end it: kill 5"
     assert describe([one, two]) == " by pid 5 (x --y), pid 6 (z); end them: kill 5 6"
     assert describe([]) == ""
+    many = [Occupant(pid, "x", 0) for pid in range(10, 20)]
+    assert describe(many).count("pid") == 8, "the others are counted"
+    assert ", and 2 more; end them: kill 10 11 12 13 14 15 16 17 18 19" in describe(many)
     mine = Occupant(7, "w", os.getpid())
     assert describe([mine], own=os.getpid()) == ""
     assert f"of the manager pid {os.getpid()} (" in describe([mine])

@@ -106,6 +106,34 @@ def test_reread_in_the_middle_is_for_the_next_reload(stage: Supervisord) -> None
     assert markers(stage) == {f"MARKER={after}".encode()}
 
 
+def test_process_that_crashed_has_its_configuration_again_after_a_rollback(stage: Supervisord) -> None:
+    """It was started anew with that of the reload, which is broken: it would crash for ever."""
+    good = stage.sections["program:web"]["command"]
+    marker = configure(stage)
+    stage.ctl("reread")
+    assert stage.reload().status == 0
+    younger = max(stage.processes().items(), key=lambda item: item[1]["start"])[0]
+    pid = stage.processes()[younger]["pid"]
+    configure(stage, command="/bin/sh -c 'sleep 1; exit 1'")
+    stage.ctl("reread")
+    try:
+        reload = reload_and(stage, "start", lambda _: stage.kill(pid))
+        assert reload.status == 5, reload
+        wait_until(
+            lambda: (
+                {one["statename"] for one in stage.processes().values()} == {"RUNNING"}
+                and len(stage.pids()) == 2
+                and markers(stage) == {f"MARKER={marker}".encode()}
+            ),
+            15,
+            "two run, as before",
+            0.1,
+        )
+        assert stage.processes()[younger]["pid"] != pid
+    finally:
+        stage.sections["program:web"]["command"] = good
+
+
 def test_process_that_was_stopped_stays_stopped_and_is_not_blamed(stage: Supervisord) -> None:
     """`stop web:web_0`, when it is being replaced: the other one is replaced, and the last line says what happened."""
     older = min(stage.processes().items(), key=lambda item: item[1]["start"])[0]
@@ -149,3 +177,26 @@ def test_orderly_retirement_is_no_crash_to_event_listeners(stage: Supervisord) -
     assert set(names) <= {f"PROCESS_STATE_{state}" for state in ("STARTING", "RUNNING", "STOPPING", "STOPPED")}, (
         heard.read_text()
     )
+
+
+def test_new_process_that_is_given_up_is_not_fatal_to_event_listeners(stage: Supervisord) -> None:
+    """What fatalmailbatch and crashmailbatch mail: one that somebody stops has not exited; one that fails has backed
+    off, and is gone before supervisord gives it up."""
+    heard = stage.directory / "events"
+    heard.write_text("")
+    older = min(stage.processes().items(), key=lambda item: item[1]["start"])[0]
+    during(stage, "start", "stop", f"web:{older}")
+    wait_until(lambda: sorted(stage.processes()) == ["web_0", "web_1"], 10, "all are in their places", 0.1)
+    assert stage.ctl("start", f"web:{older}").returncode == 0
+    all_ready(stage)
+    orderly = {f"PROCESS_STATE_{state}" for state in ("STARTING", "RUNNING", "STOPPING", "STOPPED")}
+    wait_until(lambda: heard.read_text().count("STATE_STOPPED ") >= 3, 10, "what was stopped is heard of", 0.1)
+    assert {line.split()[0] for line in heard.read_text().splitlines()} <= orderly, heard.read_text()
+    heard.write_text("")
+    stage.deploy("bad", "exit_at_import")
+    assert stage.reload().status == 5
+    stage.deploy("v1")
+    assert stage.reload().status == 0  # so that whatever there is to be heard of the one before has been heard
+    wait_until(lambda: heard.read_text().count("STATE_STOPPED ") >= 2, 10, "both old ones are heard to stop", 0.1)
+    names = {line.split()[0] for line in heard.read_text().splitlines()}
+    assert names <= {*orderly, "PROCESS_STATE_BACKOFF"}, heard.read_text()

@@ -81,6 +81,10 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, str]], tuple[str, ...]]] = {
         {"program:web": {"command": "sockshare exec -- x --fd {fd:wbe}"}},
         ("[program:web] command:", "{fd:wbe}", "did you mean 'web'?"),
     ),
+    "descriptor beside an expanded name": (
+        {"program:web": {"command": "sockshare exec -- x --fd {fd:wbe}", "sockshare_sockets": "%(program_name)s"}},
+        ("[program:web] command:", "{fd:wbe}", "did you mean 'web'?"),
+    ),
     "descriptor without the key": (
         {"program:web": {"command": "sockshare exec -- x --fd {fd:web}", "sockshare_sockets": ""}},
         ("[program:web] command:", "{fd:web}", "write sockshare_sockets = web"),

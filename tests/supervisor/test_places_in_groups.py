@@ -160,6 +160,35 @@ def test_reload_has_the_configuration_that_it_began_with(start: Start) -> None:
         stage.twins.start("web", beside=other.pid, reading=99)
 
 
+@pytest.mark.parametrize("proven", [False, True])
+def test_process_that_began_with_what_failed_begins_with_what_was_before(start: Start, proven: bool) -> None:
+    """It crashed in the middle of a reload that is rolled back; what a twin has taken a place with stays in force."""
+    stage = start(of(2, "environment = MARK=1\n"))
+    other = stage.process("web_1")
+    other.config.autorestart = True
+    stage.reread(of(2, "environment = MARK=2\nautorestart = true\n"))
+    stage.applied = reading = stage.twins.reading()
+    old = stage.process("web_0")
+    twin = started(stage, old.pid, reading)
+
+    def crashes() -> list[bytes]:
+        before = other.pid
+        os.kill(before, signal.SIGKILL)
+        stage.until(lambda: other.pid not in (0, before) and other.pid in stage.noted("started"), "it is started anew")
+        return marks(other.pid)
+
+    assert crashes() == crashes() == [b"MARK=2"]
+    if proven:
+        stage.twins.replace("web", [old.pid], [twin.pid], reading, None)
+    stage.twins.settle("web", [twin.pid], [old.pid], 0.0, None)
+    stage.applied = None
+    at_rest(stage, "web_0", "web_1")
+    assert crashes() == [b"MARK=2" if proven else b"MARK=1"]
+    configs = stage.supervisord.process_groups["web"].config.process_configs
+    assert other.config in configs
+    assert [one.name for one in configs] == ["web_0", "web_1"]
+
+
 def test_process_that_somebody_else_stops_is_known_and_not_replaced(start: Start) -> None:
     """With what was to replace it; what we stop ourselves is not among them."""
     stage = start(of(2))

@@ -55,6 +55,7 @@ class Groups:
         self.loop = PollLoop()
         self._poller = _Poller()
         self.loop.attach(self._poller)
+        self.statuses: dict[int, int] = {}  # of those that have ended, as wait(2) has it
         self.applied: int | None = None  # the number of the reading that a reload applies
         self.twins = Twins(self.loop, lambda: self.supervisord, lambda program: self.applied)
         self._changed = lambda event: self.twins.changed(event.process)
@@ -102,6 +103,7 @@ class Groups:
         for pid, process in list(self.options.pidhistory.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
+                self.statuses[pid] = status
                 process.finish(pid, status)
                 del self.options.pidhistory[pid]
         for group in list(self.supervisord.process_groups.values()):

@@ -66,8 +66,8 @@ CLI = (
     mutant(
         "cli: what can't be seen is not served",
         f"{_CLI}/status.py",
-        'or any(holder.get("unseen") for holder in entry["holders"])\n',
-        "\n",
+        '        or any(holder.get("unseen") for holder in entry["holders"])\n',
+        "",
         f"{_TESTS}/test_commands.py::test_status_exits_0_where_the_broker_cannot_see",
         felt="status exits 3 in a container in which everything serves",
     ),

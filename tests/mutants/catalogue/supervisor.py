@@ -10,6 +10,22 @@ _IN_PROCESS = f"{_TESTS}/test_in_process.py"
 
 SUPERVISOR = (
     mutant(
+        "supervisord: signal of the server comes too late",
+        _TWINS,
+        "                    process.config.stopsignal = stop_signal\n",
+        "                    pass\n",
+        f"{_OF_TWINS}::test_old_one_that_was_drained_first_is_stopped_by_the_signal_of_its_server",
+        felt="nginx that was drained from outside is told to stop at once, and cuts requests",
+    ),
+    mutant(
+        "supervisord: configuration of a failed reload stays",
+        _TWINS,
+        "            self._give_configurations_back(program)\n",
+        "",
+        f"{_TESTS}/test_places_in_groups.py::test_process_that_began_with_what_failed_begins_with_what_was_before",
+        felt="a process that crashed during a bad deploy starts with its configuration after the rollback",
+    ),
+    mutant(
         "supervisord: group does not know its new configuration",
         _TWINS,
         "        configs[:] = [real if config.name == key else config for config in configs]\n",
