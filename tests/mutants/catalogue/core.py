@@ -244,8 +244,8 @@ CORE = (
     mutant(
         "core: done although the old version serves",
         _ROLLOUT,
-        "        if event.left and event.left != self._left and serves:",
-        "        if event.left and event.ended and event.left != self._left and serves:",
+        "        if left and left != self._left and serves:",
+        "        if left and event.ended and left != self._left and serves:",
         f"{_TESTS}/test_rollout.py::test_reload_fails_while_the_old_version_serves_besides",
         felt="clients get answers of two versions after a deploy that is done",
     ),
