@@ -37,6 +37,24 @@ BROKER = (
         f"{_OF_RELOADS}::test_reload_after_which_nobody_reaches_the_program_is_not_done",
         felt="the exit status of a deploy is 0, and every client is refused",
     ),
+    mutant(
+        "broker: nobody looks whether what is ready stays so",
+        _RELOADS,
+        "        await self._see_it_stay(process)\n",
+        "",
+        "tests/e2e/test_verdicts.py::test_what_is_said_of_a_broken_version_is_what_clients_see"
+        "[circus-orphaned-exit_after_ready-1]",
+        felt="a deploy is done whose workers crash all the time",
+    ),
+    mutant(
+        "broker: worker that loads outlives its version",
+        f"{_BROKER}/leftovers.py",
+        "        if origin is not None and origin == given_up:",
+        "        if origin is None and origin == given_up:",
+        f"{_TESTS}/test_leftovers.py::test_what_a_given_up_one_has_left_is_found_before_it_serves",
+        felt="a version that was rolled back begins to serve",
+        kind=Kind.STOPPED,
+    ),
     # Who may have what.
     mutant(
         "broker: anybody may command",

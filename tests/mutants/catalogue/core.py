@@ -242,6 +242,14 @@ CORE = (
         kind=Kind.STOPPED,
     ),
     mutant(
+        "core: ready once, ready for good",
+        _ROLLOUT,
+        "    (State.HOLD, Unready): Rollout._unready_in_hold,\n",
+        "",
+        f"{_TESTS}/test_rollout.py::test_version_whose_workers_die_is_undone_though_its_master_lives",
+        felt="a deploy is done whose workers crash all the time",
+    ),
+    mutant(
         "core: done although the old version serves",
         _ROLLOUT,
         "        if left and left != self._left and serves:",
