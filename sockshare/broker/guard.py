@@ -11,6 +11,7 @@ import logging
 import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at all sockets, and so many of them at a time.
 _LOOK_EVERY = 1.0
 _AT_ONCE = 8
-#: A look at a queue is not followed by the next before so many times its length: of a port with 10,000 connections it
-#: takes 50 ms, for all of them are listed.
+#: A look at a queue is not followed by the next before so many times what it took: of a port with 10,000 connections
+#: that is 50 ms, for all of them are listed.
 _SPARING = 50
 #: Seconds at least between two mendings of one socket: who breaks it without end costs no more than this.
 _MEND_EVERY = 0.01
@@ -204,11 +205,10 @@ class Guard:
             if now < one.queue_at:
                 return
             try:
-                found = await self._others.worker.do(queues.look, sock, closely=True)
+                found, seconds = await self._others.worker.do(_look_closely, sock)
             except OSError:
                 return
-            finally:
-                one.queue_at = now + _SPARING * (self._loop.time() - now)
+            one.queue_at = now + _SPARING * seconds
         clients = found.clients - {0}  # of unix clients those that are closed: they can't be told from one another
         stayed = one.waiting & clients
         if not stayed:
@@ -404,6 +404,12 @@ def _mend(one: _Watched, sock: socket.socket, fault: Fault) -> str:
         reach.disconnect(sock)
         return "disconnected"
     return "published again" if one.place is not None and reach.publish_again(one.place) else ""
+
+
+def _look_closely(sock: socket.socket) -> tuple[queues.Waiting, float]:
+    """Who waits on *sock*, and the seconds of a processor that it took to see."""
+    began = time.thread_time()
+    return queues.look(sock, closely=True), time.thread_time() - began
 
 
 def _sentence(mended: Mended, by: str) -> str:
