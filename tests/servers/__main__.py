@@ -1,6 +1,6 @@
 """``python -m tests.servers [SERVER]...``: reload each server under load as `auto` does, and see what it lost.
 
-A request may be lost only if the last line of its reload says so. With ``--write`` the rows of docs/servers.md are
+No more requests may be lost than the last line of their reload says. With ``--write`` the rows of docs/servers.md are
 written anew for what was run; the others stay.
 """
 
