@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sockshare.core.cost import Cost, Fate, fate, total
+from sockshare.core.cost import Cost, Fate, fate, is_unanswered, total
 from sockshare.core.idleness import History, Sample, Verdict
 from sockshare.kernel import closing, connections, listeners, processes, strike
 from sockshare.kernel.connections import Connection, Ends
@@ -98,6 +98,7 @@ class Drainer:
         self._stopped = False
         self._watched: dict[int, _Watched] = {}  # by cookie
         self._ended: dict[int, _Watched] = {}  # those of which it is not known yet how
+        self._others: set[int] = set()  # cookies of connections that another process has
         self._cost = Cost()
         self._unseen = 0
         self._owned: dict[int, tuple[int, int]] = {}  # inode: pid and descriptor
@@ -206,6 +207,12 @@ class Drainer:
             if one.inode
         }
         self._search(frozenset(present), again=again)
+        if self._ends is not None:
+            self._others.update(
+                one.cookie
+                for inode, (_, one) in present.items()
+                if inode in self._looked_for and inode not in self._owned
+            )
         now = time.monotonic()
         open_now = set()
         for inode in present.keys() & self._owned.keys():
@@ -281,6 +288,10 @@ class Drainer:
             watched = self._ended.get(one.cookie) or self._watched.get(one.cookie)
             if watched is not None:
                 watched.last = one
+            elif self._dead and one.cookie not in self._others and one.info is not None:
+                # It began and ended between two looks, as the process died: its, perhaps.
+                self._unseen += is_unanswered(_sample(one))
+            self._others.discard(one.cookie)
 
     def _judge_ended(self, *, at_last: bool = False) -> None:
         for cookie, watched in list(self._ended.items()):

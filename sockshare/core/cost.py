@@ -73,6 +73,11 @@ def fate(before: Sample, verdict: Verdict, last: Sample | None, *, closed_by_ser
     return Fate.MET if before.bytes_sent > 0 and came_late else Fate.CUT
 
 
+def is_unanswered(last: Sample) -> bool:
+    """Whether a connection of which nothing else is known, and that was last as *last*, had a request and no answer."""
+    return last.bytes_received > _END_OF_FILE and last.bytes_sent == 0
+
+
 def _is_unread(last: Sample) -> bool:
     return last.receive_queue > _END_OF_FILE
 

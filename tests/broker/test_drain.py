@@ -236,6 +236,68 @@ def test_end_of_a_process_is_looked_at(
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("how", ["answers", "dies"])
+def test_request_that_came_between_the_last_look_and_the_end_is_not_called_answered(how: str) -> None:
+    """Nobody has seen whose it was: what can't be seen is said, and an answered one costs nothing."""
+
+    async def body() -> None:
+        with ExitStack() as stack, listening() as (listener, address):
+            server = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", SERVER, str(listener.fileno())],
+                    pass_fds=[listener.fileno()],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            stack.callback(server.kill)
+            assert server.stdin is not None
+            assert server.stdout is not None
+            drainer = Drainer(server.pid, [address])
+            stack.callback(drainer._looker.shutdown)
+            stack.callback(drainer._close)
+            drainer._look()
+            clients = [socket.create_connection(listener.getsockname(), TIMEOUT) for _ in range(2)]
+            for client in clients:
+                stack.enter_context(client).sendall(b"request")
+            assert server.stdout.readline() == b"read\n"
+            server.stdin.write(how.encode() + b"\n")
+            server.stdin.flush()
+            for client in clients:
+                while client.recv(100):
+                    pass
+            server.stdin.close()
+            server.wait(TIMEOUT)
+            found = await drainer.cost()
+            assert found._replace(unseen="") == Cost()
+            assert ("1 connection may have had a request in hand" in found.unseen) is (how == "dies"), found
+
+    asyncio.run(body())
+
+
+def test_request_of_another_process_that_ended_meanwhile_is_not_ascribed() -> None:
+    """The new process has the same listener: what it was seen to have is not the old one's cost."""
+
+    async def body() -> None:
+        with ExitStack() as stack, listening() as (listener, address):
+            server = stack.enter_context(subprocess.Popen([sys.executable, "-c", ""]))
+            server.wait(TIMEOUT)
+            drainer = Drainer(server.pid, [address])
+            stack.callback(drainer._looker.shutdown)
+            stack.callback(drainer._close)
+            client, end = accepted(stack, listener)
+            client.sendall(b"request")
+            assert end.recv(100) == b"request"
+            drainer._look()  # begins to listen
+            drainer._look()
+            end.close()
+            assert client.recv(100) == b""
+            client.close()
+            assert (await drainer.cost()).unseen == ""
+
+    asyncio.run(body())
+
+
 def test_what_can_not_be_judged_is_not_called_none() -> None:
     """Of unix sockets the kernel counts nothing."""
 

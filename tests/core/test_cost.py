@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sockshare.core.cost import Cost, Fate, fate, sentence, total
+from sockshare.core.cost import Cost, Fate, fate, is_unanswered, sentence, total
 from sockshare.core.idleness import Sample, Verdict
 from tests.core.test_idleness import ANSWERED
 
@@ -65,6 +65,21 @@ def test_end_of_a_connection(
 def test_cost_in_words(cost: Cost | None, said: str) -> None:
     """Nothing is said only where nothing was lost; what nobody saw is no nothing."""
     assert sentence(cost) == said
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (FRESH, True),
+        (FRESH._replace(bytes_received=2), True),
+        (FRESH._replace(bytes_received=1), False),  # its client's end
+        (FRESH._replace(bytes_received=0), False),
+        (ANSWERED, False),
+    ],
+)
+def test_connection_of_which_only_the_end_is_known_had_a_request_or_not(last: Sample, expected: bool) -> None:
+    """It is unanswered if something came, and nothing went."""
+    assert is_unanswered(last) is expected
 
 
 def test_costs_add_up_and_the_unseen_stays_unseen() -> None:

@@ -19,6 +19,8 @@ class Server(NamedTuple):
         needs: The packages that are installed besides.
         tool: The command that has to be there.
         watcher: Keys of its section.
+        sock: Keys of its socket.
+        front: What an nginx before it, which is not reloaded, passes the load on with; empty: the load meets it itself.
         takes_slow: Whether it can serve several requests of a second each at the same time.
     """
 
@@ -27,11 +29,17 @@ class Server(NamedTuple):
     needs: tuple[str, ...] = ()
     tool: str = ""
     watcher: Mapping[str, str] = {}
+    sock: Mapping[str, str] = {}
+    front: str = ""
     takes_slow: bool = True
 
 
 def _script(name: str, package: str, needs: tuple[str, ...] = ()) -> Server:
     return Server(f"{{bin}}/python -m tests.support.apps.served {name}", package, needs)
+
+
+def _native(name: str) -> Server:
+    return Server(f"{{python}} -m tests.support.apps.native {name}", tool=name)
 
 
 SERVERS: Mapping[str, Server] = {
@@ -40,12 +48,21 @@ SERVERS: Mapping[str, Server] = {
         _FOUND + "{bin}/uvicorn web:asgi --no-access-log --workers 2 --fd {fd}",
         "uvicorn",
     ),
+    "uvicorn, unix": Server(
+        "{bin}/uvicorn web:asgi --app-dir {apps} --no-access-log --fd {fd}",
+        "uvicorn",
+        sock={"path": "{path}"},
+        front="proxy_pass http://unix:{path}:;",
+    ),
     "gunicorn -k sync": Server(_GUNICORN + "--workers 8 -k sync web:wsgi", "gunicorn"),
     "gunicorn -k gthread": Server(_GUNICORN + "-k gthread --threads 24 web:wsgi", "gunicorn"),
     "gunicorn -k gevent": Server(_GUNICORN + "-k gevent web:wsgi", "gunicorn", ("gevent",)),
     "gunicorn -k asgi": Server(_GUNICORN + "-k asgi web:asgi", "gunicorn"),
     "gunicorn -k uvicorn_worker": Server(
         _GUNICORN + "-k uvicorn_worker.UvicornWorker --preload web:asgi", "gunicorn", ("uvicorn", "uvicorn-worker")
+    ),
+    "gunicorn -k uvicorn.workers": Server(
+        _GUNICORN + "-k uvicorn.workers.UvicornWorker web:asgi", "gunicorn", ("uvicorn",)
     ),
     "hypercorn": Server(_FOUND + "{bin}/hypercorn web:asgi -b fd://{fd}", "hypercorn"),
     "hypercorn -w 2": Server(_FOUND + "{bin}/hypercorn web:asgi -w 2 -b fd://{fd}", "hypercorn"),
@@ -55,6 +72,7 @@ SERVERS: Mapping[str, Server] = {
     ),
     "aiohttp": _script("aiohttp", "aiohttp"),
     "tornado": _script("tornado", "tornado"),
+    "tornado, fork_processes": _script("tornado-forks", "tornado"),
     "cheroot": _script("cheroot", "cheroot"),
     "bjoern": _script("bjoern", "bjoern")._replace(takes_slow=False),
     "sanic, single_process": _script("sanic", "sanic"),
@@ -68,5 +86,15 @@ SERVERS: Mapping[str, Server] = {
         "uwsgi",
     ),
     "nginx": Server("{python} {apps}/nginx.py", tool="nginx"),
+    "haproxy -W": _native("haproxy"),
+    "lighttpd": _native("lighttpd"),
+    "php-fpm": _native("php-fpm")._replace(
+        sock={"blocking": "true"},
+        front="fastcgi_param SCRIPT_FILENAME {directory}/page.php; fastcgi_param REQUEST_METHOD $request_method;"
+        " fastcgi_param REQUEST_URI $request_uri; fastcgi_pass 127.0.0.1:{port};",
+    ),
+    "puma -w 2": _native("puma"),
+    "node": Server("node {apps}/node_default.js", tool="node"),
+    "node cluster": Server("node {apps}/node_cluster.js", tool="node"),
     "Go, net/http Shutdown": Server("{go}", tool="go"),
 }

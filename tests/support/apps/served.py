@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from tests.support.apps import behaviour
@@ -37,9 +38,10 @@ def _aiohttp() -> None:
     web.run_app(app, sock=behaviour.listener(), print=None)
 
 
-def _tornado() -> None:
+def _tornado(processes: int = 1) -> None:
     web: Any = importlib.import_module("tornado.web")
     httpserver: Any = importlib.import_module("tornado.httpserver")
+    process: Any = importlib.import_module("tornado.process")
 
     class Page(web.RequestHandler):  # type: ignore[misc]
         async def get(self) -> None:
@@ -49,6 +51,8 @@ def _tornado() -> None:
         httpserver.HTTPServer(web.Application([("/.*", Page)])).add_socket(behaviour.listener())
         await asyncio.Event().wait()
 
+    if processes > 1:
+        process.fork_processes(processes)
     asyncio.run(serve())
 
 
@@ -88,9 +92,10 @@ def _waitress() -> None:
     waitress.serve(_wsgi, sockets=[behaviour.listener()], threads=24)
 
 
-_SERVERS = {
+_SERVERS: dict[str, Callable[[], None]] = {
     "aiohttp": _aiohttp,
     "tornado": _tornado,
+    "tornado-forks": partial(_tornado, 2),
     "cheroot": _cheroot,
     "bjoern": _bjoern,
     "sanic": _sanic,
