@@ -213,7 +213,7 @@ class Twins:
             return self._start_twin(group, config.name, config, None, number)
         place = self._next_place(program) if beside is None else self._place_of(program, beside)
         twin = self._start_twin(place.group, place.key, self._newest(place, number), place.process, number)
-        twin.sockshare_guessed = beside is None
+        twin.sockshare_guessed = place.process.pid != beside
         return twin
 
     def _start_twin(self, group: Any, key: str, config: Any, old: Any, reading: int) -> Any:
@@ -258,18 +258,26 @@ class Twins:
                 if any(is_of(place, twin) for twin in self._twins(program)):
                     raise CannotStart(f"{place} (pid {pid}) is being replaced already")
                 return place
-        raise CannotStart(f"pid {pid}, beside which it was to start, has ended")
+        # It has died: its place is one in which nothing runs, or that has what was started last.
+        free = [place for place in self._free(program) if not place.process.administrative_stop]
+        if not free or any(stopped == pid for _, stopped in self._stopped):
+            raise CannotStart(f"pid {pid}, beside which it was to start, has ended")
+        return max(free, key=lambda place: (not _runs(place), place.process.laststart))
 
     def _next_place(self, program: str) -> Place:
+        free = self._free(program)
+        running = [place for place in free if _runs(place)]
+        # The order in which a reload replaces them: the oldest first.
+        return min(running or free, key=lambda place: (place.process.laststart, place.process.pid))
+
+    def _free(self, program: str) -> list[Place]:
         taken = {(twin.group.config.name, key_of(twin)) for twin in self._twins(program)}
         free = [place for place in self.places(program) if (place.group.config.name, place.key) not in taken]
         if not free:
             raise CannotStart("every process of it is being replaced already")
         if self.is_stopped(program):
             raise CannotStart("it is stopped")
-        running = [place for place in free if place.process.pid and place.process.state in _LIVE]
-        # The order in which a reload replaces them: the oldest first.
-        return min(running or free, key=lambda place: (place.process.laststart, place.process.pid))
+        return free
 
     def _newest(self, place: Place, reading: int) -> Any:
         """The configuration of *place* in *reading*: a `reread` takes effect by the reload."""
@@ -618,6 +626,10 @@ class Twins:
         name = process.config.name
         if process.group.processes.get(name) is process:
             del process.group.processes[name]
+
+
+def _runs(place: Place) -> bool:
+    return bool(place.process.pid) and place.process.state in _LIVE
 
 
 def _is_placeless(twin: Any, known: Collection[int]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from supervisor.states import ProcessStates
 
+from supervisor_sockshare.places import key_of
 from supervisor_sockshare.twins import CannotStart
 from tests.supervisor.test_twin_processes import WEB, at_rest
 from tests.support.circusd import is_running
@@ -187,6 +188,21 @@ def test_process_that_began_with_what_failed_begins_with_what_was_before(start: 
     configs = stage.supervisord.process_groups["web"].config.process_configs
     assert other.config in configs
     assert [one.name for one in configs] == ["web_0", "web_1"]
+
+
+def test_process_that_died_a_moment_ago_is_replaced_in_its_place(start: Start) -> None:
+    """It crashed before its turn came; whether supervisord has started it anew makes no difference."""
+    stage = start(of(2))
+    reading = stage.twins.reading()
+    died = stage.process("web_1")
+    pid = died.pid
+    os.kill(pid, signal.SIGKILL)
+    stage.until(lambda: died.pid != pid, "supervisord has noticed")
+    twin = started(stage, pid, reading)
+    assert key_of(twin) == "web_1"
+    stage.process("web_0").stop()
+    with pytest.raises(CannotStart, match="has ended"):
+        stage.twins.start("web", beside=pid, reading=reading)  # what is left, somebody has stopped
 
 
 def test_process_that_somebody_else_stops_is_known_and_not_replaced(start: Start) -> None:
