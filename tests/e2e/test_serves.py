@@ -29,10 +29,12 @@ Managers = Callable[..., Any]
 def manager(request: pytest.FixtureRequest) -> Iterator[Managers]:
     """Start a manager of that kind, with one program, whose command is *command*."""
 
-    def begin(command: str = "", *, watcher: dict[str, str] | None = None, **options: Any) -> Any:
+    def begin(
+        command: str = "", *, program: str = "uvicorn", watcher: dict[str, str] | None = None, **options: Any
+    ) -> Any:
         start, key = (circusd, "cmd") if request.param == "circus" else (supervisord, "command")
         own = {key: command} if command else {}
-        return stack.enter_context(start("uvicorn", watcher={**(watcher or {}), **own}, **options))
+        return stack.enter_context(start(program, watcher={**(watcher or {}), **own}, **options))
 
     with ExitStack() as stack:
         yield begin
@@ -89,6 +91,8 @@ def test_version_that_never_serves_is_not_done(manager: Managers) -> None:
     reload = stage.reload()
     assert reload.status != 0, reload  # which one depends on what the crash loop is at
     assert "ready" not in reload.names, reload
+    assert stage.sockshare("status").returncode == NOT_SERVING
+    assert stage.sockshare("doctor").returncode == NOT_SERVING
 
 
 def test_version_is_waited_for_where_the_old_one_imports_still(manager: Managers) -> None:
@@ -101,6 +105,17 @@ def test_version_is_waited_for_where_the_old_one_imports_still(manager: Managers
     assert reload.status == 0, reload
     assert "registration" in [step["reason"] for step in reload.steps if step["step"] == "ready"], reload
     assert answers(stage) == {"v2"}
+
+
+def test_gunicorn_serves_on_the_descriptor_of_its_command_line(manager: Managers) -> None:
+    """It must not be told of LISTEN_FDS besides: it would take descriptor 3 twice, and end of EBADF again and again."""
+    stage = manager(program="gunicorn-fd")
+    stage.deploy("v2")
+    reload = stage.reload()
+    assert reload.status == 0, reload
+    pids = stage.pids()
+    assert answers(stage) == {"v2"}
+    assert stage.pids() == pids
 
 
 def test_nothing_of_the_old_version_answers_below_a_wrapper(manager: Managers) -> None:

@@ -28,6 +28,7 @@ GUNICORN = "-m gunicorn web:wsgi --chdir {apps} --no-control-socket --log-level 
 PROGRAMS = {
     "uvicorn": f"{{python}} {UVICORN} --fd {{fd}}",
     "gthread": f"{{python}} {GUNICORN} --worker-class gthread --threads 24",
+    "gunicorn-fd": f"{{python}} {GUNICORN} --bind fd://{{fd}}",
     "sync": f"{{python}} {GUNICORN} --worker-class sync",
     "plain": "{python} {apps}/plain.py",
     "uvloop": f"{{python}} {UVICORN} --fd {{fd}} --loop uvloop",
