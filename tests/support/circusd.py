@@ -41,6 +41,7 @@ PROGRAMS = {
     "flask": "{python} -m tests.support.apps.wsgi flask",
     "waitress": "{python} -m tests.support.apps.wsgi waitress",
     "abrupt": "{python} -m tests.support.apps.abrupt",
+    "lingering": "{python} -m tests.support.apps.abrupt 5",
     "blocking": "{python} -m tests.support.apps.blocking",
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",
