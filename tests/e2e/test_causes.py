@@ -158,6 +158,7 @@ cmd = no-such-command
 sockshare.sockets = web
 [watcher:bare]
 cmd = sh -c 'exec sleep 1000' {{fd:web}}
+copy_env = True
 sockshare.sockets = web
 [watcher:shell]
 cmd = /bin/sh {directory}/start.sh
