@@ -27,8 +27,7 @@ class Words(NamedTuple):
     sockets_key: str
     control: str
     blocking: str  # where a socket is made blocking
-    applied: str  # what has that take effect
-    reread: str  # what has a changed command take effect
+    applied: str  # what has that, or a changed command, take effect
     opens: str  # what lets more users connect to a path
 
 
@@ -39,7 +38,6 @@ _WORDS = {
         "sockshare.sockets",
         "circusctl",
         "{0}.blocking = True in [plugin:sockshare]",
-        "start circusd anew",
         "`{0} reloadconfig`",
         "umask in its section (in decimal), or chmod o+x of the directory",
     ),
@@ -49,7 +47,6 @@ _WORDS = {
         "sockshare_sockets",
         "supervisorctl",
         "blocking = true in [sockshare:{0}]",
-        "`{0} update`",
         "`{0} update`",
         "socket_mode = 0770 with socket_owner = USER:GROUP, or socket_mode = 0777; or chmod o+x of the directory",
     ),
@@ -70,7 +67,7 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
     if facts.get("control"):
         words = words._replace(control=facts["control"])
     control = words.control
-    words = words._replace(applied=words.applied.format(control), reread=words.reread.format(control))
+    words = words._replace(applied=words.applied.format(control))
     found = [
         *_of_manager(facts, words),
         *_of_kernel(facts),
@@ -313,7 +310,7 @@ def _in_use(port: int, place: Mapping[str, Any], facts: Mapping[str, Any], words
         if port and str(entry.get("address", "")).endswith(f":{port}"):
             return (
                 f"it binds port {port} itself, which is the shared socket {entry['name']}: let it take the descriptor"
-                f" {{fd:{entry['name']}}} instead, then {words.reread}"
+                f" {{fd:{entry['name']}}} instead, then {words.applied}"
             )
     return f"address in use (port {port or 'not said'}){place.get('occupants', '')}{again}"
 
@@ -324,9 +321,9 @@ _NO_COMMAND = re.compile(r"command|no such file|exec|permission|not a directory"
 
 def _spawn_advice(place: Mapping[str, Any], start: str, words: Words) -> str:
     if place.get("path"):
-        return f"write {place['path']} in its command, then {words.reread}"
+        return f"write {place['path']} in its command, then {words.applied}"
     if _NO_COMMAND.search(place["spawn_error"]):
-        return f"mend its command, then {words.reread}; or install what it names, then {start}"
+        return f"mend its command, then {words.applied}; or install what it names, then {start}"
     return f"once that is mended, {start}"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sockshare.cli.stage import Stage
-from sockshare.kernel import occupants
+from sockshare.kernel import occupants, processes
 from tests.support.circusd import Circusd, Reload, circusd, wait_until
 from tests.support.supervisord import Supervisord, supervisord
 
@@ -95,7 +95,12 @@ class Causes:
             if verb != "stop":
                 self.stage.rpc("supervisor.startProcess", program, False)
         else:
-            self.stage.call(verb, name=program, waiting=True, timeout=30)
+
+            def is_answered() -> bool:  # it is refused while a reloadconfig goes on
+                answer = self.stage.call(verb, name=program, waiting=True, timeout=30)
+                return "already running" not in answer.get("reason", "")
+
+            wait_until(is_answered, CLEAR, f"circusd has done {verb}", 0.05)
 
     def doctor(self) -> dict[str, dict[str, Any]]:
         """The findings, by subject; the last one of each."""
@@ -153,6 +158,7 @@ cmd = no-such-command
 sockshare.sockets = web
 [watcher:bare]
 cmd = sh -c 'exec sleep 1000' {{fd:web}}
+copy_env = True
 sockshare.sockets = web
 [watcher:shell]
 cmd = /bin/sh {directory}/start.sh
@@ -274,18 +280,29 @@ def test_server_that_binds_the_shared_address_itself_is_told(causes: Causes) -> 
 
 def test_server_that_waits_in_accept_is_told_of_blocking(causes: Causes) -> None:
     """EAGAIN, and the key that helps, where it belongs: of the server itself, and of its workers; done, it serves."""
+    stage = causes.stage
     key = "blocking = true in [sockshare:web]" if causes.supervised else "web.blocking = True in [plugin:sockshare]"
     causes.deploy(FORKS)
     causes.manage("restart")
-    causes.finds("program web", "its worker processes end", "not blocking", key)
+    found = causes.finds("program web", "its worker processes end", "not blocking", key)
+    assert found["level"] == "problem"
     causes.deploy(ACCEPTS)
     causes.manage("restart")
     found = causes.finds("program web", "exited with status 1", "not blocking", key)
-    if isinstance(causes.stage, Supervisord):
-        causes.stage.sections["sockshare:web"]["blocking"] = "true"
-        causes.stage.configure()
-        causes.obey(found)
-        causes.serves()
+    assert found["level"] == "problem"
+    configuration = stage.configuration if isinstance(stage, Supervisord) else stage.directory / "circus.ini"
+    text = configuration.read_text()
+    line, section = key.split(" in ")
+    configuration.write_text(text.replace(f"{section}\n", f"{section}\n{line}\n"))
+    causes.obey(found)
+    causes.serves()
+    causes.clear("program web")
+    causes.deploy(FORKS)
+    causes.manage("restart")
+    wait_until(lambda: [len(processes.tree(pid)) for pid in stage.pids()] == [3], 10, "its workers are there")
+    assert "worker processes" not in causes.doctor().get("program web", {"sentence": ""})["sentence"]
+    configuration.write_text(text)
+    causes.obey(found)
 
 
 def test_what_can_not_start_or_has_no_exec_is_told(causes: Causes) -> None:

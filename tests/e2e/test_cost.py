@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.rehearsal import all_ready, assert_replaced, loaded, measure
-from tests.support.circusd import Circusd, Reload, wait_until
+from tests.support.circusd import APPS, Circusd, Reload, wait_until
 from tests.support.load import Result, assert_none_failed
 
 Circusds = Callable[..., Circusd]
@@ -59,6 +62,30 @@ def check_what_is_learned(stage: Circusd) -> None:
     assert cut == lost, f"{cut} were said to be cut, and {lost} were"
     assert 1 < cut < 12
     assert_none_failed(result.between(second.began), since=second.began)
+
+
+def named_daphne(directory: Path) -> str:
+    """The command of a server that a handler ends at once, and that its name gives away."""
+    shutil.copy(APPS / "abrupt.py", directory / "daphne")
+    return f"{sys.executable} -m sockshare exec -- {sys.executable} {directory}/daphne"
+
+
+def test_first_reload_of_a_server_known_to_stop_at_once_cuts_none(circusd: Circusds, tmp_path: Path) -> None:
+    """Nothing has to be lost to learn it: its name says it."""
+    check_what_is_known(circusd("abrupt", watcher={**SHORT, "cmd": named_daphne(tmp_path)}))
+
+
+def check_what_is_known(stage: Circusd) -> None:
+    """See the test."""
+    all_ready(stage)
+    with loaded(stage, "slow:8") as load:
+        measure(IN_HAND)
+        found = reload(stage)
+        result: Result = load.stop()
+    assert any("daphne stops at once on TERM" in str(line["reason"]) for line in found.steps), found
+    assert said(found, "drain")["reason"] == "no connection left"
+    assert said(found, "done")["cost"]["cut"] == 0, found
+    assert_none_failed(result, since=found.began, at_least=8)
 
 
 def test_request_that_outlasts_the_drain_is_counted_with_its_cause(circusd: Circusds) -> None:

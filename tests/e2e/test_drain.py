@@ -101,6 +101,18 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
         assert_none_failed(load.stop(), since=reload.began, at_least=50)
 
 
+def test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(circusd: Circusds) -> None:
+    """As hypercorn: it reads no more, and closes the connection 5 s later; clients are shown the end before."""
+    stage = circusd("lingering", watcher={**SHORT, "sockshare.drain": "observe"})
+    all_ready(stage)
+    with loaded(stage, "keepalive:4x100") as load:
+        measure(QUIET / 4)
+        began = reload_often(stage, load, 1)
+        result = load.stop()
+    assert_none_failed(result, since=began, at_least=50)
+    assert_no_later(result.between(began), result.between(0, began), since=began)
+
+
 def test_status_says_why_a_server_with_one_loop_cannot_be_held(circusd: Circusds) -> None:
     """Which is seen while it waits for its connections too."""
     stage = circusd("waitress")

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.rehearsal import loaded, measure
 from tests.support.circusd import Circusd, circusd, wait_until
+from tests.support.load import assert_none_failed
 from tests.support.supervisord import supervisord
 
 HASTY = {"sockshare.ready_hold": "0.1", "sockshare.quiesce": "0"}
@@ -150,12 +152,18 @@ def test_socket_that_nothing_revives_is_a_problem_until_it_is_made_anew(manager:
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="there is no nginx here")
 @pytest.mark.parametrize("manager", ["circus", "supervisor"])
 def test_server_that_looks_for_its_socket_by_its_path_finds_it(manager: str, path: Path) -> None:
-    """nginx compares what it has inherited with `listen unix:PATH`: after a reload too the path is ours."""
-    with staged(manager, "nginx", path, stop_signal="QUIT") as stage:
+    """nginx compares what it has inherited with `listen unix:PATH`: after a reload too the path is ours. And what it
+    has in hand is not cut: it is stopped by QUIT, though its section does not say so."""
+    with staged(manager, "nginx", path) as stage:
         file = path.stat().st_ino
         first = answers(str(path))
         assert first
-        reload = stage.reload()
-        assert reload.status == 0, reload
+        with loaded(stage, "slow:8") as load:
+            measure(1.2)  # requests of a second are under way at any time after it
+            reload = stage.reload()
+            assert reload.status == 0, reload
+            assert_none_failed(load.stop(), since=reload.began, at_least=8)
+        assert reload.steps[-1]["cost"]["cut"] == 0, reload
+        assert any("nginx drains itself on QUIT" in str(step["reason"]) for step in reload.steps), reload
         assert answers(str(path)) not in (0, first)
         assert path.stat().st_ino == file

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sockshare.cli.stage import free_port
 from sockshare.kernel import epoll, processes, strike
-from tests.support.circusd import APPS, Circusd, circusd, is_running, wait_until
+from tests.support.circusd import APPS, Circusd, Reload, circusd, is_running, wait_until
 from tests.support.load import Load, assert_none_failed
 from tests.support.supervisord import supervisord
 
@@ -29,10 +30,12 @@ Managers = Callable[..., Any]
 def manager(request: pytest.FixtureRequest) -> Iterator[Managers]:
     """Start a manager of that kind, with one program, whose command is *command*."""
 
-    def begin(command: str = "", *, watcher: dict[str, str] | None = None, **options: Any) -> Any:
+    def begin(
+        command: str = "", *, program: str = "uvicorn", watcher: dict[str, str] | None = None, **options: Any
+    ) -> Any:
         start, key = (circusd, "cmd") if request.param == "circus" else (supervisord, "command")
         own = {key: command} if command else {}
-        return stack.enter_context(start("uvicorn", watcher={**(watcher or {}), **own}, **options))
+        return stack.enter_context(start(program, watcher={**(watcher or {}), **own}, **options))
 
     with ExitStack() as stack:
         yield begin
@@ -89,6 +92,8 @@ def test_version_that_never_serves_is_not_done(manager: Managers) -> None:
     reload = stage.reload()
     assert reload.status != 0, reload  # which one depends on what the crash loop is at
     assert "ready" not in reload.names, reload
+    assert stage.sockshare("status").returncode == NOT_SERVING
+    assert stage.sockshare("doctor").returncode == NOT_SERVING
 
 
 def test_version_is_waited_for_where_the_old_one_imports_still(manager: Managers) -> None:
@@ -103,12 +108,46 @@ def test_version_is_waited_for_where_the_old_one_imports_still(manager: Managers
     assert answers(stage) == {"v2"}
 
 
-def test_nothing_of_the_old_version_answers_below_a_wrapper(manager: Managers) -> None:
+def test_gunicorn_serves_on_the_descriptor_of_its_command_line(manager: Managers) -> None:
+    """It must not be told of LISTEN_FDS besides: it would take descriptor 3 twice, and end of EBADF again and again."""
+    stage = manager(program="gunicorn-fd")
+    stage.deploy("v2")
+    reload = stage.reload()
+    assert reload.status == 0, reload
+    pids = stage.pids()
+    assert answers(stage) == {"v2"}
+    assert stage.pids() == pids
+
+
+WRAPPED = f"{UVICORN} --workers 2 --fd"
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        pytest.param("./start.sh", f"{EXEC} {WRAPPED} {{fd:web}}", id="script"),
+        pytest.param(f"{EXEC} ./start.sh", f"{WRAPPED} 3", id="exec-script", marks=pytest.mark.soak),
+    ],
+)
+def test_nothing_of_the_old_version_answers_below_a_wrapper(manager: Managers, command: str, script: str) -> None:
     """A ``start.sh`` without ``exec`` dies of its stop signal, and its server lives on; at a restart, too."""
-    stage = manager("./start.sh", leave=True)
+    stage = manager(command, leave=True)
     path = stage.directory / "start.sh"
-    path.write_text(f"#!/bin/sh\n{EXEC} {UVICORN} --workers 2 --fd {{fd:web}}\n")
+    path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
+    check_below_a_wrapper(stage)
+
+
+@pytest.mark.soak
+def test_nothing_of_the_old_version_answers_below_a_shell() -> None:
+    """Where circus runs the command by a shell, and that waits for it, as dash does."""
+    watcher = {"cmd": f"{EXEC} {WRAPPED} {{fd:web}}", "shell": "True"}
+    with circusd(watcher=watcher, leave=True) as stage:
+        check_below_a_wrapper(stage)
+
+
+def check_below_a_wrapper(stage: Circusd) -> None:
+    """See the tests."""
     stage.up()
     restart(stage)
     ready(stage)
@@ -205,8 +244,27 @@ def test_fcgi_program_is_done_when_it_serves() -> None:
         stage.ctl("reread")
         reload = stage.reload(program="sleeper")
         assert reload.status == 0, reload
-        assert "nobody looked" in next(step["reason"] for step in reload.steps if step["step"] == "switch")
-        assert stage.pids("sleeper") != [pid]
+        assert_nobody_looked(stage, pid, reload)
+
+
+def test_program_without_a_socket_is_replaced_though_nobody_can_look_at_it() -> None:
+    """circus knows of it by its watcher alone. One process runs afterwards, and that is another."""
+    extra = "[watcher:sleeper]\ncmd = sleep 1000\nsockshare.ready = hold\nsockshare.ready_hold = 0.2\n"
+    with circusd(extra=extra) as stage:
+        (pid,) = stage.pids("sleeper")
+        reload = stage.reload(program="sleeper")
+        assert reload.status == 0, reload
+        assert_nobody_looked(stage, pid, reload)
+
+
+def assert_nobody_looked(stage: Circusd, pid: int, reload: Reload) -> None:
+    """The reload of the sleeper *pid*, which has no socket, says so; it has ended, and one has taken its place."""
+    assert "nobody looked" in next(step["reason"] for step in reload.steps if step["step"] == "switch")
+    (now,) = stage.pids("sleeper")
+    assert now != pid
+    assert not is_running(pid)
+    sleepers = [one for one in stage.family() if Path(f"/proc/{one}/comm").read_text() == "sleep\n"]
+    assert sleepers == [now], "two run side by side"
 
 
 STRANGER = """

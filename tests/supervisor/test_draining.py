@@ -49,6 +49,12 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
 
 
 @pytest.mark.soak
+def test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(supervisord: Supervisords) -> None:
+    """As hypercorn: it reads no more, and closes the connection 5 s later; clients are shown the end before."""
+    test_drain.test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(supervisord)
+
+
+@pytest.mark.soak
 def test_reload_ends_when_it_is_not_drained_in_time(supervisord: Supervisords) -> None:
     """A request that never ends is waited for as long as `sockshare_drain_timeout` says."""
     test_drain.test_reload_says_what_is_left_and_ends_when_it_is_not_drained_in_time(supervisord)

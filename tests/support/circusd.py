@@ -28,6 +28,7 @@ GUNICORN = "-m gunicorn web:wsgi --chdir {apps} --no-control-socket --log-level 
 PROGRAMS = {
     "uvicorn": f"{{python}} {UVICORN} --fd {{fd}}",
     "gthread": f"{{python}} {GUNICORN} --worker-class gthread --threads 24",
+    "gunicorn-fd": f"{{python}} {GUNICORN} --bind fd://{{fd}}",
     "sync": f"{{python}} {GUNICORN} --worker-class sync",
     "plain": "{python} {apps}/plain.py",
     "uvloop": f"{{python}} {UVICORN} --fd {{fd}} --loop uvloop",
@@ -40,6 +41,7 @@ PROGRAMS = {
     "flask": "{python} -m tests.support.apps.wsgi flask",
     "waitress": "{python} -m tests.support.apps.wsgi waitress",
     "abrupt": "{python} -m tests.support.apps.abrupt",
+    "lingering": "{python} -m tests.support.apps.abrupt 5",
     "blocking": "{python} -m tests.support.apps.blocking",
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",

@@ -1,10 +1,15 @@
-"""A server on descriptor 3 whose handler of SIGTERM ends it at once, as that of daphne does."""
+"""A server on descriptor 3 whose handler of SIGTERM ends it at once, as that of daphne does.
+
+``abrupt SECONDS`` leaves a connection open for so long whose client has closed its side, and reads no more of it, as
+hypercorn does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import sys
 
 from tests.support.apps import behaviour
 
@@ -18,7 +23,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             _, body = behaviour.answer("/") or (500, b"")
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     except asyncio.IncompleteReadError:
-        pass
+        if sys.argv[1:]:
+            await asyncio.sleep(float(sys.argv[1]))
     finally:
         writer.close()
 
