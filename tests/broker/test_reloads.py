@@ -261,6 +261,7 @@ def test_where_it_stands_is_recorded_before_anything_is_done(effect: tuple[Any, 
     ("told", "result", "status", "step"),
     [
         (Told("clients don't reach web: it is gone", "web: it was mended"), "failed", 3, "failed"),
+        (Told("clients don't reach web: it is gone", ""), "failed", 3, "failed"),
         (Told("", "web: it was mended"), "ok", 0, "done"),
     ],
 )
