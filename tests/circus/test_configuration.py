@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import pytest
+
 from sockshare.cli.stage import free_port, wait_until
 from tests.support.circusd import Circusd, behind_exec, command_of
 
@@ -103,6 +105,49 @@ def test_mistake_costs_its_own_section(circusd: Circusds) -> None:
     wait_until(lambda: stage.sockshare("status").returncode == 0, 15, "nothing is refused", 0.1)
 
 
+@pytest.mark.parametrize(
+    ("mistake", "mended"),
+    [
+        pytest.param({"sockshare.raedy": "hold"}, ("sockshare.raedy", "sockshare.ready"), id="misspelt"),
+        pytest.param({"sockshare.sockets": ""}, ("copy_env", "sockshare.sockets = web\ncopy_env"), id="missing"),
+    ],
+)
+def test_refused_start_is_mended_by_reloadconfig(
+    circusd: Circusds, mistake: dict[str, str], mended: tuple[str, str]
+) -> None:
+    """A key that is renamed, or added: circus alone takes no notice of either. The same circusd runs on."""
+    stage = circusd("uvicorn", leave=True, watcher=mistake)
+    stage.start()
+    assert broken(stage).stdout.startswith("[watcher:web] ")
+    assert stage.process is not None
+    pid = stage.process.pid
+    assert configured(stage, mended)["status"] == "ok"
+    wait_until(lambda: stage.sockshare("status").returncode == 0, 10, "nothing is refused", 0.05)
+    stage.wait_for_answer(stage.port)
+    assert (stage.process.pid, stage.process.poll()) == (pid, None)
+    assert stage.call("dstats")["info"]["pid"] == pid
+
+
+def test_included_stock_section_concerns_nobody(circusd: Circusds) -> None:
+    """A new file below conf.d, with a socket and a watcher that knows nothing of us: web is respawned as ever."""
+    stage = circusd("uvicorn", leave=True)
+    ini, included = stage.directory / "circus.ini", stage.directory / "conf.d"
+    included.mkdir()
+    ini.write_text(ini.read_text().replace("[circus]\n", "[circus]\ninclude = conf.d/*.ini\n", 1))
+    stage.up()
+    port = free_port()
+    (included / "api.ini").write_text(
+        f"[socket:api]\nhost = 127.0.0.1\nport = {port}\n\n[watcher:api]\ncmd = sleep 1000\nuse_sockets = True\n"
+    )
+    assert configured(stage)["status"] == "ok"
+    wait_until(lambda: stage.pids("api"), 10, "the included watcher runs", 0.05)
+    assert connects(port)
+    respawned(stage)
+    done = stage.sockshare("status")
+    assert ("REFUSED" in done.stdout, done.returncode) == (False, 0), done
+    assert stage.ask(stage.port) == "v1"
+
+
 def _watcher(name: str, port: int, keys: str = "") -> str:
     """A socket, and a watcher that serves it; what it says is in NAME.err."""
     command = behind_exec("uvicorn", command_of("uvicorn")).replace("{fd:web}", f"{{fd:{name}}}")
@@ -137,8 +182,14 @@ def test_sockets_come_and_go(circusd: Circusds) -> None:
     assert stage.sockshare("status").returncode == 3
     doctor = stage.sockshare("doctor")
     assert (doctor.returncode, "run `sockshare reload api`" in doctor.stdout) == (3, True), doctor.stdout
+    # What serves the old one is no sign that a version serves the new one.
+    stage.deploy("crash", "exit_at_import", import_seconds=1.5)
+    failed = stage.reload(program="api")
+    assert (failed.status, "ready" in failed.names) == (5, False), failed
+    assert stage.ask(first) == "v1"
+    stage.deploy("v2")
     assert stage.reload(program="api").status == 0
-    assert stage.ask(second) == "v1"
+    assert stage.ask(second) == "v2"
     wait_until(lambda: not connects(first), 5, "nobody listens on the old one", 0.02)
     assert stage.sockshare("status").returncode == 0
     assert (stage.pids(), stage.host()) == (web, host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 
@@ -69,12 +70,25 @@ def started(stage: Supervisord) -> str:
     return state if state == "BACKOFF" else ""
 
 
+def told(stage: Circusd, subject: str) -> str:
+    """What `doctor` says of *subject*, or ""."""
+    findings = json.loads(stage.sockshare("doctor", "--json").stdout)["findings"]
+    found = [str(one["sentence"]) for one in findings if one["subject"] == subject]
+    return found[-1] if found else ""
+
+
 def replaced(stage: Circusd, *arguments: str) -> tuple[int, str, list[str]]:
     """Exit status and stderr of `reload ARGUMENTS`, and the programs whose processes are others since."""
     before = pids(stage)
     done = stage.sockshare("reload", *arguments)
     now = pids(stage)
     return done.returncode, done.stderr, [name for name in before if not set(before[name]) & set(now[name])]
+
+
+def refused(stage: Circusd, program: str) -> tuple[int, str, list[str]] | None:
+    """As `replaced`; None if it was begun, as it is in the milliseconds for which a process of the program lives."""
+    result = replaced(stage, program)
+    return None if result[0] == 5 else result
 
 
 def test_names_mean_what_they_mean_to_the_manager(stage: Circusd) -> None:
@@ -105,11 +119,22 @@ def test_status_is_that_of_the_first_which_was_not_reloaded(stage: Circusd) -> N
     assert (status, programs) == (9, ["api"])
     assert "can't reload idle: it is not running" in said
     assert replaced(stage, "idle")[0] == 9
-    if isinstance(stage, Supervisord):
-        assert "BACKOFF" in wait_until(lambda: started(stage), 20, "crash is tried again and again", 0.05)
-        status, said, _ = replaced(stage, "crash")
-        assert (status, "no process of it runs just now" in said) == (9, True)
-        assert stage.ctl("stop", "crash").returncode == 0
+    try:
+        if isinstance(stage, Supervisord):
+            assert "BACKOFF" in wait_until(lambda: started(stage), 20, "crash is tried again and again", 0.05)
+        else:
+            stage.call("start", name="crash")
+        state = "BACKOFF" if isinstance(stage, Supervisord) else "active"
+        found = wait_until(lambda: told(stage, "program crash"), 10, "doctor tells of it", 0.05)
+        assert state in found, found
+        assert "exited with status 1" in found, found
+        status, said, _ = wait_until(lambda: refused(stage, "crash"), 20, "no process of it runs", 0.0)
+        assert (status, "no process of it runs just now" in said) == (9, True), said
+    finally:
+        if isinstance(stage, Supervisord):
+            assert stage.ctl("stop", "crash").returncode == 0
+        else:
+            stage.call("stop", name="crash", waiting=True)
 
 
 def test_reload_that_is_running_already_has_a_status_of_its_own(stage: Circusd) -> None:

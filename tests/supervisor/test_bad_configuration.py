@@ -303,6 +303,23 @@ def test_running_supervisord_does_not_get_the_section_halfway() -> None:
         wait_until(lambda: stage.alive() and stage.pids(), 20, "the program runs", 0.1)
 
 
+def test_reason_is_logged_when_the_first_reload_of_all_can_not_bind() -> None:
+    """Without a `reread` nothing of ours is there to refuse it, and it is the end of supervisord: its log says why."""
+    with supervisord("plain", leave=True) as stage, socket.create_server(("127.0.0.1", 0)) as taken:
+        stage.sections["program:web"]["command"] = "/bin/sleep 1000"
+        ours = {name: stage.sections.pop(name) for name in ("rpcinterface:sockshare", "sockshare:web")}
+        stage.configure()
+        stage.start()
+        wait_until(stage.alive, 20, "supervisord answers", 0.05)
+        stage.sections |= ours
+        changed(stage, {"sockshare:web": {"socket": f"tcp://127.0.0.1:{taken.getsockname()[1]}"}})
+        run("supervisorctl", stage, "reload")
+        assert stage.process is not None
+        assert stage.process.wait(20) == 2
+        (line,) = [one for one in stage.log.read_text().splitlines() if "[sockshare:web] socket: can't bind" in one]
+        assert f"in use by pid {os.getpid()} (" in line, line
+
+
 def test_here_and_includes_are_expanded(tmp_path: Path) -> None:
     """Our sections may be in an included file, and say %(here)s."""
     with supervisord("plain", leave=True) as stage:

@@ -103,6 +103,31 @@ def test_reread_changes_nothing_and_update_does(supervisord: Supervisords) -> No
     assert stage.inode() == inode
 
 
+def test_address_that_is_changed_is_served_by_the_reload(supervisord: Supervisords) -> None:
+    """The process that runs goes on with the old one, which is no sign that a version serves the new one."""
+    stage = supervisord("uvicorn")
+    all_ready(stage)
+    first, second = stage.port, free_port()
+    pids = stage.pids()
+    stage.sections["sockshare:web"]["socket"] = f"tcp://127.0.0.1:{second}"
+    stage.configure()
+    assert stage.ctl("update").returncode == 0
+    wait_until(lambda: stage.status()["sockets"][0]["address"].endswith(f":{second}"), 5, "status shows it", 0.05)
+    assert stage.ask(first) == "v1"
+    doctor = stage.sockshare("doctor")
+    assert (doctor.returncode, "run `sockshare reload web`" in doctor.stdout) == (3, True), doctor.stdout
+    stage.deploy("crash", "exit_at_import", import_seconds=1.5)
+    failed = stage.reload()
+    assert (failed.status, "ready" in failed.names) == (5, False), failed
+    assert stage.pids() == pids
+    assert stage.ask(first) == "v1"
+    stage.deploy("v2")
+    assert stage.reload().status == 0
+    assert stage.ask(second) == "v2"
+    wait_until(lambda: not listens(first), 5, "nobody listens on the old one", 0.02)
+    assert stage.sockshare("status").returncode == 0
+
+
 def test_reread_refuses_an_address_that_is_taken(supervisord: Supervisords) -> None:
     """What could not be bound is said at once, and nothing is changed."""
     stage = supervisord("uvicorn")
