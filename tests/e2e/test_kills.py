@@ -29,7 +29,7 @@ from tests.support.supervisord import supervisord as managed_by_supervisord
 
 Circusds = Callable[..., Circusd]
 #: Becomes a command whose controlling terminal is its standard input (tty_ioctl(4)).
-IN_TERMINAL = "import fcntl, os, sys, termios\nfcntl.ioctl(0, tty.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
+IN_TERMINAL = "import fcntl, os, sys, termios as t\nfcntl.ioctl(0, t.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
 SOAK = (pytest.mark.soak, pytest.mark.timeout(900))
 STEPS = ("switch", "start", "quiesce", "hold", "ready", "drain", "stop")
 
