@@ -93,6 +93,7 @@ def test_degraded_mode_is_announced(monkeypatch: pytest.MonkeyPatch, manager: st
         for one in facts(scene):  # and nothing says that they do not
             assert (one["ready"], one["registered"], one["suspended"]) == (None, None, None)
             assert "Permission denied" in one["unseen"]
+        assert scene.facts()["state"] is None
         status, doctor = scene.stage.sockshare("status"), scene.stage.sockshare("doctor")
         assert (status.returncode, status.stderr) == (0, ""), status
         assert re.search(r"^web:(web_)?\d+ .* web +\d+ +\? +\?", status.stdout, re.MULTILINE), status.stdout
