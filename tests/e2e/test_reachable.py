@@ -3,14 +3,15 @@ where that takes nothing from anybody; under real managers."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,18 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("manager", ["circus", "supervisor"])
 def test_path_and_port_are_reached_whatever_is_done_to_them(manager: str, path: Path) -> None:
-    """A path that was removed is there again at once; one that is another's is said until that ends; a listener that
-    the old process of a reload shuts down is revived, and the reload's last line says so."""
+    """A path that only its owner may connect to is noted; one that was removed is there again at once; one that is
+    another's is said until that ends; a listener that the old process of a reload shuts down is revived, and the
+    reload's last line says so."""
     with staged(manager, "shutter", path) as stage:
         pid = answers(str(path))
         assert pid in stage.pids()
+        path.chmod(0o666)
+        assert "may connect to it" not in stage.sockshare("doctor").stdout
+        path.chmod(0o700)
+        done = stage.sockshare("doctor")
+        assert (done.returncode, stage.sockshare("status").returncode) == (0, 0)
+        assert re.search(rf"only root and .* may connect to it: {path} has mode 0700", done.stdout), done
         path.unlink()
         assert wait_until(lambda: answers(str(path)), 3, "it is published again", 0.01) == pid
         assert stage.sockshare("status").returncode == 0
@@ -167,3 +175,35 @@ def test_server_that_looks_for_its_socket_by_its_path_finds_it(manager: str, pat
         assert any("nginx drains itself on QUIT" in str(step["reason"]) for step in reload.steps), reload
         assert answers(str(path)) not in (0, first)
         assert path.stat().st_ino == file
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+@pytest.mark.parametrize("manager", [circusd, supervisord])
+def test_full_runtime_directory_is_a_problem_until_there_is_room(
+    manager: Callable[..., AbstractContextManager[Circusd]],
+) -> None:
+    """A reload goes on all the same, from memory; afterwards all is well, and nothing has to be done for that."""
+    with manager("uvicorn", leave=True) as stage:
+        stage.runtime.mkdir(parents=True)
+        options = ["-t", "tmpfs", "-o", "size=64k,mode=711", "tmpfs"]
+        subprocess.run(["mount", *options, str(stage.runtime)], check=True)
+        try:
+            stage.up()
+            wait_until(lambda: stage.sockshare("status").returncode == 0, 15, "all is ready", 0.05)
+            filler = stage.runtime / "filler"
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            stage.deploy("v2")
+            reload = stage.reload()
+            assert reload.status == 0, reload
+            assert stage.ask(stage.port) == "v2"
+            done = stage.sockshare("doctor")
+            assert done.returncode == 3, done
+            assert f"can't write {stage.runtime}/journal.json: No space left on device; make room there" in done.stdout
+            filler.unlink()
+            wait_until(lambda: stage.sockshare("doctor").returncode == 0, 10, "it is over", 0.1)
+            assert '"records"' in (stage.runtime / "journal.json").read_text()
+        finally:
+            stage.stop()
+            subprocess.run(["umount", str(stage.runtime)], check=True)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 sockets = [socket.socket(fileno=3 + number) for number in range(int(os.environ["LISTEN_FDS"]))]
 
+for sock in sockets:  # as servers do that look for what they have inherited by its path
+    assert sock.family != socket.AF_UNIX or sock.getsockname() == os.environ["APP_PATH"], sock
+
 
 def stop(number: int, frame: object) -> None:
     """End."""
