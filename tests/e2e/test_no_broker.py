@@ -12,7 +12,10 @@ import pytest
 PRIVATE = "mount -t tmpfs -o mode=755 tmpfs /run && exec "
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have namespaces of its own, and become other users")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "--pid", "--mount", "true"], capture_output=True).returncode != 0,
+    reason="only root may have namespaces of its own, and become other users",
+)
 @pytest.mark.parametrize("manager", ["circus", "supervisor"])
 def test_command_without_an_endpoint_finds_the_manager_or_says_why_not(manager: str) -> None:
     """The tests of `no_broker.py`, where no other process is to be seen, and no other meeting point."""
