@@ -527,6 +527,9 @@ class Reload:
         serving = await observer.worker.do(observer.serving, process.pid, self._expectation.sockets)
         while serving and process in self._rollout.held:
             if not any(map(processes.is_same, serving)):
+                await self._learn_stopped(process.pid)
+                if not processes.alive(process.pid):
+                    return  # that is told by itself
                 pids = ", ".join(str(pid) for pid, _ in sorted(serving))
                 self._feed(steps.Unready(process.pid, f"did not stay ready: what serves in it has ended (pid {pids})"))
                 return

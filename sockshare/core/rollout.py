@@ -873,7 +873,7 @@ class Rollout:
         return []
 
     def _unready_in_hold(self, turn: Turn, event: Unready, now: float) -> list[Effect]:
-        if turn.newcomer is None or event.pid != turn.newcomer.pid:
+        if turn.newcomer is None or event.pid != turn.newcomer.pid or turn.stopped:
             return []
         return self._undo(turn, ExitStatus.ROLLED_BACK, f"{_named(turn.newcomer)} {event.reason}", now)
 

@@ -1525,6 +1525,15 @@ def test_version_whose_workers_die_is_undone_though_its_master_lives() -> None:
     assert drive.finish.reason == "web:3 (pid 21) did not stay ready: what serves in it has ended (pid 22)"
 
 
+def test_workers_that_end_as_their_manager_stops_them_are_no_failure() -> None:
+    """Before their master does: what comes of that is said when it has ended."""
+    drive = Drive(plan()).to_warm()
+    drive.feed(Ready(21, "registration"), Stopped(21), Unready(21, "did not stay ready"))
+    assert drive.state is State.HOLD
+    drive.feed(Gone(21), Settled())
+    assert drive.finish.reason == "web:3 (pid 21) was stopped by its manager meanwhile"
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order, with brokers killed anywhere, the promises hold.
 
