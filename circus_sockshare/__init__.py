@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sockshare.core.platforms import unsupported
+
 if TYPE_CHECKING:
     from .plugin import SockShare
 
@@ -16,11 +18,17 @@ __all__ = ["SockShare"]
 
 _INSIDE_CIRCUSD = "circus.arbiter" in sys.modules
 
+_wrong = unsupported()
+if _INSIDE_CIRCUSD and _wrong is not None:
+    # A plugin that can't begin is started again each second, and says nothing.
+    print(f"circus_sockshare: {_wrong}", file=sys.stderr)
+    sys.exit(2)
+
 if _INSIDE_CIRCUSD:
     try:
-        from .inside import install
+        from . import inside
 
-        install()
+        inside.install()
     except Exception as _error:  # whatever is wrong with us, circusd has other work: the plugin says what is missing
         import logging
 

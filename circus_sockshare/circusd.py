@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 UNKNOWN_COMMAND = 2
 COMMAND_ERROR = 5
 
+#: The event that our part of circusd publishes, after which its configuration may be another one.
+CONFIGURED = "configured"
+
 #: Seconds that circusd may take; it answers in milliseconds unless a hook or a start blocks it.
 _ANSWER_WITHIN = 5.0
 

@@ -161,7 +161,7 @@ class _Held:
             if self.kept.done():
                 break
             now = time.monotonic()
-            host = _host(watcher.arbiter)
+            host = host_watcher(watcher.arbiter)
             why = ""
             if _is_dead(process) or not watcher.is_active() or host is None or _is_ending(watcher.arbiter):
                 why = "nobody has to hold it any more"
@@ -208,7 +208,7 @@ def _hands_over(watcher: Any) -> bool:
         and watcher.is_active()
         and int(watcher.stop_signal) != signal.SIGKILL
         and not _is_ending(watcher.arbiter)
-        and _host(watcher.arbiter) is not None
+        and host_watcher(watcher.arbiter) is not None
     )
 
 
@@ -216,7 +216,7 @@ def _is_ending(arbiter: Any) -> bool:
     return bool(_stopping or arbiter._stopping or arbiter._restarting)
 
 
-def _host(arbiter: Any) -> Any:
+def host_watcher(arbiter: Any) -> Any:
     """The watcher of our plugin, if it runs, or is about to run again."""
     if "sockshare" not in arbiter.ctrl.commands:
         return None

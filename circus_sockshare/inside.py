@@ -16,6 +16,7 @@ import atexit
 import functools
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -25,9 +26,12 @@ from circus import logger
 from circus.commands.base import Command
 from circus.controller import Controller
 from circus.exc import ConflictError, MessageError
-from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
+from circus.process import DEAD_OR_ZOMBIE, UNEXISTING, Process
 
-from . import holding
+from sockshare.host.launch import launched
+
+from . import binding, configuration, descriptors, ends, holding, on_demand, plugin_command, replacing
+from .ends import ENDS, SPAWN_ERRORS, note, read_rest, was_stopped
 
 #: What circusd may be in the middle of when a process is started; anything else may be about to stop or replace it.
 _HARMLESS = (None, "manage_watchers", "arbiter_start_watchers", "arbiter_add_watcher")
@@ -41,6 +45,11 @@ _DYING = 0.05
 
 def install() -> None:
     """Have every controller that is initialized from now on know our command; repeating it changes nothing."""
+    for patch in (plugin_command, binding, ends, configuration, on_demand, replacing):
+        try:
+            patch.install()
+        except Exception as error:  # a circus of which one thing is another does all the rest
+            logger.error("sockshare: can't install %s: %s", patch.__name__, error)
     original = Controller.initialize
     if getattr(original, "knows_sockshare", False):
         return
@@ -52,7 +61,25 @@ def install() -> None:
 
     initialize.knows_sockshare = True  # type: ignore[attr-defined]
     Controller.initialize = initialize
+    Process.format_args = _wrap_command(Process.format_args)
     atexit.register(_remove_meeting_point, os.getpid())
+
+
+def _wrap_command(original: Callable[..., Any]) -> Callable[..., Any]:
+    """*original*, with the command ``sockshare`` being our own, which need not be in PATH."""
+
+    @functools.wraps(original)
+    def format_args(self: Any, *args: Any, **kwargs: Any) -> list[str]:
+        words: list[str] = original(self, *args, **kwargs)
+        if self.executable:
+            return words  # the name is that of another file
+        if not self.shell:
+            return launched(words) or words
+        name, _, rest = words[0].partition(" ")  # a line for the shell: each word of it is quoted
+        command = launched([name])
+        return words if command is None else [f"{shlex.join(command)} {rest}", *words[1:]]
+
+    return format_args
 
 
 def _remove_meeting_point(pid: int) -> None:
@@ -76,6 +103,9 @@ class Sockshare(Command):  # type: ignore[misc]
     name = "sockshare"
     properties = ["op"]  # noqa: RUF012
 
+    def __init__(self) -> None:
+        self._in_force: dict[str, Any] | None = None  # the last configuration that was right, section by section
+
     def message(self, *args: Any, **options: Any) -> None:
         """Refuse to be called from a command line."""
         raise MessageError("it serves the sockshare plugin; use `sockshare status`, `sockshare reload`")
@@ -91,7 +121,17 @@ class Sockshare(Command):  # type: ignore[misc]
         if time.monotonic() > props.get("before", math.inf):
             raise MessageError("it was asked too long ago")
         if op == "processes":
-            return _processes(arbiter)
+            return {**_processes(arbiter), "in_force": self._in_force, "unapplied": configuration.unapplied}
+        if op == "report":
+            return _report(arbiter, int(props["pid"]))
+        if op == "in_force":
+            self._in_force = props["configuration"]
+            return {}
+        if op == "send":
+            descriptors.send(arbiter, props["names"], props["to"])
+            return {}
+        if op == "settle" and props["name"].lower() not in arbiter._watchers_names:
+            return {"retired": [], "stopped": True}  # it was taken out, with all its processes
         watcher = self._get_watcher(arbiter, props["name"])
         if op == "start":
             return _start(arbiter, watcher)
@@ -109,7 +149,7 @@ class Sockshare(Command):  # type: ignore[misc]
 def _processes(arbiter: Any) -> dict[str, Any]:
     watchers = {
         watcher.name: _describe(watcher)
-        for watcher in arbiter.iter_watchers()
+        for watcher in configuration.watchers(arbiter)
         if not watcher.name.startswith("plugin:") and watcher.name not in _CIRCUS_OWN
     }
     sockets = [
@@ -124,7 +164,13 @@ def _processes(arbiter: Any) -> dict[str, Any]:
         for sock in arbiter.sockets.values()
         if sock.fileno() >= 0
     ]
-    return {"watchers": watchers, "sockets": sockets}
+    path = getattr(arbiter, "config_file", None)
+    return {
+        "watchers": watchers,
+        "sockets": sockets,
+        "told_to_end": replacing.told_to_end(),
+        "file": None if path is None else os.path.abspath(path),
+    }
 
 
 def _describe(watcher: Any) -> dict[str, Any]:
@@ -132,6 +178,7 @@ def _describe(watcher: Any) -> dict[str, Any]:
     retiring = [one.process for one in _retiring if one.watcher is watcher and not _is_dead(one.process)]
     return {
         "numprocesses": watcher.numprocesses,
+        "wanted": replacing.wanted(watcher),
         "singleton": bool(watcher.singleton),
         "status": watcher.status(),
         "respawn": bool(watcher.respawn),
@@ -139,10 +186,16 @@ def _describe(watcher: Any) -> dict[str, Any]:
         "stop_signal": int(watcher.stop_signal),
         "stop_children": bool(watcher.stop_children),
         "uid": watcher.uid,
+        "spawn_error": SPAWN_ERRORS.get(watcher.name, ""),
+        "last": ENDS.last(watcher.name),
+        "crashes": ENDS.crashes(watcher.name, time.monotonic()),
         "hooks": sorted(watcher.hooks),
         "cmd": watcher.cmd,
+        "args": watcher.args,
         "stderr": _file_of(watcher.stderr_stream_conf),
+        "on_demand": bool(watcher.on_demand),
         "options": {key: value for key, value in watcher._options.items() if key.startswith("sockshare")},
+        "foreign": {key: str(value) for key, value in watcher._options.items() if not key.startswith("sockshare")},
         "processes": [
             {
                 "pid": p.pid,
@@ -155,6 +208,23 @@ def _describe(watcher: Any) -> dict[str, Any]:
             for p in [*retiring, *live]
         ],
     }
+
+
+def _report(arbiter: Any, pid: int) -> dict[str, Any]:
+    """How *pid* ended, who wanted that, and what it wrote last; see `sockshare.host.verbs.Witness`."""
+    processes = [*(one.process for one in _retiring)]
+    for watcher in arbiter.iter_watchers():
+        processes += watcher.processes.values()
+        read_rest(watcher, pid)
+    report = ENDS.report(pid)
+    process = next((one for one in processes if one.pid == pid), None)
+    if process is not None and report["status"] is None:
+        code = process.poll()  # it is not buried; so does circusd look for the dead itself
+        if code is not None:
+            report["status"] = -code if code < 0 else code << 8
+            report["stopped"] = was_stopped(process)
+    report["wait_status"] = report.pop("status")  # circus's answers have a status of their own
+    return report
 
 
 def _file_of(conf: Any) -> str | None:
@@ -177,14 +247,15 @@ def _start(arbiter: Any, watcher: Any) -> dict[str, Any]:
         raise ConflictError(f"circusd is busy ({running})")
     if not watcher.is_active():
         raise (ConflictError if watcher.status() == "starting" else MessageError)(f"the watcher is {watcher.status()}")
-    watcher.numprocesses += 1
+    replacing.begin(watcher)
     try:
         started = holding.spawn(watcher)
         if started is None:
             raise MessageError("circusd could not start it, or a hook forbade it; circusd's log has the reason")
     except BaseException:
-        watcher.numprocesses -= 1
+        replacing.withdraw(watcher)
         raise
+    replacing.on_probation(watcher, started.pid)
     return {"pid": started.pid, "wid": started.wid}
 
 
@@ -193,13 +264,12 @@ def _is_busy(arbiter: Any) -> bool:
 
 
 def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
-    """*watcher* has *count* processes from now on, and none of *retire*."""
-    count = int(props["count"])
+    """*watcher* has *count* processes from now on, and none of *retire*; see `replacing.settle`."""
     retire, known = set(props["retire"]), set(props["known"])
     for process in list(watcher.processes.values()):
-        if _is_dead(process):
+        if _is_dead(process) and not process.stopping:
             watcher.reap_process(process.pid)
-    watcher.numprocesses = count
+    count = replacing.settle(watcher, int(props["count"]), props.get("size"), proven=props.get("proven", True))
     going = [process for pid, process in watcher.processes.items() if pid in retire]
     staying = [process for process in watcher.processes.values() if process not in going and not process.stopping]
     # A new process that crashed was respawned before we were told: as many as are too many, the youngest first.
@@ -212,7 +282,7 @@ def _settle(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]
         for _ in range(count - len(staying)):
             holding.spawn(watcher)
     stopped = watcher.is_stopping() or watcher.is_stopped()
-    return {"retired": [process.pid for process in going], "stopped": stopped}
+    return {"retired": [process.pid for process in going], "stopped": stopped, "count": count}
 
 
 def _release(arbiter: Any, watcher: Any, props: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +317,7 @@ _retiring: list[_Retiring] = []
 
 
 class _Retiring:
-    """A process that was told to end: circus's signal, events and timeout, then SIGKILL, then its burial.
+    """A process that was told to end: circus's signal, its event ``kill`` and its timeout, then SIGKILL.
 
     One that is given up has *patience* seconds instead of circus's timeout, or with none SIGKILL instead of the signal;
     and nobody who descends from it is left.
@@ -269,10 +339,12 @@ class _Retiring:
         else:
             killed = holding.stop_process(watcher, process, signal.SIGKILL, watcher.graceful_timeout)
             _kill(self._doomed)
+        replacing.forget(process.pid)  # it is us who told it
         if killed.done():
             killed.result()  # raises what kept the signal from being sent; circus still has the process then
         watcher.processes.pop(process.pid, None)
         _retiring.append(self)
+        replacing.draining(watcher, process)
         self._loop.add_future(killed, self._signalled)
 
     def _descendants(self) -> list[Any]:
@@ -296,17 +368,15 @@ class _Retiring:
         if self.process.is_alive():
             self._loop.call_later(_DYING, self._bury)
             return
+        # No event `reap`: circus has none for what it stops itself, and plugins (Flapping) take it for a crash.
         _retiring.remove(self)
-        watcher, process = self.watcher, self.process
+        replacing.ended(self.process)
         try:
-            if process.pid not in watcher.processes:  # its pid may have a new owner by now
-                watcher.processes[process.pid] = process
-                watcher.reap_process(process.pid)  # which tells subscribers and hooks
+            note(self.watcher, self.process)
+            self.process.stop()  # closes its pipes
         except Exception:
-            logger.exception("sockshare: can't reap pid %s of %s", process.pid, watcher.name)
-            watcher.processes.pop(process.pid, None)
-        finally:
-            self._over.set_result(None)
+            logger.exception("sockshare: can't close what pid %s of %s had", self.process.pid, self.watcher.name)
+        self._over.set_result(None)
 
     async def over(self) -> None:
         """Return when it is dead."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -25,14 +26,15 @@ from sockshare.host.life import Life
 from sockshare.host.loop import guarded
 from sockshare.host.support import unsupported
 from sockshare.host.verbs import Configuration, Manager
-from sockshare.kernel import listeners
+from sockshare.kernel import listeners, reach
 from sockshare.kernel.logfile import FORMAT, LogFile
 from sockshare.kernel.meeting import REFUSED, STOPPED, find
 from sockshare.kernel.meeting import name as meeting_name
 from sockshare.kernel.peers import pidfd_open
 
 from . import settings
-from .circusd import UNKNOWN_COMMAND, Circusd, Refusal
+from .circusd import CONFIGURED, UNKNOWN_COMMAND, Circusd, Refusal
+from .inherited import Inherited, passed_on
 from .verbs import CircusVerbs
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ _ASK_AGAIN = 0.5
 _LOOK_EVERY = 1.0
 
 #: circus's events after which its configuration may be another one.
-_NEWS = frozenset({"add", "remove", "start", "stop", "updated"})
+_NEWS = frozenset({"add", "remove", "start", "stop", "updated", CONFIGURED})
 
 #: Our own: circus holds a process back (`circus_sockshare.holding`).
 _HELD = "held"
@@ -62,6 +64,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._options: Mapping[str, str] = config
         self._mistakes: list[str] = []  # found before circusd was asked
         self._told_mistakes: list[str] = []
+        self._foreign: list[str] | None = None  # what in the configuration is none of circus's; None: not looked at
         self._warnings: set[str] = set()
         self._unsupported = unsupported()
         self._runtime_dir: str | None = None  # the configured one, if it could be made
@@ -72,7 +75,11 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._pidfd = -1
         self._host: Host | None = None
         self._life: Life | None = None
-        self._inherited: dict[str, Any] | None = None
+        self._told: dict[str, Any] | None = None  # circusd's last answer
+        self._passed_on = passed_on()
+        self._sockets = Inherited()
+        self._gone: list[socket.socket] = []  # those that circusd has closed, and a broker may be given yet
+        self._fetching = False
         self._ended = False
 
     # What circus calls.
@@ -109,7 +116,7 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             event = to_str(data[0]).rpartition(".")[2]
             if event == _HELD and self._host is not None:
                 self._host.held()
-            elif event in _NEWS and self._inherited is not None:
+            elif event in _NEWS and self._told is not None:
                 self._verbs.refresh(lambda: None, lambda refusal: log.warning("circusd: %s", refusal.reason))
         except Exception:
             log.exception("circusd: can't read an event")
@@ -139,7 +146,13 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._end("circusd has ended")
 
     def _make_directory(self) -> str | None:
-        for attempt in dict.fromkeys((self._option("runtime_dir"), None)):
+        attempts = [self._option("runtime_dir"), None]
+        point = find(self._manager)
+        if "runtime_dir" in self._options and point is not None and os.path.islink(point):
+            attempts.insert(1, os.path.realpath(point))  # the one that was in force before
+        if attempts[0] is None and "runtime_dir" in self._options:
+            del attempts[0]
+        for attempt in dict.fromkeys(attempts):
             try:
                 directory = meeting.create(self._manager, attempt)
             except (BadConfiguration, OSError) as error:
@@ -245,20 +258,66 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
         self._aio.call_later(_ASK_AGAIN, self._learn)
 
     def _learned(self, told: dict[str, Any]) -> None:
-        if self._inherited is None:
-            self._inherited = settings.inherit(told["sockets"])
-        configuration, specs = settings.read(self._section, self._options, told, self._inherited)
+        if self._told is None:
+            self._sockets.take(told["sockets"], self._passed_on)
+        self._told = told
+        if self._fetching:
+            return
+        self._gone += self._sockets.drop(told["sockets"])
+        if self._host is not None and "use_sockets" in self._options and self._sockets.missing(told["sockets"]):
+            self._fetching = True
+            self._host.outdate()
+            try:
+                done = partial(self._fetched, told)
+                self._sockets.fetch(self._circusd, self._host.directory, told["sockets"], done)
+            except (OSError, ValueError) as error:
+                log.error("host: can't have circusd's sockets: %s", error)
+                self._fetched(told)
+        else:
+            self._apply(told)
+
+    @guarded(log)
+    def _fetched(self, told: dict[str, Any]) -> None:
+        self._fetching = False
+        if self._told is told or self._told is None:
+            self._apply(told)
+        else:  # meanwhile circusd has told something else
+            self._learned(self._told)
+
+    def _apply(self, told: dict[str, Any]) -> None:
+        configuration, specs = settings.read(self._section, self._options, told, self._sockets)
         self._verbs.specs = specs
+        if self._foreign is None or self._foreign:  # once it was right, a later file is circus's to read first
+            self._foreign = [str(mistake) for mistake in settings.foreign_sections(told.get("file"))]
+        mistakes = [*self._mistakes, *self._foreign]
+        if mistakes and (told.get("in_force") is None or self._unsupported is not None):
+            configuration = configuration._replace(mistakes=[*mistakes, *configuration.mistakes])
+        else:
+            configuration = configuration._replace(refused=[*mistakes, *configuration.refused])
+        in_force = settings.in_force(self._section, self._options, told, configuration)
+        # A circusd that runs an earlier version of ours does not say it, and can't remember it.
+        if in_force is not None and "in_force" in told and in_force != told["in_force"]:
+            told["in_force"] = in_force
+            self._circusd.ask(
+                lambda _: None,
+                lambda refusal: log.warning("circusd: can't remember what is in force: %s", refusal.reason),
+                op="in_force",
+                configuration=in_force,
+            )
         warnings = [*settings.warnings(configuration, told), *([self._unmet] if self._unmet else [])]
+        warnings += [told["unapplied"]] if told.get("unapplied") else []
         for warning in warnings:
             if warning not in self._warnings:
                 self._warnings.add(warning)
                 log.warning("%s", warning)
-        mistakes = [*self._mistakes, *configuration.mistakes]
-        self._configure(configuration._replace(mistakes=mistakes, warnings=warnings))
+        self._configure(configuration._replace(warnings=warnings))
+        while self._gone:  # not before: the next broker is to have others
+            gone = self._gone.pop()
+            _forget_name(gone)
+            gone.close()
 
     def _configure(self, configuration: Configuration) -> None:
-        self._tell(configuration.mistakes)
+        self._tell([*configuration.mistakes, *configuration.refused])
         if self._unsupported is not None:
             self._say(REFUSED, "\n".join(configuration.mistakes))
         for spec, sock in configuration.sockets:
@@ -291,9 +350,21 @@ class SockShare(CircusPlugin):  # type: ignore[misc]
             self._say(STOPPED, None)
             self._say(REFUSED, None)
             self._host.close()
+        for sock in self._sockets.values():
+            _forget_name(sock)
         if self._pidfd >= 0:
             self._aio.remove_reader(self._pidfd)
         # Killed, it could not do it itself (`inside`); otherwise the next plugin may have use for what is there.
         if os.getppid() != self._manager and self._point is not None:
             meeting.remove(self._point)
         self.loop.stop()
+
+
+def _forget_name(sock: socket.socket) -> None:
+    """Remove the second name that a broker has given the path of *sock*, one of circusd's."""
+    try:
+        at = reach.place(sock, "", os.getcwd())
+        if at is not None:
+            reach.forget_name(at)
+    except (LookupError, OSError) as error:
+        log.debug("host: %s", error)

@@ -114,15 +114,28 @@ class CircusVerbs:
     def processes(self, answer: Answer) -> None:
         """See `Verbs`; a process that is on its way out is none of a program's any more."""
         self.refresh(
-            lambda: answer.give(programs=self._describe()),
+            lambda: answer.give(programs=self._describe(), told_to_end=self._told.get("told_to_end", [])),
             lambda refusal: answer.refuse(f"can't learn what runs: {refusal.reason}"),
         )
 
     def _describe(self) -> dict[str, Any]:
         return {
             name: {
-                "numprocesses": watcher["numprocesses"],
+                "numprocesses": watcher.get("wanted", watcher["numprocesses"]),
                 "active": watcher["status"] == "active",
+                "on_demand": watcher.get("on_demand", False),
+                "state": watcher["status"],
+                "command": " ".join([str(watcher["cmd"]), *map(str, words(watcher.get("args")))]),
+                "places": [
+                    {
+                        "process": name,
+                        "pid": 0,
+                        "state": watcher["status"],
+                        "spawn_error": watcher.get("spawn_error", ""),
+                        "last": watcher.get("last"),
+                        "crashes": watcher.get("crashes", 0),
+                    }
+                ],
                 "stderr": watcher["stderr"],
                 "stop_signal": self._stop_signal(name) or watcher["stop_signal"],
                 "stop_timeout": watcher["graceful_timeout"],
@@ -144,6 +157,15 @@ class CircusVerbs:
     def _stop_signal(self, program: str) -> int | None:
         spec = self.specs.get(program)
         return None if spec is None else spec.stop_signal
+
+    def report(self, pid: int, answer: Answer) -> None:
+        """See `Witness`."""
+        self._circusd.ask(
+            lambda told: answer.give(status=told["wait_status"], stopped=told["stopped"], output=told["output"]),
+            lambda refusal: answer.refuse(f"can't tell how pid {pid} ended: {refusal.reason}", silent=refusal.silent),
+            op="report",
+            pid=pid,
+        )
 
     def start(self, program: str, answer: Answer) -> None:
         """See `Verbs`."""
@@ -180,11 +202,43 @@ class CircusVerbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         """See `Verbs`."""
+        self._settle(program, retire, known, count, kill, patience, None, True, answer, stop_signal)
 
+    def settle_counted(
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        size: int,
+        proven: bool,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
+        """See `Counting`."""
+        self._settle(program, retire, known, count, kill, patience, size, proven, answer, stop_signal)
+
+    def _settle(
+        self,
+        program: str,
+        retire: Sequence[int],
+        known: Sequence[int],
+        count: int,
+        kill: bool,
+        patience: float,
+        size: int | None,
+        proven: bool,
+        answer: Answer,
+        stop_signal: int | None,
+    ) -> None:
         def done(told: dict[str, Any]) -> None:
-            log.info("%s: %d processes from now on; retired %s", program, count, told["retired"] or "none")
+            now = told.get("count", count)
+            log.info("%s: %d processes from now on; retired %s", program, now, told["retired"] or "none")
             answer.give(retired=told["retired"], stopped=told["stopped"])
 
         self._starting.pop(program, None)  # an attempt that is still to come would be one too many
@@ -200,7 +254,9 @@ class CircusVerbs:
             count=count,
             kill=kill,
             patience=patience,
-            signal=self._stop_signal(program),
+            signal=stop_signal or self._stop_signal(program),
+            size=size,
+            proven=proven,
         )
 
     def claim(self, program: str, pid: int, answer: Answer) -> None:
@@ -213,7 +269,16 @@ class CircusVerbs:
             pid=pid,
         )
 
-    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
+    def release(
+        self,
+        program: str,
+        pid: int,
+        keep: bool,
+        kill: Sequence[int],
+        patience: float,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
         """See `Holding`."""
         log.info("%s: circus %s pid %d", program, "keeps" if keep else "stops", pid)
         self._circusd.ask(
@@ -227,8 +292,13 @@ class CircusVerbs:
             keep=keep,
             kill=list(kill),
             patience=patience,
-            signal=self._stop_signal(program),
+            signal=stop_signal or self._stop_signal(program),
         )
+
+
+def words(args: object) -> Sequence[object]:
+    """A watcher's ``args``: circus takes a text as well as a list."""
+    return [args] if isinstance(args, str) else args if isinstance(args, list | tuple) else []
 
 
 def _partial(call: Callable[[Refusal], None], refusal: Refusal) -> Callable[[], None]:

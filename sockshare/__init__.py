@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .core.errors import (
     BadConfiguration,
     ExitStatus,
@@ -21,8 +19,10 @@ from .core.errors import (
     TicketRefused,
     UnknownProgram,
     UnknownSocket,
+    UnsupportedPlatform,
 )
 
+TYPE_CHECKING = False  # as of typing, which takes longer to import than all the rest
 if TYPE_CHECKING:
     from . import aio
     from .client.registration import Registration
@@ -47,6 +47,7 @@ __all__ = [
     "TicketRefused",
     "UnknownProgram",
     "UnknownSocket",
+    "UnsupportedPlatform",
     "__version__",
     "aio",
     "attach",

@@ -25,7 +25,8 @@ from sockshare.core.suggest import did_you_mean
 
 _COMMANDS = {
     "status": "status [--json]\t\tShow the sockets, who holds them, and the last reloads",
-    "reload": "reload <program> [--json] [--timeout S] [--dry-run]\tReplace its processes by new ones that serve",
+    "reload": "reload <program>... [--json] [--timeout S] [--dry-run]\tReplace their processes by new ones that serve\n"
+    "sockshare reload --all\t\t\tReplace those of every program that shares a socket",
     "doctor": "doctor [--json]\t\t\tSay what is wrong, and what to do",
     "registration": "registration move <socket> <process>\tHave another process hold the event registration",
     "quiesce": "quiesce <process>\t\tHave it get nothing new until `sockshare wake`",
@@ -164,12 +165,13 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
     def __init__(self, controller: Any) -> None:
         super().__init__(controller)
         for plugin in controller.options.plugins:
-            for name in ("do_reread", "do_update"):
+            for name in ("do_reread", "do_update", "do_reload"):
                 if hasattr(plugin, name):
                     setattr(plugin, name, self._refusing(getattr(plugin, name)))
 
     def _refusing(self, command: Callable[[str], Any]) -> Callable[[str], None]:
-        """*command*, which reads the configuration, with our exit status if that was refused by us."""
+        """*command*, which reads the configuration: if that is refused, in one sentence, and if by us, with our exit
+        status."""
 
         def do(arg: str) -> None:
             supervisor = _Listening(self.ctl.get_supervisor())
@@ -177,7 +179,7 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
             try:
                 command(arg)
             except xmlrpc.client.Fault as fault:
-                if not _is_refusal(fault):
+                if fault.faultCode != Faults.CANT_REREAD:
                     raise
                 # Else supervisorctl would say it as a bug of its own, with file and line.
                 self.ctl.output(f"ERROR: {fault.faultString}")
@@ -202,10 +204,6 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
         if name not in _COMMANDS:
             self._fail(f"can't do {name!r}: no such command{did_you_mean(name, _COMMANDS)}", ExitStatus.USAGE)
             return
-        for program in [word for word in words[1:] if not word.startswith("-")] if name == "reload" else []:
-            # As a user sees it in `status`: the process stands for its program.
-            if ":" in program:
-                words[words.index(program)] = self._program_of(program)
         if not self.ctl.upcheck():
             self.ctl.exitstatus = int(ExitStatus.NO_BROKER)
             return
@@ -220,10 +218,6 @@ class ControllerPlugin(ControllerPluginBase):  # type: ignore[misc]
         # supervisord runs an older sockshare than ours: it was upgraded since.
         endpoint = str(self.ctl.get_server_proxy("sockshare").getEndpoint())
         return import_module("sockshare.cli.connection").connect(endpoint)
-
-    def _program_of(self, name: str) -> str:
-        group, _, process = name.partition(":")
-        return group if process in ("", "*") else process
 
     def _fail(self, sentence: str, status: ExitStatus) -> None:
         self.ctl.output(f"sockshare: {sentence}")

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
+import time
 from typing import Any
+
+
+def append(path: str | None, text: str) -> None:
+    """Write *text* to supervisord's log at *path*, if that is there: for one that ends before it has opened it."""
+    try:
+        if path is None or not stat.S_ISREG(os.stat(path).st_mode):
+            return
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        with open(fd, "a", errors="replace") as file:
+            file.writelines(f"{when},000 CRIT sockshare: can't start: {line}\n" for line in text.splitlines())
+    except OSError:
+        pass  # its disk may be full; the mistake itself is said on stderr
 
 
 class DaemonLog(logging.Handler):

@@ -2,7 +2,8 @@
 
 Four methods of its ServerOptions are wrapped when this is imported, which is in the middle of reading the
 configuration: sections are looked at before supervisord drops its user, so that ports below 1024 can be bound; and a
-supervisord without an HTTP server, which never calls an rpcinterface's factory, has its sockets all the same.
+supervisord without an HTTP server, which never calls an rpcinterface's factory, has its sockets all the same. One of
+its Subprocess is: the command ``sockshare`` is our own, which need not be in PATH.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from supervisor import options as supervisor_options
+from supervisor.process import Subprocess
+from supervisor.rpcinterface import SupervisorNamespaceRPCInterface
+from supervisor.xmlrpc import Faults, RPCError
+
+from sockshare.core.platforms import unsupported
+from sockshare.host.launch import launched
+
+from . import daemonlog, ends
 
 if TYPE_CHECKING:
     from .plugin import Plugin
@@ -39,6 +49,8 @@ def install() -> None:
     if getattr(server_options, "knows_sockshare", False):
         return
     server_options.knows_sockshare = True
+    ends.install()
+    _wrap_restart()
     for name, wrap in (
         ("process_groups_from_parser", _wrap_parse),
         ("processes_from_section", _wrap_section),
@@ -47,14 +59,52 @@ def install() -> None:
     ):
         original = getattr(server_options, name)
         setattr(server_options, name, functools.wraps(original)(wrap(original)))
+    Subprocess.get_execv_args = _wrap_command(Subprocess.get_execv_args)
+
+
+def _wrap_command(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_execv_args(self: Any) -> Any:
+        try:
+            command = launched(shlex.split(self.config.command))
+        except ValueError:
+            command = None  # supervisord's to say
+        return original(self) if command is None else (command[0], command)
+
+    return get_execv_args
+
+
+def _wrap_restart() -> None:
+    """Have ``supervisorctl reload`` refuse what would be the end of supervisord, and of all that it runs."""
+    original = SupervisorNamespaceRPCInterface.restart
+
+    @functools.wraps(original)
+    def restart(self: Any) -> Any:
+        self._update("restart")  # a supervisord that ends already says that
+        try:
+            plugin().try_configuration(self.supervisord.options)
+        except ValueError as error:
+            raise RPCError(Faults.CANT_REREAD, str(error)) from error
+        except Exception:
+            log.exception("hooks: can't try the configuration")
+        return original(self)
+
+    SupervisorNamespaceRPCInterface.restart = restart
 
 
 def _wrap_parse(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_groups_from_parser(self: Any, parser: Any) -> Any:
+        wrong = unsupported()
+        if wrong is not None:
+            raise ValueError(wrong)
         try:
             declaration = plugin().parse(self, parser)
-        except ValueError:
-            raise  # a mistake of the user's: a usage error at the start, a fault for `reread`
+        except ValueError as error:
+            # A mistake of the user's: a fault for `reread`; the end of one that starts, which says so to nobody but a
+            # stderr that it may not have.
+            if not hasattr(self.configroot.supervisord, "process_group_configs"):
+                daemonlog.append(getattr(self.configroot.supervisord, "logfile", None), str(error))
+            raise
         except Exception as error:
             log.exception("sections: can't read the configuration")
             declaration = plugin().as_before(self, parser)

@@ -10,9 +10,9 @@ from supervisor.process import Subprocess
 
 def copy_foreign(old: Any, new: Any) -> None:
     """Other plugins put attributes on supervisord's objects, and expect them there."""
-    own = {*vars(new), *dir(Subprocess), "fcgi_sock", "sockshare_config"}
+    own = {*vars(new), *dir(Subprocess), "fcgi_sock"}
     for name, value in vars(old).items():
-        if name not in own:
+        if name not in own and not name.startswith("sockshare_"):
             setattr(new, name, value)
 
 

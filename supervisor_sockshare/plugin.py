@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at whether the runtime directory is still there.
 _LOOK_EVERY = 1.0
 
+#: Where supervisorctl looks for the configuration by itself.
+_FOUND_BY_ITSELF = ("/etc/supervisord.conf", "/etc/supervisor/supervisord.conf")
+
 _TOO_LATE = (
     "supervisord runs without it, and can't be given it by reread or update; `supervisorctl reload` brings it in"
 )
@@ -56,8 +59,10 @@ class Plugin:
         self._declared = Declaration({}, {}, None)  # what is in force
         self._reread: Declaration | None = None  # what was read since
         self._specs: Mapping[str, ProgramSpec] = {}
-        self._twins = Twins(self.loop, self.supervisord)
-        self._verbs = SupervisorVerbs(self.supervisord, self._twins)
+        self._twins = Twins(self.loop, self.supervisord, self._applied)
+        self._verbs = SupervisorVerbs(self.loop, self.supervisord, self._twins, self._renew)
+        self._file: str | None = None
+        self._trying = False  # whether a configuration is read to see what a `reload` would find
         self._directory: str | None = None
         self._runtime_dir: str | None = None
         self._refusals: list[str] = []  # why the configured one, or any, could not be made
@@ -104,9 +109,17 @@ class Plugin:
             raise BadConfiguration(wrong)
         declaration = sections.read(parser, options.here)
         if _runs_already(options) and not self._is_of(options):
+            # What is recommended must not end it: a supervisord that can't bind does not start.
+            self.registry.check(declaration.sockets, own=os.getpid())
+            if self._trying:
+                return None
             raise BadConfiguration(str(Mistake(section, sections.FACTORY, _TOO_LATE)))
+        if options.configfile and self._file is None:  # before supervisord has changed its directory
+            path = os.path.abspath(options.configfile)
+            self._file = None if path in _FOUND_BY_ITSELF else path
         if self._is_of(options):
-            self.registry.check(declaration.sockets)
+            # A `reload` ends what runs here first; `update` does not.
+            self.registry.check(declaration.sockets, own=os.getpid() if self._trying else 0)
         else:
             self.registry.apply(declaration.sockets)
             self._declared, self._reread = declaration, None
@@ -114,6 +127,18 @@ class Plugin:
         self._warn(options, declaration)
         program.inject(parser, self._directory or declaration.runtime_dir, declaration.digest())
         return declaration
+
+    def try_configuration(self, options: Any) -> None:
+        """Read the configuration of *options*, those of the supervisord that runs, as its `reload` is about to.
+
+        Raises:
+            ValueError: It would not start with it.
+        """
+        self._trying = True
+        try:
+            options.process_config(do_usage=False)
+        finally:
+            self._trying = False
 
     def as_before(self, options: Any, parser: Any = None) -> Declaration | None:
         """Go on with what is in force, where a bug of ours keeps us from reading what was to be: a `reload` of
@@ -124,13 +149,22 @@ class Plugin:
             program.inject(parser, self._directory, self._declared.digest())
         return self._declared
 
+    @property
+    def _latest(self) -> Declaration:
+        """What was read last."""
+        return self._reread or self._declared
+
     def _is_of(self, options: Any) -> bool:
         """Whether these are the options of the supervisord that we belong to: then this is a `reread`."""
         return self._supervisord is not None and self._supervisord.options is options
 
     def _warn(self, options: Any, declaration: Declaration) -> None:
-        # Of a supervisord that starts: there is no log yet.
         for warning in declaration.warnings:
+            if self._is_of(options):
+                if warning not in self._latest.warnings:
+                    log.warning("%s", warning)
+                continue
+            # Of a supervisord that starts: there is no log yet.
             level = options.parse_criticals if warning == sections.UNREACHABLE else options.parse_warnings
             level.append(f"sockshare: {warning}")
 
@@ -157,7 +191,7 @@ class Plugin:
                 mistakes=list(self._refusals),
                 sockets=[(msgspec.to_builtins(declared.spec), sock) for declared, sock in self.registry.sockets],
                 uids=self._uids(),
-                warnings=[*self._declared.warnings, *([self._unmet] if self._unmet else [])],
+                warnings=[*self._latest.warnings, *([self._unmet] if self._unmet else [])],
             )
         )
 
@@ -167,6 +201,11 @@ class Plugin:
         for group in [*groups, *self._supervisord.options.process_group_configs]:
             uids |= {int(config.uid) for config in group.process_configs if config.uid is not None}
         return sorted(uids)
+
+    def _renew(self, name: str, inode: int) -> None:
+        self.registry.renew(name, inode)
+        # After the answer: by this the broker ends, for sockets come with the hello only.
+        self.loop.call_later(0.0, guarded(log)(self._configure))
 
     # supervisord.
 
@@ -179,6 +218,7 @@ class Plugin:
             self._leave()  # our section was taken out before a `reload`
             return
         self._supervisord = supervisord
+        self._twins.renew()
         self._log.options = supervisord.options
         self.loop.attach(supervisord.options.poller)
         events.subscribe(events.SupervisorRunningEvent, self._running)
@@ -201,7 +241,8 @@ class Plugin:
         directory = self._make_directory()
         if directory is not None:
             try:
-                manager = Manager("supervisor", os.getpid(), os.geteuid(), meeting_name(os.getpid()))
+                name = meeting_name(os.getpid())
+                manager = Manager("supervisor", os.getpid(), os.geteuid(), name, file=self._file)
                 self.host = Host(
                     self.loop, self._verbs, manager, directory, nonsense=self._restart_broker, begun=self._begun
                 )
@@ -302,6 +343,14 @@ class Plugin:
             self.loop.call_later(0.0, lambda: self._watch(process))
         elif isinstance(event, events.ProcessStateExitedEvent):
             self.loop.hurry()
+
+    def _applied(self, program: str) -> int | None:
+        """The number of the configuration that a reload of *program* applies just now; None if it has failed."""
+        record = None if self.host is None else self.host.records.get(f"reload:{program}")
+        if record is None or record["rollout"]["failure"][0]:
+            return None
+        number = record["rollout"]["plan"].get("configuration")
+        return number if isinstance(number, int) else None
 
     def _is_served(self, name: str) -> bool:
         spec = self._specs.get(name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sockshare.core.errors import BadConfiguration
-from sockshare.kernel import binding, listeners
+from sockshare.kernel import binding, listeners, occupants
+from sockshare.kernel.occupants import Occupant
 
 from .sections import Socket
 
@@ -18,6 +20,14 @@ log = logging.getLogger(__name__)
 class _Held(NamedTuple):
     declared: Socket
     sock: socket.socket
+
+
+class _Refused(NamedTuple):
+    """What could not be bound, and why."""
+
+    name: str
+    declared: Socket
+    error: OSError
 
 
 class Registry:
@@ -36,19 +46,27 @@ class Registry:
         """Their names."""
         return frozenset(self._held)
 
-    def check(self, wanted: Mapping[str, Socket]) -> None:
+    def check(self, wanted: Mapping[str, Socket], *, own: int = 0) -> None:
         """Find out whether `apply` would do it; nothing changes.
+
+        Args:
+            own: The supervisord whose programs may have an address: it ends them first.
 
         Raises:
             BadConfiguration: It would not.
         """
-        mistakes = []
+        refused = []
         for name, declared in wanted.items():
             if self._find(declared) is None:
                 try:
                     binding.check(declared.binding)
                 except OSError as error:
-                    mistakes.append(_sentence(name, declared, error))
+                    refused.append(_Refused(name, declared, error))
+        mistakes = [
+            _sentence(one, found, own)
+            for one, found in _occupied(refused)
+            if not own or not found or {other.manager for other in found} != {own}
+        ]
         if mistakes:
             raise BadConfiguration("\n".join(mistakes))
 
@@ -63,7 +81,7 @@ class Registry:
         """
         held: dict[str, _Held] = {}
         made: list[_Held] = []
-        mistakes = []
+        refused = []
         for name, declared in wanted.items():
             found = self._find(declared)
             if found is not None:
@@ -72,14 +90,14 @@ class Registry:
             try:
                 new = _Held(declared, binding.make(declared.binding, declared.backlog))
             except OSError as error:
-                mistakes.append(_sentence(name, declared, error))
+                refused.append(_Refused(name, declared, error))
                 continue
             made.append(new)
             held[name] = new
-        if mistakes:
+        if refused:
             for one in made:
                 binding.remove(one.sock, one.declared.binding)
-            raise BadConfiguration("\n".join(mistakes))
+            raise BadConfiguration("\n".join(_sentence(one, found) for one, found in _occupied(refused)))
         before, self._held = self._held, held
         kept = {one.sock for one in held.values()}
         for name, one in before.items():
@@ -89,6 +107,20 @@ class Registry:
         for name, one in held.items():
             self._adjust(name, one, before)
         return {name: one.sock for name, one in before.items()} != {name: one.sock for name, one in held.items()}
+
+    def renew(self, name: str, inode: int) -> None:
+        """Hold another socket at the address of *name*, in place of *inode*, which can't be reached any more.
+
+        Raises:
+            OSError: It can't be bound; then the old one is held still.
+        """
+        held = self._held.get(name)
+        if held is None or listeners.inode(held.sock.fileno()) != inode:
+            return  # it is another one already
+        sock = binding.renew(held.sock, held.declared.binding, held.declared.backlog)
+        listeners.prepare(sock, blocking=held.declared.spec.blocking)
+        self._held[name] = held._replace(sock=sock)
+        log.warning("%s: made anew at %s: nobody reached the old one any more", name, held.declared.binding.address)
 
     def close(self) -> None:
         """Close all and remove their paths, at supervisord's end."""
@@ -119,5 +151,22 @@ class Registry:
             log.error("%s: can't change it in place: %s", name, error)
 
 
-def _sentence(name: str, declared: Socket, error: OSError) -> str:
-    return f"[sockshare:{name}] socket: can't bind {declared.binding.address}: {error.strerror or error}"
+def _sentence(one: _Refused, found: Sequence[Occupant], own: int = 0) -> str:
+    by, address = occupants.describe(found, own=own), one.declared.binding.address
+    return f"[sockshare:{one.name}] socket: can't bind {address}: {one.error.strerror or one.error}{by}"
+
+
+def _occupied(refused: Sequence[_Refused]) -> Iterator[tuple[_Refused, list[Occupant]]]:
+    """Each of *refused*, and who has its address: supervisord waits for one look at all processes, not for many."""
+    tables = occupants.Tables()
+    return zip(refused, occupants.of_each([_inodes(tables, one) for one in refused]), strict=True)
+
+
+def _inodes(tables: occupants.Tables, one: _Refused) -> set[int]:
+    """The sockets that have the address."""
+    if one.error.errno != errno.EADDRINUSE:
+        return set()
+    address = one.declared.binding.address
+    if address.path:
+        return tables.of_path(address.path, binding.private(address.path))
+    return tables.of_port(address.scheme, address.host, address.port)

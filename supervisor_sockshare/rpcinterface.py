@@ -122,11 +122,13 @@ class RPCInterface:
         last = records.get(f"last:{program}")
         answer = {} if last is None else last.get("answer")
         if last is not None and last.get("key") == key and isinstance(answer, dict):
-            fields = {name: answer.get(name, "") for name in ("result", "exit", "reason", "seconds", "stderr")}
-            return {"state": "ended", "step": "", **{name: "" if v is None else v for name, v in fields.items()}}
+            return {"state": "ended", "step": "", **_answered(answer)}
         running = records.get(f"reload:{program}")
         if reload_key(running) == key:
             rollout = {} if running is None else running["rollout"]
+            told = None if running is None else running.get("answer")
+            if isinstance(told, dict):  # what is left of the old version drains
+                return {"state": "ended", "step": "", **_answered(told)}
             return {"state": "running", "step": str(rollout.get("state", ""))}
         raise RPCError(Faults.BAD_NAME, f"no reload of {program} has this key")
 
@@ -154,3 +156,8 @@ class RPCInterface:
         look.delay = _LOOK_EVERY  # type: ignore[attr-defined]
         look.rpcinterface = self  # type: ignore[attr-defined]
         return look
+
+
+def _answered(answer: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: answer.get(name, "") for name in ("result", "exit", "reason", "seconds", "stderr")}
+    return {name: "" if value is None else value for name, value in fields.items()}

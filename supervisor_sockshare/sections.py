@@ -17,6 +17,8 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_descriptors,
+    check_foreign,
     check_givers,
     parse_plugin_options,
     parse_program,
@@ -40,6 +42,9 @@ UNREACHABLE = (
     "there is no [unix_http_server] and no [inet_http_server]: supervisorctl can't reach this supervisord; add one"
     " (`sockshare status` and `sockshare reload` work without)"
 )
+_CTL_FACTORY = "supervisor.ctl_factory"
+#: What supervisorctl says of a command that it has no section for.
+_UNKNOWN = "supervisorctl does not know its command sockshare (*** Unknown syntax)"
 _MOST_BACKLOG = 65535  # supervisord's own bound
 
 _BINDING_KEYS = ("socket", "socket_backlog", "socket_owner", "socket_mode", "socket_ipv6_only")
@@ -91,10 +96,12 @@ def read(parser: Any, here: str | None) -> Declaration:
     mistakes: list[Mistake] = []
 
     def get(section: str, key: str) -> str:
+        _check_percent(parser.get(section, key, fallback=""))
         expansions = {"here": here, "program_name": section.partition(":")[2]}
         return str(parser.saneget(section, key, "", expansions=expansions)).strip()
 
     runtime_dir = _read_interface(parser, get, mistakes)
+    mistakes += _check_sections(parser)
     sockets = _read_sockets(parser, get, mistakes)
     programs = _read_programs(parser, get, [*_names(parser)], mistakes)
     _check_commands(parser, get, programs, {name: one.spec for name, one in sockets.items()}, mistakes)
@@ -103,8 +110,43 @@ def read(parser: Any, here: str | None) -> Declaration:
     return Declaration(sockets, programs, runtime_dir, _warnings(parser, sockets, programs))
 
 
+def _check_percent(value: str) -> None:
+    """Refuse what supervisord would expand without a word: ``50%.sock`` becomes ``50ock`` (printf-style formatting).
+
+    Raises:
+        ValueError: There is a ``%`` that begins no expansion.
+    """
+    if "%" in re.sub(r"%%|%\(\w+\)[-#0 +]*[\d.]*[a-z]", "", value):
+        raise ValueError(f"{value!r} has a % that begins no %(name)s; write %% for the sign itself")
+
+
+def _check_sections(parser: Any) -> list[Mistake]:
+    """Refuse sections that are circus's: supervisord passes over what it does not know."""
+    mistakes = []
+    for section in parser.sections():
+        kind, _, name = section.partition(":")
+        if kind == "socket":
+            host, port = parser.get(section, "host", fallback="127.0.0.1"), parser.get(section, "port", fallback="8000")
+            path = parser.get(section, "path", fallback="")
+            address = f"unix://{path}" if path else f"tcp://{host}:{port}"
+            message = (
+                f"it is circus's, and supervisord passes over it; write [sockshare:{name}] with socket = {address}"
+            )
+        elif section == "plugin:sockshare":
+            message = f"it is circus's, and supervisord passes over it; its keys go to [{interface(parser)}]"
+        elif kind == "watcher" and any(key.startswith("sockshare") for key in parser.options(section)):
+            message = (
+                f"it is circus's, and supervisord passes over it; write [program:{name}], and its keys as {PREFIX}KEY"
+            )
+        else:
+            continue
+        mistakes.append(Mistake(section, "[]", message))
+    return mistakes
+
+
 def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str, ProgramSpec]) -> list[str]:
-    found = [] if any(section.startswith(_SERVERS) for section in parser.sections()) else [UNREACHABLE]
+    reachable = any(section.startswith(_SERVERS) for section in parser.sections())
+    found = _of_command(parser) if reachable else [UNREACHABLE]
     for name, one in sockets.items():
         users = [program for program, spec in programs.items() if name in spec.sockets]
         if one.spec.blocking and len(users) > 1:
@@ -113,6 +155,29 @@ def _warnings(parser: Any, sockets: Mapping[str, Socket], programs: Mapping[str,
                 f" accept until the next ({', '.join(users)})"
             )
     return found
+
+
+def _of_command(parser: Any) -> list[str]:
+    """Why ``supervisorctl sockshare`` is unknown, if it is."""
+    sections = [
+        section
+        for section in parser.sections()
+        if section.startswith("ctlplugin:") and parser.get(section, _CTL_FACTORY, fallback="").startswith(_OURS)
+    ]
+    included = {section: parser.section_to_file[section] for section in sections if section in parser.section_to_file}
+    if not sections:
+        return [
+            f"there is no [ctlplugin:sockshare], so {_UNKNOWN}; write it, with {_CTL_FACTORY} ="
+            " supervisor_sockshare:make_ctlplugin, beside [supervisord], then run `supervisorctl reread`"
+            " (`sockshare status` and `sockshare reload` work without)"
+        ]
+    if len(included) < len(sections):
+        return []
+    section, file = next(iter(included.items()))
+    return [
+        f"[{section}] is in {file}, and supervisorctl reads no [include] files, so {_UNKNOWN}; move it to the file that"
+        " has [supervisord], then run `supervisorctl reread`"
+    ]
 
 
 def _read_interface(parser: Any, get: _Get, mistakes: list[Mistake]) -> str | None:
@@ -144,7 +209,7 @@ def _names(parser: Any) -> list[str]:
 
 def _read_sockets(parser: Any, get: _Get, mistakes: list[Mistake]) -> dict[str, Socket]:
     sockets: dict[str, Socket] = {}
-    addresses: dict[Address, str] = {}
+    addresses: dict[Address | str, str] = {}
     for section in parser.sections():
         kind, _, name = section.partition(":")
         if kind != "sockshare":
@@ -159,9 +224,12 @@ def _read_sockets(parser: Any, get: _Get, mistakes: list[Mistake]) -> dict[str, 
         found = _read_socket(section, name, _values(parser, section, get, mistakes), mistakes)
         if found is None:
             continue
-        other = addresses.setdefault(found.binding.address, section)
+        address = found.binding.address
+        other = addresses.setdefault(address.path or address, section)  # a path is one socket's, of whichever type
         if other != section:
-            message = f"[{other}] has {found.binding.address} already; a program may name one socket as well as another"
+            message = (
+                f"[{other}] has {address.path or address} already; a program may name one socket as well as another"
+            )
             mistakes.append(Mistake(section, "socket", message))
         sockets[name] = found
     return sockets
@@ -256,6 +324,9 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
             mistakes.append(Mistake(section, "[]", f"{BROKER} is sockshare's own; give the program another name"))
             continue
         ours = {}
+        foreign = {key: parser.get(section, key) for key in parser.options(section) if not key.startswith("sockshare")}
+        is_ours = any(key.startswith(PREFIX) for key in parser.options(section))
+        mistakes += check_foreign(section, foreign, PREFIX, names, is_ours=is_ours)
         for key in parser.options(section):
             if key.startswith(PREFIX):
                 try:
@@ -268,7 +339,7 @@ def _read_programs(parser: Any, get: _Get, names: list[str], mistakes: list[Mist
         mistakes += more
         if spec is not None:
             mistakes += check_givers(section, PREFIX, spec, every)
-            programs[name] = spec if kind == "program" else _of_fcgi(spec, get(section, "startsecs"))
+            programs[name] = spec
     return programs
 
 
@@ -283,19 +354,14 @@ def _check_commands(
     specs: Mapping[str, SocketSpec],
     mistakes: list[Mistake],
 ) -> None:
+    names = _names(parser)
     for section in parser.sections():
         program = programs.get(section.partition(":")[2].strip())
-        if section.startswith("program:") and program is not None and parser.has_option(section, "command"):
-            try:
-                command = get(section, "command")
-            except ValueError:
-                continue  # supervisord's to say
+        if not _is_program(section) or not parser.has_option(section, "command"):
+            continue
+        command = parser.get(section, "command")  # as it stands: what supervisord expands in it is its own
+        raw = parser.get(section, f"{PREFIX}sockets", fallback="").replace(",", " ").split()
+        sockets = raw if program is None else program.sockets
+        mistakes += check_descriptors(section, "command", command, sockets, names, PREFIX)
+        if program is not None:
             mistakes += check_command(section, "command", command, program.sockets, specs)
-
-
-def _of_fcgi(spec: ProgramSpec, startsecs: str) -> ProgramSpec:
-    """An fcgi-program's socket is supervisord's own: it is ready when supervisord says RUNNING."""
-    if spec.ready != "auto" or spec.sockets:
-        return spec
-    seconds = float(startsecs) if re.fullmatch("[0-9]{1,5}", startsecs) else 1.0
-    return msgspec.structs.replace(spec, ready="hold", ready_hold=max(spec.ready_hold, seconds))

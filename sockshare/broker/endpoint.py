@@ -46,6 +46,7 @@ class Request(msgspec.Struct, frozen=True):
     warning: str | None = None
     status: str | None = None
     program: str | None = None
+    programs: list[str] | None = None
     key: str | None = None
     timeout: float | None = None
     dry_run: bool = False

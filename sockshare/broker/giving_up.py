@@ -53,7 +53,11 @@ async def spare(
         drainer = Drainer(pid, addresses)
         drainer.end_idle()
         timer = loop.call_later(outside, drainer.stop)
-        how = await drainer.run(lambda left: None)
+
+        def drained(how: str) -> None:
+            log.info("%s: pid %d, which is given up: %s", plan.program, pid, how)
+            drainer.stop()
+
+        await drainer.run(lambda left: None, drained)
         timer.cancel()
-        log.info("%s: pid %d, which is given up: %s", plan.program, pid, how)
     return 0.0

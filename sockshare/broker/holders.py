@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from sockshare.core.command_lines import in_words
 from sockshare.kernel import holders, peers, processes
 from sockshare.kernel.holders import Scan
 
@@ -15,9 +15,8 @@ from .worker import Worker
 
 #: Seconds that a look at all processes may take. On a machine with 100 processes it takes 5 ms.
 _WITHIN = 0.5
-#: How many processes beside the managed ones are shown of a socket, and how much of each one's command.
+#: How many processes beside the managed ones are shown of a socket.
 MOST = 256
-LONGEST_COMMAND = 120
 
 
 class Others(NamedTuple):
@@ -75,12 +74,5 @@ def _describe(pids: list[int], names: Mapping[int, str], most: int) -> Others:
             command = processes.command(pid)
         except OSError:
             continue  # it has ended
-        shown.append({"pid": pid, "process": below[pid], "command": _shown(command)})
+        shown.append({"pid": pid, "process": below[pid], "command": in_words(command)})
     return Others(shown, max(0, len(pids) - most))
-
-
-def _shown(command: list[str]) -> str:
-    # Whoever starts a process chooses these bytes, and they are shown on an administrator's terminal.
-    text = os.fsencode(shlex.join(command)).decode("utf-8", "replace")
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= LONGEST_COMMAND else text[: LONGEST_COMMAND - 3] + "..."

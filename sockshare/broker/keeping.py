@@ -232,8 +232,8 @@ class Keeping:
         claim, held_for = entry.claim, time.clock_gettime(time.CLOCK_BOOTTIME) - entry.since / 1e9
         if claim.means is not Means.COOPERATE or held_for >= self._ready_timeout(claim.program):
             return False
-        seen = await self._observer.worker.do(self._observer.seen, claim.managed, [line.name])
-        return not seen
+        inodes, _ = await self._observer.worker.do(self._observer.look, claim.managed, [line.name])
+        return not inodes
 
     def _forgive(self, line: Line) -> None:
         """Now that a holder hangs: if all who could follow have hung before, those that run may try again."""

@@ -7,13 +7,18 @@ in the order of the calls. The others may take long, and are for such threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import os
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sockshare.core import ends
 from sockshare.core.errors import NotPermitted
 from sockshare.core.readiness import Evidence
-from sockshare.kernel import epoll, epoll_rights, peers, processes, waits
+from sockshare.kernel import epoll, epoll_rights, peers, processes, strike, waits
+from sockshare.kernel.descriptors import close_all
 from sockshare.kernel.parking import Parking
 
 from .roster import Managed
@@ -25,6 +30,8 @@ log = logging.getLogger(__name__)
 _LOOKS, _APART = 20, 0.002
 #: Seconds to wait for a thread of a process without a registration to be held; later ones are held as they come.
 _PARKED_WITHIN = 0.03
+#: How the kernel names a socket that is none of the shared ones: ``socket:[INODE]``; and so do we.
+_OWN = "socket:["
 #: Why a process can't be suspended that waits in no epoll.
 NO_EPOLL = "it has no event registration: it reads by select, poll or a blocking accept"
 
@@ -37,6 +44,7 @@ class Facts(NamedTuple):
     waited: bool  # whether it was seen to wait without a registration
     held: bool  # whether a thread of it is held
     owned: frozenset[int] | None  # the inodes of all sockets of its process tree; None: it may not be looked into
+    unseen: str = ""  # why what it registers or waits for can't be seen, so that nothing here says nothing
 
 
 class Observer:
@@ -49,7 +57,6 @@ class Observer:
     def __init__(self, shared: Mapping[str, tuple[int, int]]) -> None:
         self.worker = Worker("observer")
         self._shared = shared
-        self._names = {inode: name for name, (inode, _) in shared.items()}
         #: Who was seen to wait on a socket without an epoll: pid to start time and inodes.
         self._waited: dict[int, tuple[int, frozenset[int]]] = {}
         self._parkings: dict[int, Parking] = {}
@@ -59,12 +66,44 @@ class Observer:
             log.warning("registrations can't be suspended: %s", self.impossible)
 
     def inode(self, name: str) -> int:
-        """The inode of the socket *name*; -1 if there is none."""
-        return self._shared[name][0] if name in self._shared else -1
+        """The inode of the socket *name*, also of one of `listeners`; -1 if there is none."""
+        if name in self._shared:
+            return self._shared[name][0]
+        return int(name[8:-1]) if name.startswith(_OWN) else -1
 
     def descriptors(self, sockets: Iterable[str]) -> dict[int, int]:
         """Our descriptor of each of *sockets*, by its inode."""
         return dict(self._shared[name] for name in sockets if name in self._shared)
+
+    def listeners(self, pid: int) -> tuple[str, ...]:
+        """Names for the sockets that *pid* was given to accept on though its section names none, as an
+        ``[fcgi-program:]`` is: that on its descriptor 0."""
+        try:
+            name = os.readlink(f"/proc/{pid}/fd/0")
+            if not name.startswith(_OWN):
+                return ()
+            duplicate = strike.duplicate(pid, 0)
+        except OSError as error:
+            log.debug("pid %d: %s", pid, error)
+            return ()
+        with socket.socket(fileno=duplicate) as sock:
+            return (name,) if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else ()
+
+    @contextlib.contextmanager
+    def _duplicates(self, pid: int, sockets: Iterable[str]) -> Iterator[dict[int, int]]:
+        """A descriptor of each of *sockets*, by its inode: ours, or for a moment one of *pid*'s.
+
+        For no longer: an ``[fcgi-program:]``'s socket is to be closed when its last process has ended.
+        """
+        names, borrowed = list(sockets), dict[int, int]()
+        try:
+            for inode in {self.inode(name) for name in names if name.startswith(_OWN)}:
+                fd = processes.socket_descriptors(pid).get(inode)
+                if fd is not None:  # else it has closed it
+                    borrowed[inode] = strike.duplicate(pid, fd)
+            yield {**self.descriptors(names), **borrowed}
+        finally:
+            close_all(borrowed.values())
 
     def registrations(self, pid: int, sockets: Iterable[str]) -> list[epoll.Registration]:
         """The registrations of *sockets* in the process tree of *pid*; none where they can't be seen."""
@@ -80,30 +119,59 @@ class Observer:
         Args:
             patient: Look for some 40 ms if nothing is seen: a process that serves is not always seen to wait.
         """
-        inodes = await self.worker.do(self.seen, managed.pid, sockets)
+        inodes, unseen = await self.worker.do(self.look, managed.pid, sockets)
         for _ in range(_LOOKS if patient and self._inodes(sockets) else 0):
             if inodes:
                 break
             await asyncio.sleep(_APART)
             inodes = await self.worker.do(self.waited, managed.pid, sockets)
         said = frozenset((managed.ready,)) if managed.ready in ("client", "notify") else frozenset()
-        return Evidence(said, frozenset(self._names[inode] for inode in inodes))
+        return Evidence(said, frozenset(name for name in sockets if self.inode(name) in inodes), unseen)
 
-    def seen(self, pid: int, sockets: Collection[str]) -> frozenset[int]:
-        """The inodes of *sockets* that the process tree of *pid* has registered, or was seen to wait on."""
-        inodes = frozenset(entry.inode for entry in self.registrations(pid, sockets))
-        return inodes if inodes >= set(self._inodes(sockets)) else inodes | self.waited(pid, sockets)
+    def look(self, pid: int, sockets: Collection[str]) -> tuple[frozenset[int], str]:
+        """The inodes of *sockets* that the process tree of *pid* has registered, or was seen to wait on; and why there
+        may be more that can't be seen."""
+        wanted, inodes, unseen = set(self._inodes(sockets)), frozenset[int](), ""
+        try:
+            inodes = frozenset(entry.inode for entry in epoll.registrations(pid, wanted))
+        except NotPermitted as error:
+            unseen = str(error)
+        except ProcessLookupError:
+            return inodes, ""
+        if inodes >= wanted:
+            return inodes, ""
+        try:
+            inodes |= self._waited_by(pid, wanted)
+        except PermissionError as error:
+            unseen = unseen or _blind(pid, error)
+        return inodes, unseen or waits.unseen()
+
+    def serving(self, pid: int, sockets: Iterable[str]) -> frozenset[tuple[int, int]]:
+        """Those in the process tree of *pid* that have *sockets* registered, or wait on them now, each with its start;
+        none where that can't be seen."""
+        inodes = set(self._inodes(sockets))
+        registered = {entry.pid for entry in self.registrations(pid, sockets)}
+        try:
+            tree = processes.identified_tree(pid)
+            return frozenset(one for one in tree if one[0] in registered or waits.waits(one[0], inodes))
+        except (PermissionError, ProcessLookupError):
+            return frozenset()
 
     def waited(self, pid: int, sockets: Iterable[str]) -> frozenset[int]:
         """The inodes of *sockets* on which the process tree of *pid* was seen to wait, now or before, without epoll."""
         try:
+            return self._waited_by(pid, set(self._inodes(sockets)))
+        except PermissionError:
+            return frozenset()
+
+    def _waited_by(self, pid: int, wanted: set[int]) -> frozenset[int]:
+        try:
             start = peers.start_time(pid)
             before = self._waited.get(pid)
             seen = before[1] if before is not None and before[0] == start else frozenset()
-            wanted = set(self._inodes(sockets))
             if not wanted <= seen:
                 seen |= waits.waiting(pid, wanted)
-        except (PermissionError, ProcessLookupError):
+        except ProcessLookupError:
             return frozenset()
         if seen:
             for known in list(self._waited):  # another thread may be here too
@@ -118,9 +186,10 @@ class Observer:
 
     def suspend(self, pid: int, sockets: Iterable[str]) -> asyncio.Future[str]:
         """Suspend the registrations of *sockets* in the process tree of *pid*; what came of it, in words."""
-        return asyncio.ensure_future(self._suspended(self.worker.do(self._suspend, pid, list(sockets))))
+        names = list(sockets)
+        return asyncio.ensure_future(self._suspended(names, self.worker.do(self._suspend, pid, names)))
 
-    async def _suspended(self, work: asyncio.Future[str | Parking]) -> str:
+    async def _suspended(self, sockets: Collection[str], work: asyncio.Future[str | Parking]) -> str:
         found = await work
         if isinstance(found, str):
             return found
@@ -128,20 +197,28 @@ class Observer:
         await asyncio.get_running_loop().run_in_executor(None, found.wait, _PARKED_WITHIN)
         if found.held:
             return f"the thread of pid {found.pid} that waits for connections is held: {NO_EPOLL}"
+        if not found.refusal and not await self.worker.do(self.waited, found.pid, sockets):
+            return f"nothing to suspend: pid {found.pid} was not seen to wait for connections"
         why = found.refusal or "no thread of it is seen that waits for nothing else"
         return f"cannot be suspended: {NO_EPOLL}; {why}"
 
     def _suspend(self, pid: int, sockets: Collection[str]) -> str | Parking:
         if self.impossible:
             return f"not suspended: {self.impossible}"
+        if not self._inodes(sockets):
+            return "nothing to suspend: its section names no socket, so nobody looked"
         try:
-            count = epoll.suspend_all(pid, self.descriptors(sockets))
+            with self._duplicates(pid, sockets) as duplicates:
+                count = epoll.suspend_all(pid, duplicates)
             if count:
                 return f"{count} registration{'s' if count > 1 else ''} of pid {pid} suspended"
             if self.registrations(pid, sockets):
                 return f"the registrations of pid {pid} are suspended"
+            held = self.descriptors(sockets)
+            if not held:
+                return f"cannot be suspended: {NO_EPOLL}"
             if pid not in self._parkings:
-                self._parkings[pid] = Parking(pid, self.descriptors(sockets))
+                self._parkings[pid] = Parking(pid, held)
             return self._parkings[pid]
         except ProcessLookupError:
             return "not suspended: it has died"
@@ -151,23 +228,32 @@ class Observer:
 
     def facts(self, pid: int, sockets: Collection[str]) -> dict[str, Facts]:
         """What is to be seen of *pid* and each of *sockets*: /proc is gone through once for all of them."""
-        registrations = self.registrations(pid, sockets)
+        unseen = ""
+        try:
+            registrations = epoll.registrations(pid, self._inodes(sockets))
+        except ProcessLookupError:
+            registrations = []
+        except NotPermitted as error:
+            registrations, unseen = [], str(error)
         refusal = self.refusal(pid)
         held, waited = self.holds(pid), self.waited(pid, sockets)
         owned = self.owned(pid)
         found: list[waits.Wait] = []
-        inodes = set(self._inodes(sockets))
+        inodes, blind = set(self._inodes(sockets)), ""
         if len({entry.inode for entry in registrations}) < len(inodes):
+            blind = waits.unseen()
             try:
                 found = [wait for one in processes.tree(pid) for wait in waits.waits(one, inodes)]
-            except PermissionError:
-                pass
+            except PermissionError as error:
+                blind = _blind(pid, error)
         facts = {}
         for name in sockets:
             inode = self.inode(name)
             mine = [entry for entry in registrations if entry.inode == inode]
             why = refusal or _not_kept([wait for wait in found if inode in wait.sockets])
-            facts[name] = Facts(mine, None if mine and refusal is None else why, inode in waited, held, owned)
+            shows = bool(mine) or inode in waited
+            why_not = None if mine and refusal is None else why
+            facts[name] = Facts(mine, why_not, inode in waited, held, owned, unseen or ("" if shows else blind))
         return facts
 
     def owned(self, pid: int) -> frozenset[int] | None:
@@ -209,7 +295,8 @@ class Observer:
         if self.impossible:
             return 0
         try:
-            return epoll.resume_all(pid, self.descriptors(sockets))
+            with self._duplicates(pid, sockets) as duplicates:
+                return epoll.resume_all(pid, duplicates)
         except ProcessLookupError:
             return 0
         except (NotPermitted, OSError) as error:
@@ -219,15 +306,16 @@ class Observer:
     def end_of(self, pid: int) -> str:
         """How *pid*, which has just died, ended; in words for after its name."""
         try:
-            status = processes.exit_code(pid)
+            return ends.describe(processes.exit_code(pid))
         except (OSError, ValueError):
-            return "has died"
-        if status & 0x7F:
-            return f"was killed by signal {status & 0x7F}"
-        return f"exited with status {status >> 8}"
+            return ends.describe(None)
 
     def _inodes(self, sockets: Iterable[str]) -> list[int]:
-        return [self._shared[name][0] for name in sockets if name in self._shared]
+        return [inode for inode in map(self.inode, sockets) if inode >= 0]
+
+
+def _blind(pid: int, error: PermissionError) -> str:
+    return f"can't see what pid {pid} waits for: {error.strerror} ({error.filename})"
 
 
 def _not_kept(found: Sequence[waits.Wait]) -> str:

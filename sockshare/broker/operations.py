@@ -6,21 +6,23 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
 from sockshare.core import versions
 from sockshare.core.errors import (
+    AlreadyRunning,
     BadConfiguration,
     ExitStatus,
-    ManagerError,
     NotPermitted,
+    NotRunning,
     ProtocolError,
     SockshareError,
     UnknownProgram,
 )
+from sockshare.core.names import no_such_program, programs_named
 from sockshare.core.readiness import Expectation
 from sockshare.core.steps import Plan
 from sockshare.core.suggest import did_you_mean
@@ -35,8 +37,8 @@ from .doctor import examine
 from .endpoint import HOST, Caller, Request, described, read
 from .handout import HandOut
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .reloading import Reloading
-from .reloads import Reload
 from .retirements import Retirements
 from .roster import Managed
 from .shared import Shared
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 _Operation = Callable[[Caller, Request], Awaitable["dict[str, Any] | None"]]
 
 #: What the host may ask for, on behalf of somebody whom the manager lets command it.
-_FOR_HOST = frozenset({"status", "doctor", "reload", "cancel", "move", "quiesce", "wake"})
+_FOR_HOST = frozenset({"status", "doctor", "programs", "reload", "cancel", "move", "quiesce", "wake"})
 
 
 class Operations:
@@ -65,6 +67,7 @@ class Operations:
         handout: HandOut,
         reloading: Reloading,
         retirements: Retirements,
+        leftovers: Leftovers,
         link: HostLink,
         said: Callable[[Managed, str, str | None], None],
         taken_up: asyncio.Task[None],
@@ -81,8 +84,8 @@ class Operations:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = Turns()
-        self._documents = Shared(lambda: status_document(state, reloading, retirements, link))
-        self._findings = Shared(lambda: examine(state, reloading, retirements, link))
+        self._documents = Shared(lambda: status_document(state, reloading, retirements, leftovers, link))
+        self._findings = Shared(lambda: examine(state, reloading, retirements, leftovers, link))
         introductions = handout.introductions
         self._operations: dict[str, _Operation] = {
             "receive": introductions.receive,
@@ -95,6 +98,7 @@ class Operations:
             "ready": self._ready,
             "status": self._status,
             "doctor": self._doctor,
+            "programs": self._programs,
             "reload": self._reload,
             "cancel": self._cancel,
             "claim": self._claim,
@@ -232,6 +236,19 @@ class Operations:
         roster = self._state.roster
         return {name for name in self._state.programs if any(_runs_as(m, caller.uid) for m in roster.of_program(name))}
 
+    async def _programs(self, caller: Caller, request: Request) -> dict[str, Any]:
+        """The programs that are meant by the names of *request*, and of those that were not named themselves the ones
+        that do not run: there is nothing to reload."""
+        self._authority.check(caller, "reload a program")
+        programs = (await self._link.ask("processes"))["programs"]
+        processes = _names(programs)
+        sharing = [name for name, spec in self._state.programs.items() if spec.sockets]
+        meant = programs_named(request.programs or (), processes, sharing)
+        stopped = [name for name, by_itself in meant.items() if not by_itself and not programs[name]["active"]]
+        if meant and len(stopped) == len(meant):
+            raise NotRunning(f"can't reload {' '.join(request.programs or ())}: none of them is running")
+        return {"programs": [name for name in meant if name not in stopped], "stopped": stopped}
+
     async def _reload(self, caller: Caller, request: Request) -> dict[str, Any] | None:
         self._authority.check(caller, "reload a program")
         if not request.program or not request.key:
@@ -242,25 +259,31 @@ class Operations:
         programs = (await self._link.ask("processes"))["programs"]
         spec = self._state.programs.get(request.program)
         if request.program not in programs:
-            raise UnknownProgram(
-                f"can't reload {request.program!r}: no such program{did_you_mean(request.program, programs)}"
-            )
+            raise UnknownProgram(no_such_program(request.program, _names(programs)))
         if spec is None:
+            self._state.check_section(request.program)
             raise UnknownProgram(
                 f"can't reload {request.program!r}: its section does not name any sockets ({self._state.sockets_key})"
             )
         facts = programs[request.program]
+        before = self._reloading.running.get(spec.name)
+        left = {process.pid for process in before.draining} if before is not None and before.only_drains else set()
         if not facts["active"]:
-            raise ManagerError(f"can't reload {request.program}: it is not running; start it by its manager first")
-        standing = [one for one in facts["processes"] if not one.get("stopping")]
+            raise NotRunning(f"can't reload {request.program}: it is not running; start it by its manager first")
+        standing = [one for one in facts["processes"] if not one.get("stopping") and one["pid"] not in left]
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = await plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if self._is_known(request):  # it was asked twice
             return self._follow(caller, request)
         running = self._retirements.under_way(request.program)
-        if running is not None:
-            raise ManagerError(
+        if running is not None and not running.only_drains:
+            raise AlreadyRunning(
                 f"can't reload {request.program}: a reload of it is running already (step {running.step})"
+            )
+        if not plan.old and not plan.added:
+            raise NotRunning(
+                f"can't reload {request.program}: no process of it runs just now: its manager stops it, or starts it"
+                " again and again; see `sockshare doctor`"
             )
         if request.dry_run:
             events, answer = self._foretell(plan, expectation)
@@ -269,12 +292,12 @@ class Operations:
             for event in events:
                 self._state.reply(caller, {"event": event})
             return answer
-        reload = self._reloading.running[spec.name] = Reload(
-            self._reloading.services(), plan, expectation, self._reloading.ended, facts.get("stderr")
-        )
-        if caller.route != HOST:
-            reload.follow(caller)
-        reload.begin()
+        before = self._reloading.running.get(spec.name)
+        if before is not None and before.answer is None:
+            await before.be_told()  # what is left over is its command's to hear of
+            return await self._reload(caller, request)
+        follower = None if caller.route == HOST else caller
+        self._reloading.begin(plan, expectation, facts.get("stderr"), follower)
         return None
 
     def _is_known(self, request: Request) -> bool:
@@ -350,7 +373,7 @@ class Operations:
 
         Raises:
             UnknownProgram: There is none.
-            ManagerError: A reload of its program is running.
+            AlreadyRunning: A reload of its program is running.
         """
         name, names = request.process or "", []
         for program, facts in (await self._link.ask("processes"))["programs"].items():
@@ -364,7 +387,9 @@ class Operations:
                 continue
             running = self._retirements.under_way(program)
             if running is not None:
-                raise ManagerError(f"can't do that with {name}: a reload of {program} is running (step {running.step})")
+                raise AlreadyRunning(
+                    f"can't do that with {name}: a reload of {program} is running (step {running.step})"
+                )
             return live[0], spec.sockets
         raise UnknownProgram(f"can't find process {name!r}: no such process{did_you_mean(name, names)}")
 
@@ -378,7 +403,13 @@ class Operations:
                 else f"is stopped, not suspended first ({refusal})"
             )
             reason = f"would start one beside it, wait for {expectation.awaited}; then it {means}"
+            if process.pid in plan.surplus:
+                reason = f"the configuration has no place for it: nothing would come in its place, and it {means}"
             event = {"step": "start", "program": plan.program, "process": process.name, "pid": process.pid}
+            events.append({**event, "seconds": 0.0, "reason": reason})
+        if plan.added:
+            event = {"step": "start", "program": plan.program, "process": None, "pid": None}
+            reason = f"would start {plan.added} more, for which the configuration has places"
             events.append({**event, "seconds": 0.0, "reason": reason})
         return events, {
             "result": "ok",
@@ -387,6 +418,14 @@ class Operations:
             "seconds": 0.0,
             "stderr": "",
         }
+
+
+def _names(programs: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of each program's processes, of *programs* as the manager tells of them."""
+    return {
+        name: [*facts.get("names", ()), *(str(one["process"]) for one in facts["processes"])]
+        for name, facts in programs.items()
+    }
 
 
 def _runs_as(managed: Managed, uid: int) -> bool:

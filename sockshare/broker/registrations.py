@@ -254,11 +254,12 @@ class Registrations:
 
     async def resume_unclaimed(self, pid: int, sockets: Collection[str], *, held_back: bool) -> int:
         """Resume what the broker before has left suspended, and no reload claims; how many of all there were."""
+        names = [name for name in sockets if name in self._lines and self._lines[name].is_shared]
         if pid in self._quiesced:
+            # The marks in its epolls have outlived that broker; a thread that was held has been let go by its death.
+            await self._observer.suspend(pid, names)
             return 0
-        resumed = self._observer.resume(
-            pid, [name for name in sockets if name in self._lines and self._lines[name].is_shared]
-        )
+        resumed = self._observer.resume(pid, names)
         if held_back:
             self.hold_back(pid)
         else:
@@ -327,6 +328,10 @@ class Registrations:
         self._link.journal(f"quiesced:{managed.pid}", None)
         self.resume(managed.pid, sockets)
         return "it takes part again"
+
+    def is_quiesced(self, pid: int) -> bool:
+        """Whether somebody has had *pid* quiesced, and not woken."""
+        return pid in self._quiesced
 
     def line(self, name: str) -> Line | None:
         """The line of the socket *name*."""

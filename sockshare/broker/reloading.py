@@ -8,10 +8,14 @@ from typing import Any
 import msgspec
 
 from sockshare.core.errors import ExitStatus
-from sockshare.core.records import Answer, Records, reload_key
+from sockshare.core.readiness import Expectation
+from sockshare.core.records import Answer, Learned, Records, reload_key
+from sockshare.core.steps import Plan
 
+from .endpoint import Caller
 from .hostlink import HostLink
 from .introductions import Introductions
+from .leftovers import Leftovers
 from .reloads import Reload, Services
 from .roster import Known, Managed
 from .state import State
@@ -33,8 +37,11 @@ class Reloading:
         records: What the broker before had the host keep.
     """
 
-    def __init__(self, state: State, introductions: Introductions, link: HostLink, records: Records) -> None:
+    def __init__(
+        self, state: State, introductions: Introductions, link: HostLink, records: Records, leftovers: Leftovers
+    ) -> None:
         self._state = state
+        self._leftovers = leftovers
         self._introductions = introductions
         self._link = link
         self.running: dict[str, Reload] = {}
@@ -56,6 +63,9 @@ class Reloading:
             self._introductions,
             state.addresses,
             state.reply,
+            self._leftovers,
+            state.guard.tell,
+            state.manager_name,
         )
 
     def take_up(self) -> None:
@@ -75,6 +85,19 @@ class Reloading:
                 except Exception as error:  # whatever it is, the next broker would meet it too
                     log.exception("%s: its reload can't be taken up", program)
                     self._give_up(program, key, f"it can't be taken up ({error!r})")
+
+    def begin(self, plan: Plan, expectation: Expectation, stderr: str | None, follower: Caller | None) -> None:
+        """Begin a reload; one that was told, and only drains, ends, and what it drains is the new one's."""
+        before = self.running.get(plan.program)
+        turns = [] if before is None else before.supersede()
+        reload = Reload(self.services(), plan, expectation, self.ended, stderr, turns)
+        self.running[plan.program] = reload
+        if follower is not None:
+            reload.follow(follower)
+        # In this order: who drains is in the journal all the time.
+        reload.begin()
+        if before is not None:
+            before.end(reload)
 
     def _give_up(self, program: str, key: str | None, why: str) -> None:
         """Let the reload of *program* be over as it stands, and its command know."""
@@ -110,10 +133,21 @@ class Reloading:
 
     def ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is over; *answer* is what its command is told."""
-        self._ended[reload.program] = self.running.pop(reload.program)
+        self._ended[reload.program] = reload
+        self.learn(reload)
         # In this order: killed between the two, the next broker would take the reload up again, and find nothing to do.
         self.keep_last(reload, answer)
-        self._link.journal(f"reload:{reload.program}", None)
+        if self.running.get(reload.program) is reload:  # else another has superseded it
+            del self.running[reload.program]
+            self._link.journal(f"reload:{reload.program}", None)
+
+    def learn(self, reload: Reload) -> None:
+        """Have the next one drain the program from outside, if its stop signal has cut requests in *reload*."""
+        cost, plan = reload.cost, reload.plan
+        if cost is None or not cost.cut or plan.drain:
+            return
+        learned = self._state.learned[reload.program] = Learned(cost.cut, plan.stop_signal)
+        self._link.journal(f"learned:{reload.program}", learned)
 
     def keep_last(self, reload: Reload, answer: dict[str, Any]) -> None:
         """*reload* is the last of its program."""

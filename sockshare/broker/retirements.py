@@ -41,14 +41,14 @@ class Retirement(Reload):
         """See `Reload`."""
         return str(self._rollout.plan.old[0].pid)
 
-    async def _start(self) -> None:
+    async def _start(self, effect: steps.Start) -> None:
         newcomer = self._rollout.plan.newcomer
         assert newcomer is not None
-        await self._started(newcomer)
+        await self._started(newcomer, effect.turn)
 
     async def _find(self, effect: steps.Find) -> None:
         # Which of the processes there are then came in whose place, nobody can tell.
-        self._feed(steps.StartRefused("the manager starts the next one"))
+        self._feed(steps.StartRefused("the manager starts the next one", turn=effect.turn))
 
     async def _have_settled(self, effect: steps.Settle) -> bool:
         plan = self._rollout.plan
@@ -60,6 +60,7 @@ class Retirement(Reload):
                 keep=effect.kill,
                 kill=[plan.newcomer.pid] if effect.kill and plan.newcomer is not None else [],
                 patience=effect.patience,
+                **self._told_signal(),
             )
         return False
 
@@ -139,8 +140,9 @@ class Retirements:
 
     async def _take(self, name: str, facts: Mapping[str, Any], held: Sequence[Mapping[str, Any]]) -> None:
         spec = self._state.programs.get(name)
-        if self._state.mistakes or spec is None:
-            why = "its configuration has mistakes" if self._state.mistakes else "its section names no sockets"
+        if self._state.mistakes or spec is None or not (spec.sockets or spec.ready != "auto"):
+            has_none = "its section names no sockets, and not what shows that it is ready"
+            why = "its configuration has mistakes" if self._state.mistakes else has_none
             log.warning("%s: circus stops processes without a hand-over: %s", name, why)
             for one in held:
                 await self._release(name, one["pid"], keep=False)
@@ -218,6 +220,7 @@ class Retirements:
 
     def _ended(self, reload: Reload, answer: dict[str, Any]) -> None:
         del self._running[reload.slot]
+        self._reloading.learn(reload)
         if answer["exit"] != ExitStatus.OK:
             log.error("%s: %s: %s", reload.program, answer["result"], answer["reason"])
         if reload.plan.newcomer is not None:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sockshare.core.errors import NotPermitted
+from sockshare.core.leftovers import Ended
 from sockshare.core.records import ProcessFacts, Records
 from sockshare.kernel.descriptors import are_gone
-from sockshare.kernel.peers import Identity, identity, pidfd_open, start_time
+from sockshare.kernel.peers import Identity, identity, pidfd_open
 
 from .hostlink import HostLink
 
@@ -25,7 +26,7 @@ _NOTE_EVERY = 0.5
 class Managed:
     """One process that the manager runs (circus's or supervisord's own child, not its children)."""
 
-    __slots__ = ("generation", "name", "pid", "program", "ready", "start", "status", "warning")
+    __slots__ = ("family", "generation", "name", "pid", "program", "ready", "start", "status", "warning")
 
     def __init__(self, pid: int, program: str, name: str, start: int) -> None:
         self.pid = pid
@@ -36,6 +37,7 @@ class Managed:
         self.ready: str | None = None  # what showed it: client, notify, registration, hold
         self.status = ""  # what it says of itself (STATUS= of sd_notify(3))
         self.warning = ""  # what `sockshare exec` found odd about its command
+        self.family: frozenset[tuple[int, int]] = frozenset()  # pid and start of its tree, before it was stopped
 
 
 class Known:
@@ -157,6 +159,7 @@ class Roster:
             managed.ready = facts.ready
             managed.status = facts.status
             managed.warning = facts.warning
+            managed.family = facts.family
         else:
             managed.generation = self._generations.get(program, 1)
             self.note(managed)
@@ -175,7 +178,15 @@ class Roster:
 
     def note(self, managed: Managed) -> None:
         """Have the journal keep what is known of *managed*."""
-        facts = ProcessFacts(managed.start, managed.generation, managed.ready, managed.status, managed.warning)
+        facts = ProcessFacts(
+            managed.start,
+            managed.generation,
+            managed.ready,
+            managed.status,
+            managed.warning,
+            managed.program,
+            managed.family,
+        )
         if self._facts.get(managed.pid) != facts:
             self._facts[managed.pid] = facts
             self._host.journal(f"process:{managed.pid}", facts)
@@ -204,11 +215,26 @@ class Roster:
             managed.generation = generation
             self.note(managed)
 
-    def forget_the_dead(self) -> None:
-        """Drop what the journal has of processes that died while there was no broker."""
-        for pid, facts in list(self._facts.items()):
-            if pid not in self._managed and not _lives(pid, facts.start):
-                self._forget_fact(pid)
+    @property
+    def live(self) -> dict[int, int]:
+        """The start of each known managed process, by pid."""
+        return {pid: managed.start for pid, managed in self._managed.items()}
+
+    @property
+    def ended(self) -> dict[int, Ended]:
+        """The managed processes that have ended, of which something may be left, by pid."""
+        return {
+            pid: Ended(facts.program, facts.start, facts.family)
+            for pid, facts in self._facts.items()
+            if pid not in self._managed
+        }
+
+    def forget_ended(self, pids: Iterable[int]) -> None:
+        """Drop what the journal has of *pids*, ended managed processes: nothing is left of them."""
+        for pid in pids:
+            if pid in self._facts and pid not in self._managed:
+                self._facts.pop(pid)
+                self._host.journal(f"process:{pid}", None)
 
     def _watch(self, known: Known) -> None:
         self._known[known.identity.pid] = known
@@ -217,21 +243,8 @@ class Roster:
     def _died(self, pid: int) -> None:
         known = self._known.pop(pid)
         self._loop.remove_reader(known.pidfd)
-        managed = self._managed.pop(pid, None)
+        self._managed.pop(pid, None)
         try:
             self._on_death(known)
         finally:
             os.close(known.pidfd)
-            if managed is not None:
-                self._forget_fact(pid)
-
-    def _forget_fact(self, pid: int) -> None:
-        self._facts.pop(pid, None)
-        self._host.journal(f"process:{pid}", None)
-
-
-def _lives(pid: int, start: int) -> bool:
-    try:
-        return start_time(pid) == start
-    except ProcessLookupError:
-        return False

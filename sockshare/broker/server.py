@@ -23,8 +23,10 @@ from sockshare.kernel.peers import Peer
 from .authority import Authority
 from .door import Door
 from .endpoint import Caller, Endpoint
+from .guard import Guard
 from .handout import HandOut
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .notify import NotifySocket, Refused
 from .operations import Operations
 from .reloading import Reloading
@@ -70,18 +72,38 @@ class Broker:
         )
         self._handout = HandOut(state, self._notify_path)
         self._notify: dict[int, tuple[str, NotifySocket]] = {}
-        self._reloading = Reloading(state, self._handout.introductions, link, records)
+        self._leftovers = Leftovers(state, link, hello.directory)
+        self._reloading = Reloading(state, self._handout.introductions, link, records, self._leftovers)
         self._retirements = Retirements(state, self._reloading, link)
+        state.guard = self._guard = Guard(
+            link,
+            state.roster,
+            state.holders,
+            state.sockets,
+            state.shared,
+            manager=state.manager,
+            replaced=self._replaced,
+            uses=state.names,
+        )
         self._authority = Authority(state.manager)
         self._uids = {0, os.geteuid(), state.manager["uid"], *hello.uids, *self._authority.owner()}
         self._uids.update(records.admitted)
+        self._strange_uids: set[int] = set()
         self._filters = bool(hello.uids) and not self._authority.everybody()
         self._directory = hello.directory
         # A command that re-attaches to its reload must not find it missing, and begin it anew.
         taken_up = self._loop.create_task(self._take_up(records, dict(zip(hello.notify, notified, strict=True))))
         taken_up.add_done_callback(asyncio.Task.result)  # what it raises ends this broker: without it nothing is right
         self._operations = Operations(
-            state, self._handout, self._reloading, self._retirements, link, self._said, taken_up, self._authority
+            state,
+            self._handout,
+            self._reloading,
+            self._retirements,
+            self._leftovers,
+            link,
+            self._said,
+            taken_up,
+            self._authority,
         )
         self._door = Door(listeners["door"], self._handout, self._hello, self._is_admitted, self._door_trouble)
         filtered = self._uids if self._filters else ()
@@ -94,6 +116,11 @@ class Broker:
             state.manager["pid"],
             ",".join(state.sockets),
         )
+
+    def _replaced(self) -> list[int]:
+        running = [*self._reloading.running.values(), *self._retirements.running]
+        # A new process that is held back is suspended too.
+        return [pid for one in running for pid in one.suspends if pid != one.holds_back]
 
     def _reply(self, caller: Caller, fields: dict[str, Any]) -> bool:
         return self._endpoint.reply(caller, fields)
@@ -115,9 +142,13 @@ class Broker:
             return
         configuration = read_programs(message, self._hello_of_host)
         self._state.learn(configuration)
-        uids = set(configuration.uids)
-        if self._filters and not uids <= self._uids:
-            self._end(f"there are new user ids: {sorted(uids - self._uids)}")
+        self._strange_uids = set(configuration.uids) - self._uids if self._filters else set()
+        self._admit_new()
+
+    def _admit_new(self) -> None:
+        """Have the next broker where programs run as users that this one does not let in, once no reload runs."""
+        if self._strange_uids and not self._reloading.running and not self._retirements.running:
+            self._end(f"there are new user ids: {sorted(self._strange_uids)}")
 
     def _is_admitted(self, uid: int) -> bool:
         return not self._filters or uid in self._uids
@@ -186,6 +217,7 @@ class Broker:
         state = self._state
         state.registrations.gone(known.identity)  # first of all: something may wait for the next holder
         self._handout.died(known)
+        self._guard.died(known)
         pid, managed = known.identity.pid, known.managed
         if managed is None or managed.pid != pid:
             return
@@ -197,9 +229,11 @@ class Broker:
             listening[1].close()
         self._reloading.died(known)
         self._retirements.died(known)
+        self._leftovers.look_after_deaths()
 
     def _expire(self) -> None:
         self._handout.expire()
+        self._admit_new()
         if closing.unfinished() >= closing.MOST:
             # Only where descriptors can't be refused. Nothing waits for them as a process ends.
             self._end("strangers have sent descriptors that can't be closed")
@@ -215,7 +249,8 @@ class Broker:
         for name, facts in programs.items():
             if name in self._state.programs:
                 self._state.roster.enter_all(name, facts["processes"])
-        self._state.roster.forget_the_dead()
+        if self._state.roster.ended:
+            self._leftovers.look_after_deaths()
         # Not before the processes are known: what is heard of an unknown one is lost.
         for pid, fd in notify.items():
             self._listen_to(pid, f"{self._directory}/notify/{pid}", fd)
@@ -227,7 +262,7 @@ class Broker:
                     continue  # it has died meanwhile
                 self._state.registrations.handed_out(managed, spec.sockets)
                 running = [*self._reloading.running.values(), *self._retirements.running]
-                if managed.pid not in {one.suspends for one in running}:
+                if not any(managed.pid in one.suspends for one in running):
                     held_back = managed.pid in {one.holds_back for one in running}
                     count = await self._state.registrations.resume_unclaimed(
                         managed.pid, spec.sockets, held_back=held_back

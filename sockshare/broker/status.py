@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sockshare.core import reachability
 from sockshare.core.errors import ManagerError
+from sockshare.core.leftovers import Leftover
 from sockshare.core.registration_steps import Means, Standing
 from sockshare.kernel import connections, listeners
 from sockshare.kernel.holders import Scan
 
 from . import holders
 from .hostlink import HostLink
+from .leftovers import Leftovers
 from .line import Line
 from .observer import Facts
 from .reloading import Reloading
@@ -24,43 +27,66 @@ from .roster import Managed
 from .state import State
 
 VERSION = 1
+#: Seconds for which a queue has to be full to be called so.
+_FULL_FOR = 0.05
 
 
 async def status_document(
-    state: State, reloading: Reloading, retirements: Retirements, host: HostLink
+    state: State, reloading: Reloading, retirements: Retirements, leftovers: Leftovers, host: HostLink
 ) -> dict[str, Any]:
     """The document, as interface version 1 has it; every part that can't be learned is null."""
+    silent = None
     try:
         programs = (await host.ask("processes"))["programs"]
-    except ManagerError:
-        programs = {}
+    except ManagerError as error:
+        programs, silent = {}, str(error)
+    return await describe(state, reloading, retirements, leftovers, programs, silent)
+
+
+async def describe(
+    state: State,
+    reloading: Reloading,
+    retirements: Retirements,
+    leftovers: Leftovers,
+    programs: Mapping[str, Any],
+    silent: str | None,
+) -> dict[str, Any]:
+    """The document about *programs*, as the manager has told of them; or *silent*, why it has not."""
     specs = dict(state.programs)  # a new configuration is the next document's
-    members = {
-        name: state.roster.enter_all(name, facts["processes"]) for name, facts in programs.items() if name in specs
-    }
+    if silent is None:
+        listed = {name: facts["processes"] for name, facts in programs.items() if name in specs}
+        members = {name: state.roster.enter_all(name, processes) for name, processes in listed.items()}
+    else:  # those that the broker knows live all the same, and serve
+        members = {name: state.roster.of_program(name) for name in specs}
     scan = await state.holders.look()
     look, do = state.observer.facts, state.holders.worker.do
     facts = {
-        one.pid: await do(look, one.pid, specs[program].sockets)
-        for program, listed in members.items()
-        for one in listed
+        one.pid: await do(look, one.pid, specs[program].sockets) for program, its in members.items() for one in its
     }
     connected = await do(_connected, state.shared)
     sockets = []
     for name in state.sockets:
-        listed = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
-        sockets.append(_socket(state, name, listed, scan, facts, connected[name]))
+        users = [one for program, spec in specs.items() if name in spec.sockets for one in members.get(program, ())]
+        sockets.append(_socket(state, name, users, scan, facts, connected[name]))
         await asyncio.sleep(0)  # of hundreds of sockets: others have their turn
+    left = await leftovers.find(None if silent is not None else programs, scan)
     left_out = await _add_others(state, sockets, members, scan)
+    await _judge(state, sockets, silent or "")
     return {
         "version": VERSION,
         "state": "refused" if state.mistakes else "serving",
-        "mistakes": state.mistakes,
+        "mistakes": [*state.mistakes, *state.refused_sections],
         "warnings": state.warnings,
         "manager": {"kind": state.manager["kind"], "pid": state.manager["pid"]},
         "broker": {"pid": os.getpid(), "refusals": state.refusals},
         "sockets": sockets,
-        "programs": [_program(state, reloading, retirements, name, programs.get(name)) for name in state.programs],
+        "programs": [
+            {
+                **_program(state, reloading, retirements, name, programs.get(name), silent),
+                "leftovers": [_leftover(name, one, programs.get(name)) for one in left.get(name, ())],
+            }
+            for name in state.programs
+        ],
         "scan": {
             "looked": scan.looked,
             "refused": len(scan.refused),
@@ -69,6 +95,35 @@ async def status_document(
             "seconds": round(scan.seconds, 4),
         },
     }
+
+
+async def _judge(state: State, sockets: list[dict[str, Any]], silent: str) -> None:
+    """Add to each of *sockets* whether clients reach it, and somebody accepts there."""
+    full = set()
+    for entry in sockets:
+        if state.guard.load(entry["name"]).is_full:
+            full.add(entry["name"])
+        await asyncio.sleep(0)
+    if full:  # a moment's burst is none of it
+        await asyncio.sleep(_FULL_FOR)
+    for entry in sockets:
+        name = entry["name"]
+        facts = state.guard.facts(name)
+        is_full = name in full and state.guard.load(name).is_full
+        verdict = reachability.judge(
+            entry,
+            fault=facts["fault"],
+            unseen=facts["unseen"],
+            is_full=is_full,
+            stalled=facts["stalled"],
+            silent=silent,
+        )
+        entry["state"], entry["why"] = verdict.state, verdict.why or None
+        unseen = [verdict.unseen, "" if entry["drops"] is not None else "the kernel does not say what it has dropped"]
+        if any(unseen):
+            entry["unseen"] = "; ".join(filter(None, unseen))
+        entry["mended"] = facts["mended"]
+        await asyncio.sleep(0)
 
 
 async def _add_others(
@@ -88,21 +143,51 @@ async def _add_others(
 
 
 def _program(
-    state: State, reloading: Reloading, retirements: Retirements, name: str, facts: dict[str, Any] | None
+    state: State,
+    reloading: Reloading,
+    retirements: Retirements,
+    name: str,
+    facts: dict[str, Any] | None,
+    silent: str | None,
 ) -> dict[str, Any]:
     running = retirements.under_way(name)
-    reload: dict[str, Any] = {"state": running.step if running else "idle"}
+    reload: dict[str, Any] = {"state": running.step if running else "idle", "draining": []}
+    if running is not None:
+        reload["draining"] = [{"process": old.name, "pid": old.pid} for old in running.draining]
     last = reloading.last.get(name)
     if last is not None:
         answer = last["answer"]
         reload["last"] = {key: answer[key] for key in ("result", "seconds", "reason")}
     return {
         "name": name,
+        **_state(facts, silent, state.manager_name),
         "active": None if facts is None else facts["active"],
+        "on_demand": facts is not None and bool(facts.get("on_demand")),
         "numprocesses": None if facts is None else facts["numprocesses"],
         "sockets": list(state.programs[name].sockets),
         "reload": reload,
     }
+
+
+def _leftover(program: str, one: Leftover, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "pid": one.pid,
+        "command": one.command,
+        "socket": one.socket,
+        "unseen": one.unseen or None,
+        "remedy": one.remedy(program, runs=facts is not None and bool(facts["active"])),
+    }
+
+
+def _state(facts: Mapping[str, Any] | None, silent: str | None, manager: str) -> dict[str, Any]:
+    """The manager's state of a program; null with the reason where it is not told."""
+    if silent is not None:
+        return {"state": None, "unseen": silent}
+    if facts is None:
+        return {"state": None, "unseen": f"{manager} does not run it yet"}
+    if facts.get("state") is None:
+        return {"state": None, "unseen": f"the sockshare in {manager} is older than the broker, and does not tell"}
+    return {"state": facts["state"]}
 
 
 def _socket(
@@ -116,26 +201,31 @@ def _socket(
     inode, fd = state.shared[name]
     duplicate = socket.socket(fileno=os.dup(fd))
     try:
-        queue = listeners.queue(duplicate)
         address = state.sockets[name].address or listeners.address(duplicate)
     finally:
         duplicate.close()
-    holders = [
-        {
-            **_holder(state, name, managed, facts[managed.pid][name], established),
+    holders = []
+    for managed in members:
+        seen = facts[managed.pid][name]
+        is_open = None if seen.owned is None else inode in seen.owned
+        holder = {
+            **_holder(state, name, managed, seen, established),
             "holds": scan.holds(managed.pid, inode),
+            "open": is_open,
         }
-        for managed in members
-    ]
+        # What it has said, it may have said of a socket that was in this one's place.
+        holders.append({**holder, "ready": holder["ready"] and is_open is not False})
     line = state.registrations.line(name)
+    load = state.guard.load(name)
     return {
         "name": name,
         "address": address,
         "registration": state.sockets[name].registration,
         **({} if line is None else _counted(line)),
         "inode": inode,
-        "queue": None if queue is None else queue.length,
-        "backlog": None if queue is None else queue.backlog,
+        "queue": load.length,
+        "backlog": load.limit,
+        "drops": load.drops,
         "holders": holders,
     }
 
@@ -179,14 +269,18 @@ def _holder(
         if claims[0][0].means is not Means.SUSPEND:
             registered = first is not None and first.standing is not Standing.WAITING
             suspended = False
+    ready: bool | None = managed.ready is not None or bool(found) or bool(entries) or facts.waited
+    seen: dict[str, Any] = {"ready": ready, "registered": registered, "suspended": suspended}
+    if facts.unseen and not claims:
+        # What was said is known all the same; that nothing is seen says nothing.
+        seen = {"ready": ready or None, "registered": None, "suspended": None, "unseen": facts.unseen}
     return {
         "pid": managed.pid,
         "program": managed.program,
         "process": managed.name,
         "generation": managed.generation,
-        "ready": managed.ready is not None or bool(found) or bool(entries) or facts.waited,
-        "registered": registered,
-        "suspended": suspended,
+        **seen,
+        "quiesced": state.registrations.is_quiesced(managed.pid),
         "kept_by": kept_by,
         "not_kept": why_not,
         "standing": None if first is None else first.standing.value,

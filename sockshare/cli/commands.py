@@ -23,6 +23,8 @@ def run_command(arguments: list[str], endpoint: Endpoint = None) -> int:
         # click only reads the line, and each command says what to do: click's own way to end a command at Ctrl-C, or
         # at a reader who left, is not ours.
         work = commands.main(arguments, prog_name="sockshare", standalone_mode=False, obj=endpoint)
+    except click.Abort:  # as click calls Ctrl-C
+        raise KeyboardInterrupt from None
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -87,7 +89,8 @@ def doctor(above: Endpoint, as_json: bool, endpoint: str | None) -> _Work:
 
 
 @commands.command()
-@click.argument("program")
+@click.argument("programs", nargs=-1, metavar="PROGRAM...")
+@click.option("--all", "every", is_flag=True, help="Every program that shares a socket, and runs.")
 @_json
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Undo it after S seconds; exit 6."
@@ -96,16 +99,27 @@ def doctor(above: Endpoint, as_json: bool, endpoint: str | None) -> _Work:
 @_endpoint
 @click.pass_obj
 def reload(
-    above: Endpoint, program: str, as_json: bool, timeout: float | None, dry_run: bool, endpoint: str | None
+    above: Endpoint,
+    programs: tuple[str, ...],
+    every: bool,
+    as_json: bool,
+    timeout: float | None,
+    dry_run: bool,
+    endpoint: str | None,
 ) -> _Work:
     """Replace the processes of PROGRAM, one by one, by new ones that serve.
+
+    PROGRAM may also be one of its processes, which stands for all of them, or GROUP:*. Several programs are reloaded
+    one after the other; the exit status is that of the first that was not.
 
     Ctrl-C undoes it, as long as the new process has not taken over. Exits 5 when the new one failed and the old one
     serves.
     """
+    if every == bool(programs):
+        raise click.UsageError("--all goes without PROGRAM" if every else "Missing argument 'PROGRAM...'.")
     from .reload import run
 
-    return partial(run, endpoint or above, program, as_json=as_json, timeout=timeout, dry_run=dry_run)
+    return partial(run, endpoint or above, programs, every=every, as_json=as_json, timeout=timeout, dry_run=dry_run)
 
 
 @commands.group(no_args_is_help=True)

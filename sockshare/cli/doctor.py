@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from sockshare.client import managers
 from sockshare.core.errors import ExitStatus, NoBroker
-from sockshare.kernel import meeting
 
 from .connection import Endpoint, connect
 from .status import refused
@@ -17,11 +16,17 @@ _Finding = dict[str, Any]
 
 
 def run(endpoint: Endpoint, *, as_json: bool) -> int:
-    """Show what is wrong, a line each; 3 when anything is, 2 for a refused configuration, 75 without a broker."""
+    """Show what is wrong as far as it is seen, a line each.
+
+    3 when anything is, 2 for a refused configuration, 75 without a broker.
+    """
     try:
         broker = connect(endpoint)
     except NoBroker as error:
-        _show([_problem("broker", str(error)), *_managers()], as_json=as_json)
+        # Where the sentence has several reasons, they come as lines of their own; one reason may be all of it.
+        said = str(error).partition("\n")[0].rstrip(" ;:")
+        others = [one for one in _managers() if one["sentence"] not in said]
+        _show([_problem("broker", said), *others], as_json=as_json)
         return ExitStatus.NO_BROKER
     if broker.state == "refused" and broker.mistakes:
         return refused(broker, as_json=as_json)
@@ -35,20 +40,8 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
 
 
 def _managers() -> list[_Finding]:
-    """Those that run here without a broker: usually what is missing is in their configuration."""
-    findings = []
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        try:
-            words = meeting.arguments(pid)
-            if not meeting.is_manager(words) or meeting.find(pid) is not None:
-                continue
-        except ProcessLookupError:
-            continue
-        sections = {"supervisord": "[rpcinterface:sockshare]", "circusd": "[plugin:sockshare]"}
-        name = "supervisord" if "supervisord" in " ".join(words) else "circusd"
-        sentence = f"it runs no broker: does its configuration have {sections[name]}, and was it started since?"
-        findings.append(_problem(f"{name} (pid {pid})", sentence))
-    return findings
+    """Why those that run here have no broker for this user: usually what is missing is in their configuration."""
+    return [_problem(subject, sentence) for subject, sentence in managers.reasons()]
 
 
 def _problem(subject: str, sentence: str) -> _Finding:
@@ -61,5 +54,9 @@ def _show(findings: Sequence[_Finding], *, as_json: bool) -> None:
         return
     for one in findings:
         print(f"{one['level']}: {one['subject']}: {one['sentence']}")
-    if not any(one["level"] == "problem" for one in findings):
-        print("all is well")
+        for line in one.get("lines", ()):
+            print(f"  | {line}")
+    if any(one["level"] == "problem" for one in findings):
+        return
+    unseen = any(one.get("unseen") for one in findings)
+    print("nothing wrong is seen, but not all can be seen: see the notes" if unseen else "all is well")

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from sockshare.client.claims import Claim, Claims
     from sockshare.client.dialogue import Answer
 
-USAGE = "sockshare exec [--socket NAME]... [--registration] [--endpoint DIR] -- COMMAND [ARGUMENT]..."
+USAGE = "sockshare exec [--socket NAME]... [--registration] [--listen-fds] [--endpoint DIR] -- COMMAND [ARGUMENT]..."
 HELP = f"""Usage: {USAGE}
 
 Become COMMAND (same pid), with the sockets of this process's program at descriptors 3, 4, ...
 
   --socket NAME   only this socket; may be repeated, and gives the order
   --registration  wait until this process holds the registration of each of its sockets, then become COMMAND
+  --listen-fds    set LISTEN_FDS also where COMMAND has a {{fd:NAME}}
   --endpoint DIR  the broker's runtime directory (found by itself below circusd and supervisord)
 
-In COMMAND and its arguments {{fd:NAME}} becomes the descriptor of socket NAME. The environment has LISTEN_FDS,
-LISTEN_PID, LISTEN_FDNAMES (sd_listen_fds(3)), NOTIFY_SOCKET (sd_notify(3)), SOCKSHARE_ENDPOINT, and SOCKSHARE_FD_NAME
-for each socket.
+In COMMAND and its arguments {{fd:NAME}} becomes the descriptor of socket NAME. The environment has NOTIFY_SOCKET
+(sd_notify(3)), SOCKSHARE_ENDPOINT, and SOCKSHARE_FD_NAME for each socket; and, where no {{fd:NAME}} stands, LISTEN_FDS,
+LISTEN_PID, LISTEN_FDNAMES (sd_listen_fds(3)). A server that is given both may take a descriptor twice.
 
 Exit status: COMMAND's own; 2 usage, 75 no broker, 125 refused, 126 COMMAND can't be executed, 127 COMMAND not found."""
 
@@ -62,7 +63,7 @@ class _Failure(SockshareError):
 class Options:
     """The command line."""
 
-    __slots__ = ("command", "endpoint", "help", "registration", "sockets")
+    __slots__ = ("command", "endpoint", "help", "listen_fds", "registration", "sockets")
 
     def __init__(
         self,
@@ -71,10 +72,12 @@ class Options:
         command: list[str],
         *,
         registration: bool = False,
+        listen_fds: bool = False,
         help: bool = False,
     ) -> None:
         self.sockets = sockets
         self.registration = registration
+        self.listen_fds = listen_fds
         self.endpoint = endpoint
         self.command = command
         self.help = help
@@ -112,7 +115,7 @@ def parse(arguments: Sequence[str], endpoint: str | None = None) -> Options:
         Usage: It is wrong.
     """
     sockets: list[str] = []
-    registration = False
+    registration = listen_fds = False
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         option, _, value = rest.pop(0).partition("=")
@@ -132,12 +135,14 @@ def parse(arguments: Sequence[str], endpoint: str | None = None) -> Options:
                 endpoint = value
         elif option == "--registration" and not value:
             registration = True
+        elif option == "--listen-fds" and not value:
+            listen_fds = True
         else:
             said = option + (f"={value}" if value else "")
             raise Usage(f"can't read the command line: no such option: {said}; usage: {USAGE}")
     if not rest:
         raise Usage(f"can't read the command line: no COMMAND; usage: {USAGE}")
-    return Options(sockets, endpoint, rest, registration=registration)
+    return Options(sockets, endpoint, rest, registration=registration, listen_fds=listen_fds)
 
 
 def _say(error: Exception, status: int) -> int:
@@ -166,7 +171,9 @@ def _become(options: Options) -> NoReturn:
         close_all(fd for _, fd in inherited.sockets)
         raise
     place([fd for _, fd in inherited.sockets])
-    environment = environment_of(os.environ, numbers, inherited)
+    # gunicorn given `-b fd://3` and LISTEN_FDS takes descriptor 3 twice.
+    listen_fds = options.listen_fds or command == options.command
+    environment = environment_of(_environment(), numbers, inherited, listen_fds=listen_fds)
     # Python ignores these for itself, and exec(2) would pass that on: `yes | head` would never end.
     for name in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -360,10 +367,21 @@ def place(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
+def _environment() -> dict[str, str]:
+    """What this process was started with: Python sets LC_CTYPE for itself where the locale is C (PEP 538)."""
+    environment = dict(os.environ)
+    if environment.pop("LC_CTYPE", None) is not None:
+        with open("/proc/self/environ", "rb") as file:  # as execve(2) had it (proc(5))
+            given = [line[9:] for line in file.read().split(b"\0") if line.startswith(b"LC_CTYPE=")]
+        if given:
+            environment["LC_CTYPE"] = os.fsdecode(given[0])
+    return environment
+
+
 def environment_of(
-    base: os._Environ[str] | dict[str, str], numbers: dict[str, int], inherited: Inherited
+    base: dict[str, str], numbers: dict[str, int], inherited: Inherited, *, listen_fds: bool = True
 ) -> dict[str, str]:
-    """The command's environment: *base*, and where its sockets are.
+    """The command's environment: *base*, and where its sockets are; with *listen_fds* also as sd_listen_fds(3) has it.
 
     What *base* says of the sockets or the NOTIFY_SOCKET of another process (the manager's own, under systemd) is left
     out.
@@ -376,7 +394,7 @@ def environment_of(
     environment["SOCKSHARE_ENDPOINT"] = inherited.directory
     if inherited.notify:
         environment["NOTIFY_SOCKET"] = inherited.notify
-    if numbers:
+    if numbers and listen_fds:
         environment["LISTEN_FDS"] = str(len(numbers))
         environment["LISTEN_PID"] = str(os.getpid())
         # A colon separates the names (sd_listen_fds_with_names(3)).

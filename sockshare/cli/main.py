@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from sockshare.core.errors import ExitStatus, SockshareError
+from sockshare.core.platforms import unsupported
 
 if TYPE_CHECKING:
     from .connection import Endpoint
@@ -16,14 +18,36 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
-def main(arguments: Sequence[str] | None = None, endpoint: Endpoint = None) -> int:
+def command(mask: Iterable[int] | None) -> NoReturn:
+    """Be the command that the process's arguments name; SIGINT is blocked, and *mask* is what was blocked before.
+    (None: it is no Unix.)
+
+    Python answers Ctrl-C with a traceback wherever nobody expects it: so it arrives where `main` does.
+    """
+    status: int = _INTERRUPTED
+    try:
+        try:
+            status = main(mask=mask)
+        finally:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    except KeyboardInterrupt:
+        pass
+    sys.exit(status)
+
+
+def main(
+    arguments: Sequence[str] | None = None, endpoint: Endpoint = None, *, mask: Iterable[int] | None = None
+) -> int:
     """Run the command of *arguments* (the process's own) and return its exit status; no traceback leaves this.
 
-    It goes to *endpoint*, if the arguments name none.
+    It goes to *endpoint*, if the arguments name none. The signals of *mask* are the only ones that are blocked then.
 
     With ``SOCKSHARE_DEBUG=1`` in the environment an unexpected error shows its traceback.
     """
     try:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return _run(list(sys.argv[1:] if arguments is None else arguments), endpoint)
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -42,10 +66,9 @@ def main(arguments: Sequence[str] | None = None, endpoint: Endpoint = None) -> i
 
 def _run(arguments: list[str], above: Endpoint) -> int:
     # Before anything that only Linux or a later Python has is imported.
-    if sys.hexversion < 0x030A0000:
-        return _say(f"can't run on Python {sys.version.split()[0]}: sockshare needs 3.10 or later", ExitStatus.INTERNAL)
-    if not sys.platform.startswith("linux"):
-        return _say(f"can't run on {sys.platform}: sockshare needs Linux", ExitStatus.INTERNAL)
+    wrong = unsupported()
+    if wrong is not None:
+        return _say(wrong, ExitStatus.USAGE)
     rest, endpoint = _leading_endpoint(arguments)
     if rest[:1] == ["exec"]:
         # This process is about to become another: what a collection would free is freed by that. It saves 2 ms.

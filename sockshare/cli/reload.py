@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sockshare.client.door import error_of
-from sockshare.core.errors import ExitStatus, NoBroker
+from sockshare.core.errors import ExitStatus, NoBroker, SockshareError
+from sockshare.core.names import ALL
 
 from .connection import Connection, Endpoint, connect
 
@@ -28,33 +31,123 @@ _RESEND = 0.2
 _PROBE = 5.0
 #: The broker enforces --timeout, and has this long to undo what it began, seconds.
 _GRACE = 15.0
-_LEFT_AT_ONCE = 130
+_INTERRUPTED = 130
 
 _FIELDS = ("step", "program", "process", "pid", "seconds", "reason")
 _ENDS = {"ok": "done", "rolled_back": "rolled_back"}
 
 
-def run(endpoint: Endpoint, program: str, *, as_json: bool, timeout: float | None, dry_run: bool) -> int:
-    """Reload *program* and return the exit status that the broker gives it; 130 when left by a second Ctrl-C."""
-    broker = connect(endpoint)
-    broker.check()
+def run(
+    endpoint: Endpoint, names: Sequence[str], *, every: bool, as_json: bool, timeout: float | None, dry_run: bool
+) -> int:
+    """Reload the programs that are meant by *names*, or *every* one, and return the exit status of the first that was
+    not reloaded: what the broker gives it, or 130 where Ctrl-C ended it before the broker did."""
+    interrupt = _Interrupt()
     try:
-        following = _Following(broker, program, _Printer(as_json=as_json), timeout=timeout, dry_run=dry_run)
-        with following.printer:
-            return following.follow()
+        broker = connect(endpoint)
+        try:
+            broker.check()
+            programs, stopped = _meant(broker, names, every)
+            interrupt.listen()
+            return _reload_all(broker, programs, stopped, interrupt, as_json=as_json, timeout=timeout, dry_run=dry_run)
+        finally:
+            broker.close()
+    except KeyboardInterrupt:
+        if not interrupt.is_listening:
+            print("sockshare reload: interrupted: no reload was begun", file=sys.stderr)
+        return _INTERRUPTED
     finally:
-        broker.close()
+        interrupt.close()
+
+
+def _meant(broker: Connection, names: Sequence[str], every: bool) -> tuple[list[str], list[str]]:
+    """The programs to reload, and those that are left out, as they do not run."""
+    if len(names) == 1 and names[0] != ALL and ":" not in names[0]:
+        return list(names), []
+    answer = broker.ask("programs", programs=[ALL] if every else list(names))
+    return [str(name) for name in answer["programs"]], [str(name) for name in answer["stopped"]]
+
+
+def _reload_all(
+    broker: Connection,
+    programs: Sequence[str],
+    stopped: Sequence[str],
+    interrupt: _Interrupt,
+    *,
+    as_json: bool,
+    timeout: float | None,
+    dry_run: bool,
+) -> int:
+    status: int = ExitStatus.OK
+    printer = _Printer(as_json=as_json)
+    for name in stopped:
+        printer.say(f"{name} is not running: left as it is")
+    with printer:
+        for at, program in enumerate(programs):
+            if interrupt.count:
+                printer.say(f"not begun: {' '.join(programs[at:])}")
+                return status or _INTERRUPTED
+            try:
+                following = _Following(broker, program, printer, interrupt, timeout=timeout, dry_run=dry_run)
+                ended: int = following.follow()
+            except SockshareError as error:
+                if len(programs) == 1:
+                    raise
+                print(f"sockshare: {error}", file=sys.stderr)
+                ended = error.exit_status
+                if isinstance(error, NoBroker):  # the next one would wait as long, to be told the same
+                    if programs[at + 1 :]:
+                        printer.say(f"not begun: {' '.join(programs[at + 1 :])}")
+                    return status or ended
+            status = status or ended
+    return status
+
+
+class _Interrupt:
+    """Ctrl-C while reloads run: the first is counted, for the next look at it; with the second the command leaves.
+
+    Before `listen` it is a KeyboardInterrupt, as ever.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.is_listening = False
+        self._before = signal.getsignal(signal.SIGINT)
+
+    def listen(self) -> None:
+        """Count from now on; where the signal is ignored, as in the background of a shell, it stays so."""
+        if self._before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupted)
+        self.is_listening = True
+
+    def _interrupted(self, number: int, frame: object) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Have it as before."""
+        if self.is_listening:
+            signal.signal(signal.SIGINT, self._before)
 
 
 class _Following:
     """One reload, as the one who asked for it sees it."""
 
     def __init__(
-        self, broker: Connection, program: str, printer: _Printer, *, timeout: float | None, dry_run: bool
+        self,
+        broker: Connection,
+        program: str,
+        printer: _Printer,
+        interrupt: _Interrupt,
+        *,
+        timeout: float | None,
+        dry_run: bool,
     ) -> None:
         self.printer = printer
         self._broker = broker
         self._program = program
+        self._interrupt = interrupt
         self._timeout = timeout
         self._key = secrets.token_hex(16)
         fields: dict[str, object] = {"program": program, "key": self._key}
@@ -68,37 +161,40 @@ class _Following:
 
     def follow(self) -> int:
         """Print the steps until the end."""
+        try:
+            return self._follow()
+        except NoBroker as error:
+            raise NoBroker(f"can't follow the reload of {self._program}: {error}") from None
+        except KeyboardInterrupt:
+            goes_on = "is being cancelled" if self._cancelled else "goes on"
+            self.printer.say(f"left: the reload of {self._program} {goes_on} without this command: `sockshare status`")
+            raise
+
+    def _follow(self) -> int:
         backstop = None if self._timeout is None else time.monotonic() + self._timeout + _GRACE
         heard = time.monotonic()
         while True:
-            try:
-                if self._cancelled and len(self._questions) == 1:
-                    self._cancel()
-                answer = self._broker.answer(self._questions[0], _RESEND)
-                now = time.monotonic()
-                if answer is not None:
-                    heard = now
-                    if "event" not in answer:
-                        return self._end(answer)
-                    self._event(answer["event"])
-                    continue
-                for question in self._questions:
-                    self._broker.repeat(question)
-                if backstop is not None and now >= backstop:
-                    return self._gave_up()
-                if now - heard >= _PROBE:
-                    self._broker.probe()
-                    heard = time.monotonic()
-            except NoBroker as error:
-                raise NoBroker(f"can't follow the reload of {self._program}: {error}") from None
-            except KeyboardInterrupt:
-                if self._cancelled:
-                    self.printer.say("left; the reload goes on without this command")
-                    return _LEFT_AT_ONCE
-                self._cancelled = True
+            if self._interrupt.count and not self._cancelled:
+                self._cancel()
+            answer = self._broker.answer(self._questions[0], _RESEND)
+            now = time.monotonic()
+            if answer is not None:
+                heard = now
+                if "event" not in answer:
+                    return self._end(answer)
+                self._event(answer["event"])
+                continue
+            for question in self._questions:
+                self._broker.repeat(question)
+            if backstop is not None and now >= backstop:
+                return self._gave_up()
+            if now - heard >= _PROBE:
+                self._broker.probe()
+                heard = time.monotonic()
 
     def _cancel(self) -> None:
-        self.printer.say("cancelling; Ctrl-C once more leaves at once")
+        self.printer.say("cancelling, unless the new process has taken over; Ctrl-C once more leaves at once")
+        self._cancelled = True  # before it is asked: the second Ctrl-C may come meanwhile
         self._questions.append(self._broker.begin("cancel", program=self._program, key=self._key))
 
     def _event(self, event: dict[str, Any]) -> None:
@@ -116,7 +212,8 @@ class _Following:
         last = _ENDS.get(result, "failed")
         if not any(step == last for step, *_ in self._seen):
             # It ended while there was no broker to tell us, or while we were not heard.
-            event = {"step": last, "program": self._program, "seconds": answer.get("seconds"), "reason": reason}
+            known = {key: answer.get(key) for key in ("seconds", "cost")}
+            event = {"step": last, "program": self._program, "reason": reason, **known}
             self._event(event)
         if status != ExitStatus.OK:
             self.printer.say(f"can't reload {self._program}: {reason or result}")
@@ -153,7 +250,10 @@ class _Printer(AbstractContextManager["_Printer"]):
     def step(self, event: dict[str, Any]) -> None:
         """Print one step."""
         if self._as_json:
-            print(json.dumps({field: event.get(field) for field in _FIELDS}), flush=True)
+            fields = {field: event.get(field) for field in _FIELDS}
+            if event.get("cost") is not None:
+                fields["cost"] = event["cost"]
+            print(json.dumps(fields), flush=True)
             return
         line = line_of(event)
         if self._console is None:

@@ -8,6 +8,7 @@ a word in their environment, which every child inherits, and by descent from tho
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -29,16 +30,22 @@ START_TIMEOUT = 20.0  # s for the first answer: circusd, the host, the broker an
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing is bound to, outside the range that connections take theirs from."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    """A port of 127.0.0.1 and ::1 that nothing is bound to, outside the range that connections take theirs from."""
+    while not _is_free(port := random.randrange(20000, 32000)):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             try:
-                tcp.bind(("127.0.0.1", port))
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+                with socket.socket(family, kind) as sock:
+                    sock.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:  # another: there is no IPv6 here
+                    return False
+    return True
 
 
 def wait_until(condition: Callable[[], Any], timeout: float, what: str, interval: float = 0.01) -> Any:

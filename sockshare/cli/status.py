@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sockshare.core import reachability
 from sockshare.core.errors import ExitStatus
 
 from .connection import Connection, Endpoint, connect
@@ -31,7 +32,7 @@ class Table(NamedTuple):
 
 
 def run(endpoint: Endpoint, *, as_json: bool) -> int:
-    """Show the status; 2 when the configuration was refused, 3 when a socket that a program names is not served."""
+    """Show the status; 2 for a refused configuration, 3 when a socket is not reached by clients, or not served."""
     broker = connect(endpoint)
     if broker.state == "refused" and broker.mistakes:
         return refused(broker, as_json=as_json)
@@ -45,9 +46,17 @@ def run(endpoint: Endpoint, *, as_json: bool) -> int:
     else:
         _show(document)
     missing = not_serving(document)
+    sockets = {entry["name"]: entry for entry in document.get("sockets", ())}
+    unreachable = [entry for entry in sockets.values() if entry.get("state") == reachability.UNREACHABLE]
     for name in missing:
-        print(f"sockshare: {name}: no ready process holds this socket", file=sys.stderr)
-    return ExitStatus.NOT_SERVING if missing else ExitStatus.OK
+        if sockets.get(name) not in unreachable:
+            why = sockets.get(name, {}).get("why") or "no ready process holds this socket"
+            print(f"sockshare: {name}: {why}", file=sys.stderr)
+    for entry in unreachable:
+        print(f"sockshare: {entry['name']}: clients don't reach this socket: {entry['why']}", file=sys.stderr)
+    if document.get("mistakes"):
+        return ExitStatus.USAGE
+    return ExitStatus.NOT_SERVING if missing or unreachable else ExitStatus.OK
 
 
 def refused(broker: Connection, *, as_json: bool) -> int:
@@ -67,13 +76,25 @@ def not_serving(document: _Document) -> list[str]:
     ready = {
         entry["name"]
         for entry in document.get("sockets", ())
-        if any(holder.get("ready") and not holder.get("suspended") for holder in entry.get("holders", ()))
+        if any(
+            holder.get("ready") and not holder.get("suspended") and not holder.get("quiesced")
+            for holder in entry.get("holders", ())
+        )
+        and entry.get("state") != reachability.UNSERVED
     }
-    # Of others this user may see no more than the name.
-    unseen = {entry["name"] for entry in document.get("sockets", ()) if "holders" not in entry}
+    # Of others this user may see no more than the name; and some processes, or which there are, the broker can't see.
+    unseen = {
+        entry["name"]
+        for entry in document.get("sockets", ())
+        if "holders" not in entry
+        or any(holder.get("unseen") for holder in entry["holders"])
+        or entry.get("state", "") is None
+    }
     programs = document.get("programs", ())
     if any("sockets" in program for program in programs):
-        named = {name for program in programs for name in program.get("sockets", ())}
+        # What is started at its first connection serves once there is one.
+        standing = [one for one in programs if not one.get("on_demand") or one.get("active")]
+        named = {name for program in standing for name in program.get("sockets", ())}
     else:
         named = {entry["name"] for entry in document.get("sockets", ())} if programs else set()
     return sorted(named - ready - unseen)
@@ -88,11 +109,14 @@ def tables(document: _Document) -> list[Table]:
     for entry in document.get("sockets", ()):
         registration = _registration(entry)
         queue = f"{_text(entry.get('queue'))}/{_text(entry.get('backlog'))}"
-        sockets.append((_text(entry["name"]), _text(entry.get("address")), _text(registration), queue))
+        state = "?" if _is_unseen(entry) else entry.get("state")
+        cells: list[Any] = [entry["name"], entry.get("address"), state, registration, queue]
+        sockets.append(tuple(_text(cell) for cell in cells))
         for holder in entry.get("holders", ()):
             registered = _registered(holder)
-            cells: list[Any] = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
-            cells += [holder.get("ready"), registered, holder.get("kept_by"), holder.get("connections")]
+            cells = [holder.get("process"), holder.get("pid"), entry["name"], holder.get("generation")]
+            ready = "?" if holder.get("unseen") and holder.get("ready") is None else holder.get("ready")
+            cells += [ready, registered, holder.get("kept_by"), holder.get("connections")]
             holders.append(tuple(_text(cell) for cell in cells))
         alike: dict[tuple[str, str], list[int]] = {}
         for other in entry.get("others", ()):
@@ -101,13 +125,15 @@ def tables(document: _Document) -> list[Table]:
     for program in document.get("programs", ()):
         reload = program.get("reload") or {}
         last = reload.get("last") or {}
-        cells = [program["name"], reload.get("state"), last.get("result"), last.get("seconds"), last.get("reason", "")]
+        state = "?" if program.get("unseen") else program.get("state")
+        cells = [program["name"], state, _step(reload)]
+        cells += [last.get("result"), last.get("seconds"), last.get("reason", "")]
         programs.append(tuple(_text(cell) for cell in cells))
     return [
-        Table(("SOCKET", "ADDRESS", "REGISTRATION", "QUEUE"), sockets),
+        Table(("SOCKET", "ADDRESS", "STATE", "REGISTRATION", "QUEUE"), sockets),
         Table(("PROCESS", "PID", "SOCKET", "GENERATION", "READY", "REGISTERED", "KEPT BY", "CONNECTIONS"), holders),
         Table(("SOCKET", "ALSO OPEN IN PID", "BELOW", "COMMAND"), others),
-        Table(("PROGRAM", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
+        Table(("PROGRAM", "STATE", "RELOAD", "LAST", "SECONDS", "REASON"), programs),
     ]
 
 
@@ -120,10 +146,34 @@ def remarks(document: _Document) -> list[str]:
     if scan.get("unfinished"):
         said.append(f"for {scan['unfinished']} the time did not suffice")
     remarks = [_VIEWS[document["view"]]] if document.get("view") in _VIEWS else []
+    remarks += [f"?: {why}" for why in _unseen(document)]
     remarks += [f"a socket may be open in more processes: {', and '.join(said)}"] if said else []
+    for program in document.get("programs", ()):
+        for one in program.get("leftovers", ()):
+            whose = f"{program['name']}: pid {one['pid']} ({one['command']})"
+            remarks.append(f"{whose} is left over, on {one['socket']}: {one['remedy']}")
     if scan.get("left_out"):
         remarks.append(f"{scan['left_out']} more processes have a socket open than are shown")
     return remarks
+
+
+def _step(reload: _Document) -> str:
+    """Where it is, and who drains."""
+    draining = [f"{one['process']} (pid {one['pid']})" for one in reload.get("draining", ())]
+    return ", ".join([_text(reload.get("state")), *(f"{one} drains" for one in draining)])
+
+
+def _unseen(document: _Document) -> list[str]:
+    """Why some things can't be seen, each once."""
+    sockets = [entry for entry in document.get("sockets", ()) if _is_unseen(entry)]
+    holders = [holder for entry in document.get("sockets", ()) for holder in entry.get("holders", ())]
+    every = [*sockets, *holders, *document.get("programs", ())]
+    return list(dict.fromkeys(str(one["unseen"]) for one in every if one.get("unseen")))
+
+
+def _is_unseen(entry: _Document) -> bool:
+    """Whether it can't be told in which state a socket is."""
+    return entry.get("state") is None and bool(entry.get("unseen"))
 
 
 def _registration(entry: _Document) -> str:
@@ -140,8 +190,10 @@ def _registration(entry: _Document) -> str:
 
 def _registered(holder: _Document) -> str:
     """Whether it has the registration, and if not why."""
-    if holder.get("paused"):
+    if holder.get("paused") or holder.get("quiesced"):
         return "quiesced"
+    if holder.get("unseen"):
+        return "?"
     if holder.get("standing") == "held" and holder.get("held_for") is not None:
         return f"held for {holder['held_for']:.0f} s"
     if holder.get("standing") == "revoking":
@@ -169,7 +221,13 @@ def _show(document: _Document) -> None:
     manager, broker = document.get("manager") or {}, document.get("broker") or {}
     name = {"circus": "circusd", "supervisor": "supervisord"}.get(manager.get("kind", ""), "manager")
     title = f"{name} (pid {_text(manager.get('pid'))}), broker (pid {_text(broker.get('pid'))})"
-    title = "\n".join([title, *(f"WARNING: {warning}" for warning in document.get("warnings", ()))])
+    title = "\n".join(
+        [
+            title,
+            *(f"REFUSED: {mistake}" for mistake in document.get("mistakes", ())),
+            *(f"WARNING: {warning}" for warning in document.get("warnings", ())),
+        ]
+    )
     shown = [table for table in tables(document) if table.rows]
     if not sys.stdout.isatty():
         said = ["\n".join(remarks(document))] if remarks(document) else []

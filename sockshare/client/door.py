@@ -35,6 +35,9 @@ _LATER = frozenset(
     {errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.EINTR}
 )
 
+#: So much is read of why there is no broker.
+_LONGEST_REASON = 4096
+
 
 class NoDescriptor(SockshareError, OSError):
     """This process may open no more descriptors (``RLIMIT_NOFILE``); nothing was spent."""
@@ -200,6 +203,15 @@ def accepts(directory: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def read(directory: str, name: str) -> str:
+    """What the host has left in the file *name* of *directory*; empty: nothing."""
+    try:
+        with open(os.path.join(directory, name), errors="replace") as file:
+            return file.read(_LONGEST_REASON)
+    except OSError:
+        return ""
 
 
 def error_of(answer: dict[str, object]) -> SockshareError:

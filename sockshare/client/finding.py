@@ -20,8 +20,6 @@ from . import door
 PATIENCE = 10.0
 #: The wait is said on stderr when it has lasted this long, seconds.
 SAID_AFTER = 0.5
-#: So much is read of why there is no broker.
-_LONGEST_REASON = 4096
 
 
 class Manager:
@@ -102,7 +100,7 @@ def find(
         directory = os.path.abspath(named)
         notice.whom = f"the broker at {directory}"
         if command and not os.path.isdir(directory):
-            raise NoBroker(f"can't find a broker at {directory}: no such directory; is circus or supervisord running?")
+            raise NoBroker(f"can't find a broker at {directory}: no such directory; {_elsewhere()}")
         return _greet(directory, deadline, notice, command=command)
     manager = nearest()
     if manager is not None:
@@ -122,7 +120,7 @@ def nearest(pid: int | None = None) -> Manager | None:
         try:
             # A program may embed circus: then only the meeting point tells what it is.
             if meeting.is_manager(argv) or meeting.find(ancestor) is not None:
-                return Manager("supervisord" if "supervisord" in " ".join(argv) else "circusd", ancestor)
+                return Manager(meeting.manager_name(argv), ancestor)
         except ProcessLookupError:
             continue  # gone, or hidden from us (hidepid, proc(5))
     return None
@@ -149,9 +147,7 @@ def _meet(manager: Manager, deadline: float, notice: _Notice, *, command: bool) 
         looked = " and ".join(meeting.points(manager.pid))
     except ProcessLookupError:
         raise NoBroker(f"can't find a broker: {manager} is gone") from None
-    raise NoBroker(
-        f"can't find a broker: {manager} runs none (looked for {looked}); does its configuration load sockshare?"
-    )
+    raise NoBroker(f"can't find a broker: {manager} runs none (looked for {looked}): {_why(manager.pid)}")
 
 
 def _is_young(pid: int) -> bool:
@@ -168,22 +164,57 @@ def _pauses(deadline: float) -> Iterator[float]:
 
 
 def _only(deadline: float, notice: _Notice) -> Found:
-    found = running()
+    # Root's may run programs of this user, who is told of those; or why not.
+    found = running() or (running(0) if os.geteuid() else [])
     if len(found) > 1:
-        raise NoBroker(f"can't choose a broker: {len(found)} run here ({', '.join(found)}); use --endpoint DIR")
+        listed = "".join(f"\n  {_manager_of(point)}: --endpoint {point}" for point in found)
+        raise NoBroker(f"can't choose a broker: {len(found)} run here; use --endpoint DIR:{listed}")
     if not found:
-        raise NoBroker(
-            "can't find a broker: SOCKSHARE_ENDPOINT is not set and none runs for"
-            f" uid {os.geteuid()}; is circus or supervisord running, with sockshare in its configuration?"
-        )
+        raise NoBroker(f"can't find a broker for uid {os.geteuid()}: {_reasons()}")
     notice.whom = f"the broker at {found[0]}"
     return _greet(found[0], deadline, notice, command=True)
 
 
-def running() -> list[str]:
-    """The directories of the brokers that run for this user, in no particular order."""
+def _manager_of(point: str) -> str:
+    from . import managers  # only what fails needs it
+
+    pid = meeting.manager(point)
+    try:
+        return "a manager" if pid is None else str(managers.manager(pid))
+    except ProcessLookupError:
+        return "a manager that has ended"
+
+
+def _why(pid: int) -> str:
+    """Why the manager *pid* has no broker."""
+    from . import managers  # only what fails needs it
+
+    try:
+        return managers.why_no_broker(managers.manager(pid)) or "it has one by now; ask again"
+    except ProcessLookupError:
+        return "it has ended"
+
+
+def _elsewhere() -> str:
+    """Where brokers are to be found, for whom has looked at the wrong place."""
+    found = running()
+    if found:
+        return "there is one of " + ", and of ".join(f"{_manager_of(point)} at {point}" for point in found)
+    return _reasons()
+
+
+def _reasons() -> str:
+    """Why there is no broker, for each manager that runs here."""
+    from . import managers  # only what fails needs it
+
+    said = [f"{subject}: {sentence}" for subject, sentence in managers.reasons()]
+    return said[0] if len(said) == 1 else "".join(f"\n  {one}" for one in said)
+
+
+def running(uid: int | None = None) -> list[str]:
+    """The directories of the brokers that run for the user *uid* (this one), in no particular order."""
     found: dict[str, str] = {}
-    for point in meeting.running(os.geteuid()):
+    for point in meeting.running(os.geteuid() if uid is None else uid):
         if door.accepts(point):
             found.setdefault(os.path.realpath(point), point)
     return list(found.values())
@@ -202,7 +233,7 @@ def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = 
         except door.Unreachable:
             raise
         except NoBroker:
-            mistakes = _read(directory, meeting.REFUSED).splitlines()
+            mistakes = door.read(directory, meeting.REFUSED).splitlines()
             if mistakes:
                 return Found(directory, door.Greeting(0, "refused", tuple(mistakes), True))
             reason = stopped(directory)
@@ -211,21 +242,15 @@ def _greet(directory: str, deadline: float, notice: _Notice, *, command: bool = 
             if time.monotonic() >= deadline:
                 if reason:
                     raise NoBroker(f"can't reach the broker at {directory}: {reason}") from None
+                if command and not door.accepts(directory):
+                    raise NoBroker(f"can't reach the broker at {directory}: nobody is there; {_elsewhere()}") from None
                 raise
         notice.tick()
 
 
 def stopped(directory: str) -> str:
     """Why there is no broker, where its host knows that there will be none for some time; else an empty text."""
-    return _read(directory, meeting.STOPPED)
-
-
-def _read(directory: str, name: str) -> str:
-    try:
-        with open(os.path.join(directory, name), errors="replace") as file:
-            return file.read(_LONGEST_REASON)
-    except OSError:
-        return ""
+    return door.read(directory, meeting.STOPPED)
 
 
 def check(found: Found) -> None:

@@ -19,6 +19,8 @@ class ExitStatus(IntEnum):
     ROLLED_BACK = 5  # the new one failed, the old one serves
     TIMED_OUT = 6
     NOT_PERMITTED = 7
+    NOT_RUNNING = 9
+    ALREADY_RUNNING = 10
     NO_BROKER = 75  # EX_TEMPFAIL of sysexits.h: try again later
     REFUSED = 125  # `exec` only
     CANNOT_EXECUTE = 126  # `exec` only, as a shell says it
@@ -87,8 +89,26 @@ class BadConfiguration(SockshareError, ValueError):
     exit_status = ExitStatus.USAGE
 
 
+class UnsupportedPlatform(SockshareError, ImportError):
+    """sockshare does not run on this system."""
+
+    exit_status = ExitStatus.USAGE
+
+
 class ManagerError(SockshareError):
     """circusd or supervisord did not do what it was asked."""
+
+
+class NotRunning(ManagerError):
+    """No process of the program runs: there is nothing to replace."""
+
+    exit_status = ExitStatus.NOT_RUNNING
+
+
+class AlreadyRunning(ManagerError):
+    """The program's processes are being replaced already."""
+
+    exit_status = ExitStatus.ALREADY_RUNNING
 
 
 class ManagerSilent(ManagerError):
@@ -111,6 +131,8 @@ BY_NAME: dict[str, type[SockshareError]] = {
         ProtocolError,
         BadConfiguration,
         ManagerError,
+        NotRunning,
+        AlreadyRunning,
         ManagerSilent,
     )
 }

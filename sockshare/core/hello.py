@@ -26,6 +26,7 @@ class Manager(msgspec.Struct, frozen=True):
     pid: int
     uid: int
     endpoint: str | None = None  # where it takes commands by ZeroMQ; none: only through the host
+    file: str | None = None  # its configuration, where that has to be said to its own command
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
     programs: list[ProgramSpec]
     mistakes: list[str] = []
+    refused: list[str] = []  # mistakes that cost their own section only
     warnings: list[str] = []
     uids: list[int] = []  # the users that programs run as; none: not known, so anybody may ask
 

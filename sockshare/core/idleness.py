@@ -72,6 +72,17 @@ class History:
         self._last: Sample | None = None
         self._verdict = Verdict.UNKNOWN
 
+    @property
+    def verdict(self) -> Verdict:
+        """What the rules and the witnesses say of the last sample: UNKNOWN while a wait of `QUIET` has to decide."""
+        return self._verdict
+
+    @property
+    def last(self) -> Sample:
+        """The last sample; there is one."""
+        assert self._last is not None
+        return self._last
+
     def add(self, sample: Sample) -> Verdict:
         """Judge from *sample* and those before it; never UNKNOWN."""
         verdict = judge(sample)
@@ -87,10 +98,10 @@ class History:
                 verdict = Verdict.BUSY
             elif not received and not sent:
                 verdict = self._verdict
+        if verdict is Verdict.UNKNOWN and min(sample.last_received, sample.last_sent) >= QUIET * 1000:
+            verdict = Verdict.IDLE
         self._last, self._verdict = sample, verdict
-        if verdict is Verdict.UNKNOWN:
-            return Verdict.IDLE if min(sample.last_received, sample.last_sent) >= QUIET * 1000 else Verdict.BUSY
-        return verdict
+        return Verdict.BUSY if verdict is Verdict.UNKNOWN else verdict
 
 
 def _pure_acknowledgements(sample: Sample) -> int:

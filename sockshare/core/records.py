@@ -24,6 +24,8 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     ready: str | None = None
     status: str = ""
     warning: str = ""
+    program: str = ""
+    family: frozenset[tuple[int, int]] = frozenset()  # pid and start of each process of its tree, before it was stopped
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -52,6 +54,14 @@ class Answer(msgspec.Struct, frozen=True):
     reason: str
     seconds: float = 0.0
     stderr: str = ""
+    cost: dict[str, Any] | None = None  # of `core.cost`, by name
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """``learned:PROGRAM``: its processes have cut requests when they were left to their stop signal."""
+
+    cut: int
+    signal: int
 
 
 class Last(msgspec.Struct, frozen=True):
@@ -105,6 +115,7 @@ class Records:
     displaced: dict[tuple[int, str], int] = field(default_factory=dict)
     quiesced: dict[int, int] = field(default_factory=dict)
     admitted: frozenset[int] = frozenset()
+    learned: dict[str, Learned] = field(default_factory=dict)
     unreadable: dict[str, Unread] = field(default_factory=dict)
 
 
@@ -184,6 +195,10 @@ def _admitted(records: Records, _: str, record: Any) -> None:
     records.admitted = msgspec.convert(record, Admitted).uids
 
 
+def _learned(records: Records, program: str, record: Any) -> None:
+    records.learned[program] = msgspec.convert(record, Learned)
+
+
 _READERS: dict[str, Callable[[Records, str, Any], None]] = {
     "process": _process,
     "generation": _generation,
@@ -194,4 +209,5 @@ _READERS: dict[str, Callable[[Records, str, Any], None]] = {
     "displaced": _displaced,
     "quiesced": _quiesced,
     "admitted": _admitted,
+    "learned": _learned,
 }

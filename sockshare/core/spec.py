@@ -11,15 +11,18 @@ import os
 import re
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from .registration_steps import Means, Policy, supports
+from .servers import SERVERS
 from .suggest import did_you_mean
 
 _LONGEST_TIME = 86400.0  # seconds: a longer one is in other units
 _MOST_HOLDERS = 4096
+_MOST_DRAINING = 4096
 # sun_path has 108 bytes with its NUL (unix(7)), and the longest name in the directory is notify/PID, PID up to 2**22.
 _LONGEST_DIRECTORY = 107 - len("/notify/4194304")
 
@@ -50,9 +53,11 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     settle: float = 0.0  # how long the new one must live after the switch before the old one is drained
     drain: Literal["auto", "signal", "observe", "hand_over"] = "auto"
     drain_timeout: float = 30.0
+    max_draining: int = 2  # how many old processes may drain at once
     receive_from: tuple[str, ...] = ()  # the programs, beside itself, that may hand it connections
     stop_signal: int | None = None  # None: the manager's own setting
     verify: str | None = None  # http:/path
+    server: str = "auto"  # one of `servers.SERVERS`; auto: as its command shows
 
 
 class SocketSpec(msgspec.Struct, frozen=True):
@@ -65,6 +70,7 @@ class SocketSpec(msgspec.Struct, frozen=True):
     rotate_ms: float = 0.0  # at least so many milliseconds with one holder; 0: passed on whenever something was taken
     blocking: bool = False  # handed out without O_NONBLOCK
     address: str = ""  # where its clients find it, if the socket itself is bound under another name
+    guard: Literal["repair", "warn", "off"] = "repair"  # what is done when clients don't reach it
 
 
 class PluginSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,6 +115,17 @@ def _seconds(*, positive: bool = False) -> _Reader:
             least = "more than 0" if positive else "0 or more"
             raise _Bad(f"{value!r} is out of range: it must be {least} and at most {_LONGEST_TIME:.0f} seconds")
         return number
+
+    return read
+
+
+def _number(least: int, most: int) -> _Reader:
+    def read(value: str) -> int:
+        if not re.fullmatch("[0-9]+", value):
+            raise _Bad(f"{value!r} is not a number")
+        if len(value) > 9 or not least <= int(value) <= most:
+            raise _Bad(f"{value} is out of range: it must be at least {least} and at most {most}")
+        return int(value)
 
     return read
 
@@ -198,9 +215,11 @@ _PROGRAM: Mapping[str, _Reader] = {
     "settle": _seconds(),
     "drain": _choice("auto", "signal", "observe", "hand_over"),
     "drain_timeout": _seconds(),
+    "max_draining": _number(1, _MOST_DRAINING),
     "receive_from": _words("no program is named; leave the key out where only the program itself may hand over"),
     "stop_signal": _signal,
     "verify": _page,
+    "server": _choice("auto", *SERVERS),
 }
 _SOCKET: Mapping[str, _Reader] = {
     "registration": _registration,
@@ -208,6 +227,7 @@ _SOCKET: Mapping[str, _Reader] = {
     "enforce": _choice("warn", "suspend", "stop"),
     "rotate_ms": _milliseconds,
     "blocking": _boolean,
+    "guard": _choice("repair", "warn", "off"),
 }
 #: Which registrations a socket's other keys are about.
 _ONLY_WITH: Mapping[str, tuple[Callable[[object], bool], str]] = {
@@ -347,22 +367,117 @@ def check_command(
         key: Where *command* stands in *section*.
         sockets: What the program may have, of *specs*.
     """
-    words = command.split()
-    ours = next(
-        (at for at, word in enumerate(words[:-1]) if word.endswith("sockshare") and words[at + 1] == "exec"), None
-    )
-    if ours is None:
+    own = _exec_options(command)
+    if own is None:
         return []
-    rest = words[ours + 2 :]
-    own = rest[: rest.index("--")] if "--" in rest else rest
-    chosen = [word for at, word in enumerate(own) if at and own[at - 1] == "--socket"]
-    chosen += [word[9:] for word in own if word.startswith("--socket=")]
+    chosen = _chosen(own)
     means = Means.COOPERATE if "--registration" in own else Means.SUSPEND
     return [
         Mistake(section, key, f"{name!r} has registration = {specs[name].registration}, which {_WHY_NOT[means]}")
         for name in sockets
         if name in specs and (not chosen or name in chosen) and not supports(Policy.of(specs[name].registration), means)
     ]
+
+
+def _exec_options(command: str) -> list[str] | None:
+    """The options between ``sockshare exec`` and the program in *command*; None if it does not go by that."""
+    words = command.split()
+    at = next(
+        (at for at, word in enumerate(words[:-1]) if word.endswith("sockshare") and words[at + 1] == "exec"), None
+    )
+    if at is None:
+        return None
+    options = []
+    rest = iter(words[at + 2 :])
+    for word in rest:
+        if word == "--" or not word.startswith("-"):
+            break  # what follows is the program's, which may have a --socket of its own
+        if word in ("--socket", "--endpoint"):
+            word = f"{word}={next(rest, '')}"
+        options.append(word)
+    return options
+
+
+def _chosen(options: list[str]) -> list[str]:
+    """The sockets that the *options* of ``exec`` choose; none: all that the program may have."""
+    return [word[9:].lower() for word in options if word.startswith("--socket=")]
+
+
+#: What a manager itself replaces: supervisord's ``%(program_name)s``, circus's ``$(circus.wid)``.
+_EXPANDED = re.compile(r"[%$]\(")
+
+#: ``{fd:NAME}``, and what was meant for it: with blanks, in capitals, with another mark, not closed.
+_DESCRIPTOR = re.compile(r"\{\s*fd\s*[:=]\s*([^\s{}]*)\s*\}?", re.IGNORECASE)
+
+
+def check_descriptors(
+    section: str, key: str, command: str, sockets: Collection[str], shared: Collection[str], prefix: str
+) -> list[Mistake]:
+    """Refuse a *command* in which ``sockshare exec`` could not replace a ``{fd:NAME}``.
+
+    Args:
+        key: Where *command* stands in *section*.
+        sockets: What the program may have, of *shared*, all that there are.
+        prefix: Of the program's keys.
+    """
+    own = _exec_options(command)
+    if own is None:
+        return []
+    chosen = _chosen(own)
+    if any(map(_EXPANDED.search, [*sockets, *chosen])):
+        return []  # which sockets it has is seen only when it runs
+    given = [name for name in sockets if not chosen or name.lower() in chosen]
+    found = {match[0]: match[1] for match in _DESCRIPTOR.finditer(command)}
+    mistakes = []
+    for text, name in found.items():
+        exact = text == f"{{fd:{name}}}"
+        if _EXPANDED.search(name) or (exact and (name in given or name.lower() in given)):
+            continue
+        meant = next((one for one in shared if one.lower() == name.lower()), None)
+        suggestion = did_you_mean(name, shared)
+        if not exact:
+            if meant is None and not suggestion:
+                continue  # {fd: 3} may as well be a program's own text
+            what = f"{text} is not replaced; write {{fd:{meant}}}" if meant else f"{text} is not replaced{suggestion}"
+        elif meant is not None and chosen:
+            what = f"{text} is not replaced, as --socket does not choose {meant!r}; add --socket {meant}"
+        elif meant is not None:
+            whole = " ".join([*sockets, meant])
+            what = f"{text} needs a socket that the section does not name; write {prefix}sockets = {whole}"
+        elif name.isdecimal() and len(shared) > 0:
+            one = next(iter(given or shared))
+            what = f"{text} needs the name of a socket, not a number; write {{fd:{one}}}"
+        else:
+            known = suggestion or f" (there are: {', '.join(sorted(shared))})" if shared else " (there are none)"
+            what = f"{text} needs a socket, and there is no {name!r}{known}"
+        mistakes.append(Mistake(section, key, what))
+    return mistakes
+
+
+def check_foreign(
+    section: str, options: Mapping[str, str], prefix: str, shared: Collection[str], *, is_ours: bool
+) -> list[Mistake]:
+    """Refuse those of *options*, of a program's *section* and not ours by their names, that were meant for us.
+
+    Args:
+        prefix: What the names of our keys begin with there.
+        shared: The names of the sockets that there are.
+        is_ours: Whether the section has keys of ours; in another one ``ready`` may be a third party's.
+    """
+    whole = [prefix + key for key in _PROGRAM]
+    mistakes = []
+    for key, value in options.items():
+        names_ours = key == "sockets" and bool(set(value.replace(",", " ").split()).intersection(shared))
+        if key in _PROGRAM and (is_ours or names_ours):
+            mistakes.append(Mistake(section, key, f"no such key; did you mean '{prefix}{key}'?"))
+        elif _is_like(key.lower()[: len(prefix)], prefix) and (suggestion := did_you_mean(key, whole)):
+            mistakes.append(Mistake(section, key, f"no such key{suggestion}"))
+    return mistakes
+
+
+def _is_like(beginning: str, prefix: str) -> bool:
+    """Whether the *beginning* of a key is *prefix*, misspelt; that of ``socket_timeout`` or ``websocket_`` is not."""
+    return bool(get_close_matches(beginning, [prefix], cutoff=0.75))
 
 
 _WHY_NOT = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .cost import Cost
 from .errors import ExitStatus
 
 
@@ -32,13 +33,21 @@ class Plan(NamedTuple):
     stop_timeout: float  # after which the manager kills a process that it stops
     awaited: str  # what shows that a new process is ready, in words
     verify: str = ""  # what must answer from the new process, for the broker to understand; empty: nothing
-    drain: str = ""  # why the old process is drained from outside; empty: it drains itself on its stop signal
+    drain: str = ""  # why the old process is drained from outside; empty: it is left to its stop signal
     drain_timeout: float = 0.0
     stop_signal: int = 15  # by which the manager stops a process of the program
+    by_signal: str = "it drains itself on its stop signal"  # why it is left to it
+    cut: str = "it ended before it had answered them"  # why it may cut requests then, and what to do against it
+    is_told_signal: bool = False  # the manager has to be told the stop signal: it has another of its own
     hand_over: bool = False  # it is drained by handing its connections to the new one
     expires: float | None = None  # monotonic seconds: nothing new is begun after it
     newcomer: Process | None = None  # what the manager has started by itself, for the one turn that there is then
+    ready_key: str = "ready"  # what its section calls what shows that a process is ready
     alone: bool = False  # the one old process goes, and nothing comes in its place
+    max_draining: int = 1  # how many old processes may drain at once
+    surplus: tuple[int, ...] = ()  # the pids of those of *old* that the configuration has no place for any more
+    added: int = 0  # how many processes it has a place for beyond those
+    configuration: int | None = None  # which of the manager's readings is applied; None: the newest, at each start
 
 
 # Events.
@@ -47,6 +56,7 @@ class Started:
     """The manager started *process* beside the old one."""
 
     process: Process
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ class StartRefused:
 
     reason: str
     silent: bool = False
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,14 @@ class Registered:
     """*pid* was seen to wait for connections, by an event registration that was not seen before or otherwise."""
 
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """*pid* is not ready yet, or, in its hold, not any more; *reason* says what it lacks, and what to do."""
+
+    pid: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +97,14 @@ class Gone:
 
     pid: int
     reason: str = "it died"
+    cost: Cost | None = None  # None: nobody was to look
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The manager was told by somebody else to stop *pid*; `Gone` may follow."""
+
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +130,13 @@ class VerifyFailed:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The old process has no connection left, or none that can be ended from outside; *how* says which."""
+    """The old process *pid* has no connection left, or none that can be ended from outside; *how* says which.
+
+    0: that of any turn.
+    """
 
     how: str
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +144,7 @@ class Settled:
     """The manager has the processes that it was told to have, or is stopping the others; *stopped*: all of them."""
 
     stopped: bool = False
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +153,22 @@ class SettleRefused:
 
     reason: str
     silent: bool = False
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing. *unseen* is
+    why it can't be seen whether anything is left.
+
+    *of* is the pid that `Sweep` named; *cost* is what the ends have cost (None: nothing was to be ended).
+    """
+
+    ended: str = ""
+    left: str = ""
+    of: int | None = None
+    cost: Cost | None = None
+    unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +187,17 @@ Event = (
     Started
     | StartRefused
     | Registered
+    | Unready
     | Ready
     | Gone
+    | Stopped
     | Switched
     | Verified
     | VerifyFailed
     | Drained
     | Settled
     | SettleRefused
+    | Swept
     | Tick
     | Cancelled
 )
@@ -155,7 +206,13 @@ Event = (
 # Effects.
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Have the manager start one more process; answer with `Started` or `StartRefused`."""
+    """Have the manager start one more process; answer with `Started` or `StartRefused`, of the same *turn*.
+
+    It is to be *beside* that pid; None: for a place that the configuration has and nobody yet.
+    """
+
+    turn: int = 0
+    beside: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +220,7 @@ class Find:
     """Find the process that the manager has started for one that died, none of *known*; answer as to `Start`."""
 
     known: tuple[int, ...]
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +267,17 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class TakePlace:
+    """Have the manager count *newcomer* (None: nobody) in the place of *pid*, which is not stopped yet.
+
+    Without *pid* in a place that nobody had. No answer is waited for: where both are, `Settle` does it too.
+    """
+
+    pid: int | None
+    newcomer: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """Have the manager stop *retire* and run *size* processes; answer with `Settled` or `SettleRefused`.
 
@@ -223,6 +292,15 @@ class Settle:
     size: int
     kill: bool
     patience: float = 0.0
+    turn: int = 0  # of which the answer is
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """End what is left of the program's processes that have ended, or of *pid* alone, and serves its sockets; answer
+    with `Swept`."""
+
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,15 +311,32 @@ class Report:
     process: Process | None
     seconds: float  # since the reload began
     reason: str = ""
+    cost: Cost | None = None  # of the old process that has ended, or of all; None: none has
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Whoever asked for the reload is answered. It has ended, unless a silent manager has yet to do its part."""
+    """Whoever asked for the reload is answered. It has ended, unless an old process drains, or a silent manager has yet
+    to do its part."""
 
     result: str  # ok, rolled_back, failed
     exit: ExitStatus
     reason: str
+    cost: Cost | None = None  # of all old processes that have ended
 
 
-Effect = Start | Find | HoldBack | Suspend | Resume | Verify | Drain | HandOver | Settle | Report | Finish
+Effect = (
+    Start
+    | Find
+    | HoldBack
+    | Suspend
+    | Resume
+    | Verify
+    | Drain
+    | HandOver
+    | TakePlace
+    | Settle
+    | Sweep
+    | Report
+    | Finish
+)

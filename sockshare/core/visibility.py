@@ -54,11 +54,10 @@ def visible_findings(
     if own is None:
         return list(findings)
     seen = [entry for entry in visible(document, own)["sockets"] if "holders" in entry]
-    subjects = {f"socket {entry['name']}" for entry in seen} | {
-        subject_of(holder) for entry in seen for holder in entry["holders"] if holder["program"] in own
-    }
+    subjects = {f"socket {entry['name']}" for entry in seen} | {f"program {name}" for name in own}
+    subjects |= {subject_of(holder) for entry in seen for holder in entry["holders"] if holder["program"] in own}
     told = [one for one in findings if one.subject in subjects]
-    return [*told, Finding("note", "you", _PART if own else _NAMES)]
+    return [*told, Finding("note", "you", _PART if own else _NAMES, unseen=True)]
 
 
 def _socket(entry: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:

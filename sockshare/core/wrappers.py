@@ -119,6 +119,11 @@ def forks(argv: Sequence[str]) -> str | None:
     return f"{what} starts its command as another process, which LISTEN_PID does not name; {advice}{other}"
 
 
+def is_shell(command: str) -> bool:
+    """Whether *command*, the first word of a command line, is a shell."""
+    return command.rpartition("/")[2].lstrip("-") in _SHELLS
+
+
 _Found = tuple[str, str, bool]  # what forks, what to do about it, whether its child keeps the descriptors
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sockshare
@@ -27,7 +28,7 @@ from .journal import Journal
 from .loop import Loop, Timer, guarded
 from .notify import NotifySockets
 from .store import DescriptorStore
-from .verbs import Answer, Configuration, Holding, Manager, Verbs
+from .verbs import Answer, Configuration, Counting, Holding, Manager, Placing, Renewing, Verbs, Witness
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,12 @@ _DIES_WITHIN = 0.5
 _LOOK_AGAIN = 2.0
 _NO_DESCRIPTOR = "can't open descriptors: {}; raise the limit of open files of {} (LimitNOFILE, ulimit -n, minfds)"
 
+#: What the keys of reloads that run begin with, in the journal.
+_RELOADS = ("reload:", "retirement:")
 #: The verbs that only ask.
-_QUERIES = frozenset({"whois", "processes", "notify"})
+_QUERIES = frozenset({"whois", "processes", "report", "notify"})
+#: What is said with `settle`, in this order.
+_SETTLE = ("program", "retire", "known", "count", "kill", "patience")
 _KINDS = {"broker": socket.SOCK_STREAM, "door": socket.SOCK_SEQPACKET}
 
 
@@ -81,6 +86,12 @@ class Host:
         self._nonsense = nonsense
         self._say_begun = begun
         self._begun = False
+        self._known: set[str] = set()  # the programs that the broker was told of
+        self._told: Message = {}  # what it was told last of the configuration
+        self._given: list[tuple[dict[str, Any], socket.socket]] = []  # the sockets that it has
+        self._withheld: list[tuple[int, Message]] = []  # answers of which the next broker may know more
+        self._outdated = False  # the broker has other sockets than are configured
+        self._postponed = False  # the next one has to wait for the end of a reload
         self._unreadable = ""  # why the broker says that it can't serve us
         self._passed_over: set[str] = set()
         self._listeners: dict[str, socket.socket] = {}
@@ -174,15 +185,41 @@ class Host:
     @guarded(log)
     def configure(self, configuration: Configuration) -> None:
         """Have *configuration* from now on; a broker that runs is told of what has changed."""
-        before, self._configuration = self._configuration, configuration
+        self._configuration = configuration
         if self._link is None:
             return
-        if [description for description, _ in before.sockets] != [
-            description for description, _ in configuration.sockets
-        ]:
-            self._nonsense()  # sockets come with the hello only
-        elif before.message() != configuration.message():
-            self._send(self._link, {"type": "programs", **self._message()})
+        self._outdated = configuration.sockets != self._given
+        if self._outdated:
+            self._renew()
+        else:
+            self._tell(self._link)
+
+    def _tell(self, link: Channel) -> None:
+        """Tell the broker of the configuration what it was not told yet, and give the answers that waited for that."""
+        message = self._message()
+        if message != self._told:
+            self._note_told(message)
+            self._send(link, {"type": "programs", **message})
+        withheld, self._withheld = self._withheld, []
+        for number, fields in withheld:
+            self._reply(link, {"type": "answer", "id": number, **fields})
+
+    def _note_told(self, message: Message) -> None:
+        self._told = message
+        self._known = {program["name"] for program in message["programs"]}
+
+    def outdate(self) -> None:
+        """Let the broker have other sockets than it is about to be `configure`d with: the next one will have them."""
+        self._outdated = self._link is not None
+
+    def _renew(self) -> None:
+        """Have the next broker, to which sockets come with the hello, once no reload runs that this would undo."""
+        if any(key.startswith(_RELOADS) for key in self._journal.records):
+            if not self._postponed:
+                log.info("host: the sockets are others when the reload is over that runs")
+            self._postponed = True
+        else:
+            self._nonsense()
 
     def _message(self) -> Message:
         """What a broker is told of the configuration, and of our own troubles."""
@@ -193,8 +230,8 @@ class Host:
         """Let *sentence* be the trouble of *subject*; "": it has none (any more)."""
         if self._troubles.say(subject, sentence):
             log.log(logging.ERROR if sentence else logging.INFO, "%s: %s", subject, sentence or "all is well again")
-            if self._link is not None and not self._draining:
-                self._send(self._link, {"type": "programs", **self._message()})
+            if self._link is not None and not self._draining and not self._outdated:
+                self._tell(self._link)
         if self._troubles.sentences and not self._looking:
             self._looking = True
             self._loop.call_later(_LOOK_AGAIN, self._look_again)
@@ -238,7 +275,9 @@ class Host:
         """Say hello to a new broker over *sock*, which becomes the host's, and answer it."""
         self.drain()
         self._link = link = Channel(sock)
-        self._writing = self._begun = False
+        self._writing = self._begun = self._outdated = self._postponed = False
+        self._given = self._configuration.sockets
+        self._note_told(self._message())
         self._unreadable = ""
         self._failures = 0
         self._loop.add_reader(link.fileno(), self._readable)
@@ -252,13 +291,14 @@ class Host:
                 "pid": self._manager.pid,
                 "uid": self._manager.uid,
                 "endpoint": self._manager.endpoint,
+                "file": self._manager.file,
             },
             "directory": self.directory.path,
             "listeners": list(self._listeners),
             "sockets": [description for description, _ in self._configuration.sockets],
             "notify": list(notify),
             "kept": list(kept),
-            **self._message(),
+            **self._told,
             "journal": self._journal.records,
         }
         shared = [shared for _, shared in self._configuration.sockets]
@@ -297,6 +337,7 @@ class Host:
 
     def _drop(self) -> None:
         link, self._link = self._link, None
+        self._withheld.clear()
         if link is not None:
             self._loop.remove_reader(link.fileno())
             if self._writing:
@@ -362,7 +403,10 @@ class Host:
     def _hear(self, link: Channel, message: Message) -> None:
         kind = message.get("type")
         if kind == "journal":
-            self._journal.put(str(message["key"]), message["record"])
+            key, record = str(message["key"]), message["record"]
+            self._journal.put(key, record)
+            if self._outdated and record is None and key.startswith(_RELOADS) and not self._draining:
+                self._renew()
         elif kind == "forget":
             self._store.forget(str(message["key"]))
         elif kind == "unreadable":
@@ -374,7 +418,7 @@ class Host:
                 self._begun = True
                 self._say_begun()
             number = message["id"]
-            answer = Answer(lambda fields: self._reply(link, {"type": "answer", "id": number, **fields}))
+            answer = Answer(partial(self._give, link, number))
             try:
                 self._answer(link, number, message, answer)
             except Exception as error:
@@ -395,28 +439,45 @@ class Host:
             self._verbs.whois(message["pid"], answer)
         elif verb == "processes":
             self._verbs.processes(answer)
+        elif verb == "start" and message.get("configuration") is not None and isinstance(self._verbs, Placing):
+            self._verbs.start_beside(message["program"], message["beside"], message["configuration"], answer)
         elif verb == "start":
             self._verbs.start(message["program"], answer)
-        elif verb == "settle":
-            self._verbs.settle(
-                message["program"],
-                message["retire"],
-                message["known"],
-                message["count"],
-                message["kill"],
-                message["patience"],
-                answer,
+        elif verb == "replace" and isinstance(self._verbs, Placing):
+            self._verbs.replace(
+                message["program"], message["retire"], message["known"], message["configuration"], answer
             )
+        elif verb == "settle":
+            self._settle(message, answer)
+        elif verb == "report" and isinstance(self._verbs, Witness):
+            self._verbs.report(message["pid"], answer)
+        elif verb == "renew" and isinstance(self._verbs, Renewing):
+            self._verbs.renew(message["socket"], message["inode"], answer)
         elif verb == "claim" and isinstance(self._verbs, Holding):
             self._verbs.claim(message["program"], message["pid"], answer)
         elif verb == "release" and isinstance(self._verbs, Holding):
             self._verbs.release(
-                message["program"], message["pid"], message["keep"], message["kill"], message["patience"], answer
+                message["program"],
+                message["pid"],
+                message["keep"],
+                message["kill"],
+                message["patience"],
+                answer,
+                message.get("stop_signal"),
             )
         elif verb == "notify":
             self._give_notify(link, number, message["pid"], answer)
         else:
             answer.refuse(f"can't {verb}: this host has no such verb (its link is of version {versions.LINK})")
+
+    def _settle(self, message: Message, answer: Answer) -> None:
+        program, retire, known, count, kill, patience = (message[field] for field in _SETTLE)
+        stop_signal = message.get("stop_signal")
+        if isinstance(self._verbs, Counting) and "size" in message:
+            size, proven = message["size"], message["proven"]
+            self._verbs.settle_counted(program, retire, known, count, kill, patience, size, proven, answer, stop_signal)
+        else:
+            self._verbs.settle(program, retire, known, count, kill, patience, answer, stop_signal)
 
     def _give_notify(self, link: Channel, number: int, pid: int, answer: Answer) -> None:
         try:
@@ -434,6 +495,15 @@ class Host:
             self._trouble("notify", "")
             found = {"type": "answer", "id": number, "ok": True, "path": self._notify.path(pid)}
             self._send(link, found, [sock.fileno()])
+
+    def _give(self, link: Channel, number: int, fields: Message) -> None:
+        process = fields.get("process")
+        is_unknown = isinstance(process, dict) and process.get("program") not in self._known
+        if self._outdated and is_unknown and link is self._link:
+            # It is of a program that this broker does not know: who waits asks the next one, if there is to be one.
+            self._withheld.append((number, fields))
+            return
+        self._reply(link, {"type": "answer", "id": number, **fields})
 
     @guarded(log)
     def _reply(self, link: Channel, message: Message) -> None:

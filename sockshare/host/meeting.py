@@ -23,7 +23,7 @@ NOTIFY = "notify"
 LOG = "sockshare.log"
 LISTENERS = ("broker", "door")
 #: What some hosts have there too, or have for some time.
-EXTRAS = ("link", meeting.STOPPED, meeting.REFUSED)
+EXTRAS = ("link", "sockets", meeting.STOPPED, meeting.REFUSED)
 
 #: A directory that everybody may pass through, but not list or write.
 _PASSABLE = 0o711

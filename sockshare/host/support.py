@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+
+from sockshare.core import platforms
 
 
 def unsupported() -> str | None:
     """Why sockshare can't run on this machine, in one sentence; None if it can."""
-    if not sys.platform.startswith("linux"):
-        return f"can't run sockshare: it needs Linux (this is {sys.platform})"
-    if sys.version_info < (3, 10):  # noqa: UP036 - installed by other means than pip, it gets here
-        return f"can't run sockshare: it needs Python 3.10 (this is {sys.version.split()[0]})"
+    wrong = platforms.unsupported()
+    if wrong is not None:
+        return wrong
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:

@@ -1,7 +1,8 @@
 """The shared sockets that we bind ourselves, where the manager has none of its own (supervisord).
 
-A path in the file system is bound under a private name, and the public one is a hard link to it. A server that removes
-"its" path when it ends asks the socket for it (getsockname(2)) and removes the private name, which nobody needs.
+A path in the file system has a second, private name, a hard link: a server that removes "its" path when it ends leaves
+that one, from which the path is published again (`publish_again`). The socket itself is bound at the public path, where
+servers look for it that find what they have inherited by getsockname(2) (nginx, puma).
 """
 
 from __future__ import annotations
@@ -116,10 +117,13 @@ def _path(path: str) -> str:
     return os.path.normpath(path)
 
 
-def make(binding: Binding, backlog: int = BACKLOG) -> socket.socket:
+def make(binding: Binding, backlog: int = BACKLOG, *, beside: bool = False) -> socket.socket:
     """A bound, non-blocking, close-on-exec socket, which listens if its kind does.
 
-    A path that nothing answers at any more is replaced in one step; nobody meets it with other permissions than asked.
+    A path that nothing answers at any more is replaced; nobody meets it with other permissions than asked.
+
+    Args:
+        beside: Whether a datagram socket that has the port, and SO_REUSEADDR, is no obstacle.
 
     Raises:
         OSError: As socket(2), bind(2), chown(2), link(2); ``EADDRINUSE`` also for a path with a living socket, or with
@@ -131,21 +135,21 @@ def make(binding: Binding, backlog: int = BACKLOG) -> socket.socket:
         if address.path:
             _bind_path(sock, binding)
         else:
-            if address.listens:
+            if address.listens or beside:
                 # What lingers of connections of an earlier life must not keep us from the port (socket(7)).
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if address.family == socket.AF_INET6:
                 # Said either way: the default is the machine's (net.ipv6.bindv6only).
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(binding.ipv6_only))
             sock.bind((address.host, address.port))
+            if not address.listens:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         try:
             if address.listens:
                 sock.listen(backlog)
-            if address.path:
-                _publish(address.path)
         except BaseException:
             if address.path:
-                _unlink(private(address.path))
+                _unlink_both(address.path)
             raise
     except BaseException:
         sock.close()
@@ -183,48 +187,82 @@ def adjust(binding: Binding) -> None:
     """
     path = binding.address.path
     if path:
-        if binding.owner is not None:
-            os.chown(path, *binding.owner)
-        os.chmod(path, binding.mode)
+        _permit(private(path) if os.path.exists(private(path)) else path, binding)
 
 
 def remove(sock: socket.socket, binding: Binding) -> None:
     """Close *sock* here, and remove its path if it still is this socket's."""
     path = binding.address.path
-    try:
-        ours = bool(path) and os.path.samefile(path, private(path))
-    except OSError:  # a server has removed the private name, as it thinks it must
-        ours = False
+    ours = bool(path) and _is_at(path, private(path))
     closing.close(sock, _CLOSED_WITHIN)
     if path:
+        _unlink(private(path))  # first: from it the path would be published again
         if ours or not _is_open(path, binding.address.kind):
             _unlink(path)
-        _unlink(private(path))
+
+
+def renew(sock: socket.socket, binding: Binding, backlog: int = BACKLOG) -> socket.socket:
+    """As `make`, in place of *sock*, which nobody reaches any more and which is closed here; others may have it open.
+
+    Raises:
+        OSError: As `make`; *sock* is as before.
+    """
+    path = binding.address.path
+    if path and _is_at(path, private(path)):
+        _unlink(path)
+    elif not path:
+        # Those who have the old one open keep its port; with this, on both, that is no obstacle to a datagram socket.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    new = make(binding, backlog, beside=True)
+    closing.close(sock, _CLOSED_WITHIN)
+    return new
+
+
+def _is_at(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # a server has removed one of them, as it thinks it must
+        return False
 
 
 def private(path: str) -> str:
-    """The name under which the socket that is published at *path* is bound."""
+    """The second name of the socket that is published at *path*."""
     return path + _PRIVATE
 
 
 def _bind_path(sock: socket.socket, binding: Binding) -> None:
     path = binding.address.path
     _check_free(binding.address)
-    aside = private(path)
-    _unlink(aside)
-    # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between.
+    _unlink_both(path)
+    # The inode takes this mode, less the umask: with a chmod after bind alone anyone could connect in between. It does
+    # not listen yet either.
     os.fchmod(sock.fileno(), binding.mode & (0o700 if binding.owner is not None else 0o777))
-    sock.bind(aside)
+    sock.bind(path)
     try:
-        if binding.owner is not None:
-            os.chown(aside, *binding.owner)
-        os.chmod(aside, binding.mode)
+        os.link(path, private(path))
+        _permit(path, binding)
     except BaseException:
-        _unlink(aside)
+        _unlink_both(path)
         raise
 
 
-def _publish(path: str) -> None:
+def _permit(path: str, binding: Binding) -> None:
+    if binding.owner is not None:
+        os.chown(path, *binding.owner)
+    os.chmod(path, binding.mode)
+
+
+def _unlink_both(path: str) -> None:
+    _unlink(path)
+    _unlink(private(path))
+
+
+def publish(path: str) -> None:
+    """Have the socket whose private name is there at *path*, in one step, in place of whatever is there.
+
+    Raises:
+        OSError: As link(2), rename(2).
+    """
     aside = f"{path}~"
     _unlink(aside)
     os.link(private(path), aside)

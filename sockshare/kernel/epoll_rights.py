@@ -86,7 +86,7 @@ def _try(sock_fd: int, own: select.epoll) -> str | None:
 def _refusal(pid: int) -> str:
     """Why the kernel said EPERM: the rules of ptrace(2), "Ptrace access mode checking", in their order."""
     owner, mine = processes.uid(pid), os.geteuid()
-    traces = _has_cap_sys_ptrace()
+    traces = processes.has_cap_sys_ptrace()
     tracer = "and this process has no CAP_SYS_PTRACE"
     if owner != mine and not traces:
         return f"it runs as uid {owner}, not {mine}, {tracer}"
@@ -99,13 +99,6 @@ def _refusal(pid: int) -> str:
     if scope == 3:
         return "Yama's ptrace_scope is 3: nobody may"
     return f"the kernel refuses it: it may have capabilities that this process lacks (uid {owner}), or a seccomp filter"
-
-
-def _has_cap_sys_ptrace() -> bool:
-    """Root has it unless somebody took it away, as container runtimes do."""
-    with open("/proc/self/status", "rb") as file:
-        line = next(line for line in file if line.startswith(b"CapEff:"))
-    return bool(int(line.split()[1], 16) >> 19 & 1)
 
 
 def yama() -> int:

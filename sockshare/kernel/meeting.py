@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from .peers import start_time
 
-_PROGRAMS = frozenset({"circusd", "supervisord"})
-_MODULES = frozenset({"circus.circusd", "supervisor.supervisord"})
+_CIRCUSD, _SUPERVISORD = "circusd", "supervisord"
+_PROGRAMS = frozenset({_CIRCUSD, _SUPERVISORD})
+_MODULES = {"circus.circusd": _CIRCUSD, "supervisor.supervisord": _SUPERVISORD}
 #: The interpreter's options that take the next argument (python(1)).
 _WITH_VALUE = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 
@@ -33,25 +34,36 @@ def is_manager(argv: Sequence[str]) -> bool:
     However it was started (directly, by an interpreter, ``-m``, ``-c``) or renamed itself (setproctitle). One that is
     embedded in a program of another name is not recognized.
     """
+    return _recognized(argv) is not None
+
+
+def manager_name(argv: Sequence[str]) -> str:
+    """Which of the two a manager with these arguments is; of one that is embedded, what its arguments suggest."""
+    return _recognized(argv) or (_SUPERVISORD if _SUPERVISORD in " ".join(argv) else _CIRCUSD)
+
+
+def _recognized(argv: Sequence[str]) -> str | None:
     if not argv:
-        return False
+        return None
     # A renamed process has its title, which may have words after the name, for its only argument.
-    if _program(argv[0].split(" ", 1)[0].rstrip(":")) in _PROGRAMS:
-        return True
+    title = _program(argv[0].split(" ", 1)[0].rstrip(":"))
+    if title in _PROGRAMS:
+        return title
     if not _program(argv[0]).startswith(("python", "pypy")):
-        return False
+        return None
     rest = iter(argv[1:])
     for argument in rest:
         if argument in _WITH_VALUE:
             next(rest, None)
         elif argument.startswith("-m"):
-            return (argument[2:] or next(rest, "")) in _MODULES
+            return _MODULES.get(argument[2:] or next(rest, ""))
         elif argument == "-c":
             code = next(rest, "")
-            return any(module in code for module in _MODULES)
+            return next((program for module, program in _MODULES.items() if module in code), None)
         elif not argument.startswith("-"):
-            return _program(argument) in _PROGRAMS
-    return False
+            program = _program(argument)
+            return program if program in _PROGRAMS else None
+    return None
 
 
 def _program(path: str) -> str:

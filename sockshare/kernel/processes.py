@@ -21,8 +21,29 @@ def tree(pid: int) -> list[int]:
     # The list grows while it is walked. A kernel may skip a child when a sibling ends during the read, and a process
     # may fork at any moment: who needs them all reads again until nothing is new.
     for parent in found:
-        found += [child for child in _children(parent) if child not in found]
+        found += [child for child in children(parent) if child not in found]
     return found
+
+
+def identified_tree(pid: int) -> frozenset[tuple[int, int]]:
+    """As `tree`, each with its start in clock ticks since boot, by which no later process has its pid."""
+    found = set()
+    for member in tree(pid):
+        try:
+            found.add((member, int(_stat(member)[19])))
+        except ProcessLookupError:
+            continue
+    return frozenset(found)
+
+
+def is_same(identified: tuple[int, int]) -> bool:
+    """Whether the process that `identified_tree` found runs still."""
+    pid, start = identified
+    try:
+        fields = _stat(pid)
+    except ProcessLookupError:
+        return False
+    return int(fields[19]) == start and fields[0] not in b"ZXx"
 
 
 def alive(pid: int) -> bool:
@@ -44,17 +65,40 @@ def exit_code(pid: int) -> int:
     Raises:
         ProcessLookupError: Its parent has: nothing is left of it.
         ValueError: It has not ended.
+        PermissionError: It may not be looked into: /proc says 0 for what it does not show (proc_pid_stat(5)).
     """
     fields = _stat(pid)
     if fields[0] not in (b"Z", b"X"):
         raise ValueError(f"can't tell how pid {pid} ended: it runs")
-    return int(fields[49])
+    status = int(fields[49])
+    if not status and uid(pid) != os.geteuid() and not has_cap_sys_ptrace():
+        raise PermissionError(f"can't tell how pid {pid} ended: it is another user's, and CAP_SYS_PTRACE is missing")
+    return status
+
+
+def has_cap_sys_ptrace() -> bool:
+    """Whether this process has it. Root does unless somebody took it away, as container runtimes do."""
+    return bool(int(_status(os.getpid(), b"CapEff"), 16) >> 19 & 1)
 
 
 def command(pid: int) -> list[str]:
     """The arguments *pid* was started with; empty for a zombie."""
     line = _read(pid, "cmdline")
     return [os.fsdecode(argument) for argument in line.removesuffix(b"\0").split(b"\0")] if line else []
+
+
+def variable(pid: int, name: str) -> str | None:
+    """What *name* was in the environment with which *pid* began its program; None if it was not there.
+
+    Raises:
+        ProcessLookupError: *pid* is gone.
+        PermissionError: *pid* may not be looked into.
+    """
+    for entry in _read(pid, "environ").split(b"\0"):
+        key, _, value = entry.partition(b"=")
+        if key == os.fsencode(name):
+            return os.fsdecode(value)
+    return None
 
 
 def has_executed(pid: int) -> bool:
@@ -91,6 +135,8 @@ def runtime_with_handlers(pid: int) -> str:
         raise _gone(pid) from None
     except PermissionError:
         return ""
+    # An upgrade removes the file that runs; Debian's ruby is ruby3.1.
+    name = name.removesuffix(" (deleted)").rstrip("0123456789.")
     if name in _RUNTIMES:
         return name
     # Go's takes every signal there is (os/signal), nobody else does.
@@ -140,7 +186,8 @@ def socket_descriptors(pid: int) -> dict[int, int]:
     return found
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that *pid* has started and that are not buried; none when it is gone."""
     # A child belongs to the thread that forked it, so every thread is asked.
     found: list[int] = []
     try:

@@ -46,8 +46,28 @@ def end_reading(duplicate_fd: int, inode: int, bytes_received: int) -> bool:
     waiting = bytearray(4)
     with socket.socket(fileno=os.dup(duplicate_fd)) as sock:
         fcntl.ioctl(sock, termios.FIONREAD, waiting)
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-        if any(waiting) or _BYTES_RECEIVED.unpack(info)[0] != bytes_received:
+        if any(waiting) or _received(sock) != bytes_received:
             return False
         sock.shutdown(socket.SHUT_RD)
     return True
+
+
+def end_writing(duplicate_fd: int, inode: int, bytes_received: int) -> bool:
+    """Send the client of *duplicate_fd* the end of file, under the same conditions, but for what has come unread: a
+    server that has read the end reads that no more.
+
+    Returns, raises:
+        As `end_reading`.
+    """
+    is_same = os.fstat(duplicate_fd).st_ino == inode
+    with socket.socket(fileno=os.dup(duplicate_fd)) as sock:
+        if not is_same or _received(sock) != bytes_received:
+            return False
+        sock.shutdown(socket.SHUT_WR)
+    return True
+
+
+def _received(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    received: int = _BYTES_RECEIVED.unpack(info)[0]
+    return received

@@ -22,6 +22,7 @@ _MACHINE = os.uname().machine
 # Calls since 424 have one number everywhere but on alpha. kcmp is older: its number is known where it was looked up.
 _PIDFD_OPEN, _CLOSE_RANGE, _PIDFD_GETFD = 434, 436, 438
 _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(_MACHINE) if sys.maxsize > 2**32 else None
+_NOBODY = struct.pack("=H14x", 0)  # struct sockaddr of AF_UNSPEC
 # struct epoll_event is packed on x86_64 and on no other machine (epoll_ctl(2), <sys/epoll.h>).
 _EVENT = struct.Struct("=IQ" if _MACHINE == "x86_64" else "@IQ")
 
@@ -49,6 +50,12 @@ def close_range(first: int, last: int, flags: int = 0) -> int:
 def dup2(fd: int, number: int) -> int:
     """dup2(2)."""
     result: int = _libc.dup2(fd, number)
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def disconnect(fd: int) -> int:
+    """connect(2) of ``AF_UNSPEC``: a datagram socket has no peer any more."""
+    result: int = _libc.connect(fd, _NOBODY, len(_NOBODY))
     return result if result >= 0 else -ctypes.get_errno()
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,29 @@ class Processes:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         answer.refuse("can't settle: there is no manager here")
+
+
+def _listener() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(64)
+    sock.setblocking(False)
+    return sock
 
 
 class Stage:
     """A host in a thread, and the broker that it starts again whenever one ends."""
 
-    def __init__(self, sockets: int = 1, command: Sequence[str] = COMMAND, room: str | None = None) -> None:
+    def __init__(
+        self,
+        sockets: int = 1,
+        command: Sequence[str] = COMMAND,
+        room: str | None = None,
+        shared: Mapping[str, tuple[dict[str, Any], socket.socket]] | None = None,
+    ) -> None:
         # Not a directory of pytest's: other users may come to this one.
         self.directory = directory = Path(tempfile.mkdtemp(prefix="sockshare-test-"))
         directory.chmod(0o711)
@@ -72,12 +87,11 @@ class Stage:
         self.log = Path(self._aside.name) / "sockshare.log"
         (directory / meeting.NOTIFY).mkdir(0o711)
         self.verbs = Processes()
-        self.sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(sockets)]
-        for sock in self.sockets:
-            sock.bind(("127.0.0.1", 0))
-            sock.listen(64)
-            sock.setblocking(False)
-        self.names = ["web", *(f"web{number}" for number in range(1, sockets))]
+        if shared is None:
+            shared = {f"web{number or ''}": ({}, _listener()) for number in range(sockets)}
+        self.names = list(shared)
+        self.sockets = [sock for _, sock in shared.values()]
+        self._keys = [keys for keys, _ in shared.values()]
         self._command = command
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -99,7 +113,8 @@ class Stage:
         self.host = Host(self._loop, self.verbs, manager, str(self.directory), nonsense=lambda: self.life.kill())
         self.host.open()
         described: list[tuple[dict[str, Any], socket.socket]] = [
-            ({"name": name}, sock) for name, sock in zip(self.names, self.sockets, strict=True)
+            ({"name": name, **keys}, sock)
+            for name, keys, sock in zip(self.names, self._keys, self.sockets, strict=True)
         ]
         self.host.configure(Configuration([{"name": "web", "sockets": self.names}], [], described, []))
         output = str(self.log)

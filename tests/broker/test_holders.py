@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from sockshare.broker import holders
 from sockshare.broker.holders import Holders, Others
+from sockshare.core import command_lines
 from sockshare.kernel.holders import Scan
 
 
@@ -58,7 +59,7 @@ def test_command_can_do_nothing_to_a_terminal() -> None:
     with socket.socket() as sock, heir(sock, "\x1b[2J", os.fsdecode(b"\xff\xfe"), "x" * 9999):
         (one,) = asyncio.run(ask(sock, {})).shown
         assert one["command"].isprintable()
-        assert len(one["command"]) == holders.LONGEST_COMMAND
+        assert len(one["command"]) == command_lines.LONGEST
         one["command"].encode()
     with socket.socket() as sock, heir(sock, os.fsdecode(b"\xff")):
         (one,) = asyncio.run(ask(sock, {})).shown

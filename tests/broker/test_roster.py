@@ -110,6 +110,10 @@ def test_nothing_is_written_of_a_process_that_died_meanwhile(
         process.kill()
         await until(lambda: known.managed(process.pid) is None, "its death is seen")
         await until(lambda: not known._noted, "nothing is due any more")
+        assert written.statuses == ["a"]
+        assert known.ended[process.pid].program == "web"  # until it is known that nothing is left of it
+        known.forget_ended([process.pid])
         assert written.lines[-1] == (f"process:{process.pid}", None)
+        assert not known.ended
 
     run(process, body)

@@ -77,6 +77,7 @@ class Verbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         answer.refuse("can't stop anything here")
 

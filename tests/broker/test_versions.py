@@ -285,8 +285,8 @@ BUGS: dict[str, tuple[str, str, str, Message | None]] = {
     "begin": ("sockshare/broker/server.py", "        rest = list(fds)\n", "        rest = fds.no_such\n", None),
     "task": (
         "sockshare/broker/server.py",
-        "        self._state.roster.forget_the_dead()\n",
-        "        self._state.roster.no_such()\n",
+        "        if self._state.roster.ended:\n",
+        "        if self._state.roster.no_such():\n",
         None,
     ),
     "timer": (

@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from circus_sockshare import settings
+from circus_sockshare import plugin, settings
+from circus_sockshare.inherited import Inherited, passed_on
 from sockshare.cli.stage import wait_until
 from sockshare.core.spec import SocketSpec
-from sockshare.kernel import listeners, meeting
+from sockshare.kernel import listeners, meeting, reach
 from tests.support.circusd import Circusd, is_running
 
 Circusds = Callable[..., Circusd]
@@ -49,6 +50,32 @@ def told(sock: socket.socket, watcher: Mapping[str, Any] | None = None, **of_soc
 
 def mistakes(answer: Mapping[str, Any], inherited: Mapping[str, socket.socket], **options: str) -> str:
     return "\n".join(settings.read(SECTION, {**OPTIONS, **options}, answer, inherited)[0].mistakes)
+
+
+def test_what_the_configuration_shows_of_descriptors_and_names_is_refused(sock: socket.socket) -> None:
+    """What `exec` could not replace, in `cmd` or `args`; a key that has lost its prefix."""
+    web = {
+        "cmd": "sockshare exec -- x",
+        "args": "--fd {fd:wbe}",
+        "options": {},
+        "foreign": {"sockets": "web", "x": "y"},
+    }
+    assert mistakes(told(sock, web), {"web": sock}).splitlines() == [
+        "[watcher:web] sockets: no such key; did you mean 'sockshare.sockets'?",
+        "[watcher:web] cmd: {fd:wbe} needs a socket, and there is no 'wbe'; did you mean 'web'?",
+    ]
+
+
+def test_sections_of_supervisord_are_refused(tmp_path: Path) -> None:
+    """circus passes over them, so the sockets would not be there; also in an included file."""
+    (tmp_path / "circus.ini").write_text("[circus]\ninclude = more.ini\n[program:x]\ncommand = cat\n")
+    (tmp_path / "more.ini").write_text("[sockshare:web]\nsocket = tcp://127.0.0.1:1\n[program:y]\nsockshare_ready=x\n")
+    said = [str(mistake) for mistake in settings.foreign_sections(str(tmp_path / "circus.ini"))]
+    assert [line.partition("; ")[2] for line in said] == [
+        "write [socket:web] with host and port, and what else it has as web.KEY in [plugin:sockshare]",
+        "write [watcher:y], and its keys as sockshare.KEY",
+    ]
+    assert settings.foreign_sections(str(tmp_path / "none")) == []
 
 
 def test_programs_and_sockets_are_read(sock: socket.socket) -> None:
@@ -110,23 +137,24 @@ def test_socket_is_refused_when_it_cannot_be_shared(sock: socket.socket) -> None
 
 
 def test_socket_is_recognized_by_inode_not_by_number(sock: socket.socket) -> None:
-    """The number circusd names may be another socket's here; a socket we don't have is not taken for one we have."""
+    """The number circusd names may be another socket's here. What was passed on and is none of circusd's any more is
+    closed: clients would wait on it."""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        duplicate = os.dup(sock.fileno())
-        os.set_inheritable(duplicate, True)
+        duplicate, stale = os.dup(sock.fileno()), os.dup(other.fileno())
+        for number in (duplicate, stale):
+            os.set_inheritable(number, True)
         sockets = told(sock, fd=other.fileno())["sockets"] + [{"name": "gone", "inode": 1, "so_reuseport": False}]
-        known = {listeners.inode(fd) for fd in (sock.fileno(), other.fileno())}
-        sock.detach() if duplicate < 0 else None
-        found = settings.inherit(sockets)
-        try:
-            assert set(found) == {"web"}
-            assert listeners.inode(found["web"].fileno()) in known
-            assert found["web"].getsockname() == sock.getsockname()
-            assert not found["web"].get_inheritable()
-        finally:
-            taken = found["web"].detach()
-            if taken != duplicate:
-                os.close(duplicate)
+        assert {duplicate, stale} <= set(passed_on())
+        assert not {sock.fileno(), other.fileno(), 0, 1, 2} & set(passed_on())
+        found = Inherited()
+        found.take(sockets, [duplicate, stale])
+        assert set(found) == {"web"}
+        with found["web"] as web:
+            assert web.fileno() == duplicate
+            assert web.getsockname() == sock.getsockname()
+            assert not web.get_inheritable()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(stale)
 
 
 def test_circusd_imports_little() -> None:
@@ -134,22 +162,32 @@ def test_circusd_imports_little() -> None:
     program = (
         "import sys, circus.arbiter\nfrom circus.util import resolve_name\nfrom circus.controller import Controller\n"
         "assert resolve_name('circus_sockshare.SockShare')\nassert Controller.initialize.knows_sockshare\n"
-        "assert not {'circus_sockshare.plugin', 'sockshare.host', 'msgspec'} & set(sys.modules)\n"
+        "assert not {'circus_sockshare.plugin', 'sockshare.host.host', 'msgspec'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=60)
 
 
-def test_circusd_starts_when_our_part_of_it_is_broken(tmp_path: Path) -> None:
-    """A defect of ours is a line in circusd's log, never its end."""
+@pytest.mark.parametrize(
+    ("without", "said", "knows"),
+    [
+        ("circus.controller.Controller.initialize", "can't add its command to circusd", False),
+        ("circus.arbiter.Arbiter._start_watchers", "can't install circus_sockshare.on_demand", True),
+        ("circus.plugins._cfg2str", "can't install circus_sockshare.plugin_command", True),
+    ],
+)
+def test_circusd_starts_when_our_part_of_it_is_broken(without: str, said: str, knows: bool) -> None:
+    """A circus that is another than we know is a line in circusd's log, never its end, nor that of all the rest."""
     program = (
-        "import sys, circus.arbiter, circus.controller\ndel circus.controller.Controller.initialize\n"
+        f"import sys, circus.arbiter, circus.controller, circus.plugins\ndel {without}\n"
         "from circus.util import resolve_name\nassert resolve_name('circus_sockshare.SockShare')\n"
+        "initialize = getattr(circus.controller.Controller, 'initialize', None)\n"
+        f"assert getattr(initialize, 'knows_sockshare', False) is {knows}\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=60, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    assert "can't add its command to circusd" in ran.stderr
+    assert said in ran.stderr
 
 
 def test_shared_socket_is_circus_s_own_and_fit_to_share(circusd: Circusds) -> None:
@@ -185,8 +223,8 @@ def test_meeting_point_goes_with_circusd(circusd: Circusds) -> None:
 
 
 def test_broker_meets_at_the_default_place_when_runtime_dir_is_bad(circusd: Circusds) -> None:
-    """The refused broker still says what is wrong, and so does the log, with no traceback."""
-    stage = circusd("uvicorn", leave=True, plugin={"runtime_dir": "/dev/null/x", "logfile": "/dev/null/log"})
+    """The refused broker still says what is wrong, and so does the log, with no traceback; values may have spaces."""
+    stage = circusd("uvicorn", leave=True, plugin={"runtime_dir": "/dev/null/x y", "logfile": "/dev/null/log"})
     stage.start()
     assert stage.process is not None
     pid = stage.process.pid
@@ -196,7 +234,7 @@ def test_broker_meets_at_the_default_place_when_runtime_dir_is_bad(circusd: Circ
     said = stage.sockshare("status").stdout + stage.sockshare("status").stderr
     logged = Path(point, "sockshare.log").read_text()
     for text in (said, logged):
-        assert "can't write runtime directory /dev/null/x: Not a directory" in text
+        assert "can't write runtime directory /dev/null/x y: Not a directory" in text
         assert "can't write logfile /dev/null/log: Not a directory" in text
         assert "Traceback" not in text
 
@@ -222,3 +260,67 @@ def _answers(stage: Circusd) -> bool:
         return bool(stage.call("status", timeout=1.0)["statuses"].get("web") == "active")
     except TimeoutError:
         return False
+
+
+def test_mistake_costs_its_own_section_once_all_was_right(sock: socket.socket) -> None:
+    """What was in force of it goes on; of a new one nothing is. At first, it costs everything."""
+    first = told(sock)
+    configuration, specs = settings.read(SECTION, {**OPTIONS, "web.registration": "exclusive"}, first, {"web": sock})
+    good = settings.in_force(SECTION, {**OPTIONS, "web.registration": "exclusive"}, first, configuration)
+    # Three mistakes: in the plugin's section, in a program's that was right before, in a new one.
+    second = told(sock, {"options": {"sockshare.sockets": "web", "sockshare.ready": "soon"}})
+    second["watchers"]["new"] = {**second["watchers"]["web"], "options": {"sockshare.sockets": "wbe"}}
+    second["watchers"]["fine"] = {**second["watchers"]["web"], "options": {"sockshare.sockets": "web"}}
+    options = {**OPTIONS, "web.registration": "exclusiv"}
+    assert len(settings.read(SECTION, options, second, {"web": sock})[0].mistakes) == 3
+    second["in_force"] = good
+    configuration, now = settings.read(SECTION, options, second, {"web": sock})
+    assert (configuration.mistakes, len(configuration.refused)) == ([], 3)
+    assert (now["web"], "new" in now, now["fine"].sockets) == (specs["web"], False, ("web",))
+    assert configuration.sockets[0][0]["registration"] == "exclusive"
+    # That is what goes on from here on, also where it is read the next time.
+    again = settings.in_force(SECTION, options, second, configuration)
+    assert again is not None
+    assert again["options"]["web.registration"] == "exclusive"
+    assert sorted(again["programs"]) == ["fine", "web"]
+    # A socket that is gone is none of the last good section's any more.
+    second["sockets"] = []
+    configuration, now = settings.read(SECTION, options, {**second, "in_force": again}, {})
+    assert now["web"].sockets == ()
+    assert any("no such socket 'web'" in mistake for mistake in configuration.refused)
+
+
+def test_socket_that_each_process_binds_is_refused_only_to_who_names_it(sock: socket.socket) -> None:
+    """Others of circus's may have such a one."""
+    answer = told(sock, so_reuseport=True, name="other")
+    answer["sockets"] += told(sock)["sockets"]
+    assert mistakes(answer, {"web": sock}) == ""
+
+
+def test_two_sections_of_one_path_are_refused_by_name(tmp_path: Path) -> None:
+    """circus, told to replace what is there, binds both; clients come to one of them alone."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.bind(path)
+        os.unlink(path)
+        second.bind(path)
+        answer = told(first)
+        answer["sockets"] += told(second, name="other")["sockets"]
+        said = mistakes(answer, {"web": first, "other": second})
+        assert f"[socket:other] path: can't share a socket at {path}: [socket:web] is bound there too" in said
+
+
+def test_second_name_of_a_path_goes_with_its_socket(tmp_path: Path) -> None:
+    """Of a socket that circusd has dropped, and its path with it; what else lives at that name stays."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as dropped, socket.socket(socket.AF_UNIX) as other:
+        dropped.bind(path)
+        at = reach.place(dropped, "", "/")
+        assert at is not None
+        reach.keep_name(at)
+        os.unlink(path)
+        plugin._forget_name(dropped)
+        assert os.listdir(tmp_path) == []
+        other.bind(f"{path}.private")
+        plugin._forget_name(dropped)
+        assert os.listdir(tmp_path) == ["s.private"]

@@ -15,6 +15,7 @@ from circus.exc import MessageError
 from circus_sockshare.circusd import COMMAND_ERROR, Circusd
 from circus_sockshare.inside import Sockshare
 from circus_sockshare.verbs import CircusVerbs
+from sockshare.core.spec import ProgramSpec
 from sockshare.host.verbs import Answer
 
 
@@ -85,6 +86,16 @@ class Stage:
 
     def settle(self) -> None:
         self.verbs.settle("web", [], [11], 1, True, 2.5, Answer(self.answers.append))
+
+
+def test_stop_signal_is_that_of_the_server_before_that_of_the_section() -> None:
+    """The broker says it only where the section names none."""
+    stage = Stage()
+    stage.verbs.specs = {"web": ProgramSpec("web", stop_signal=1)}
+    stage.verbs.settle("web", [11], [], 1, False, 0.0, Answer(stage.answers.append), 3)
+    stage.settle()
+    stage.verbs.release("web", 11, False, [], 0.0, Answer(stage.answers.append), 3)
+    assert [question["properties"]["signal"] for question in stage.asked] == [3, 1, 3]
 
 
 def test_start_is_tried_again_while_circusd_is_busy() -> None:

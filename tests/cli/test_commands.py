@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +41,7 @@ STATUS: dict[str, Any] = {
             "inode": 123,
             "queue": 0,
             "backlog": 2048,
+            "state": "ok",
             "holders": [HOLDER],
         }
     ],
@@ -92,7 +93,7 @@ def test_status_is_aligned_text_without_a_terminal(host: Host) -> None:
     assert done.returncode == 0, done
     lines = done.stdout.splitlines()
     assert lines[0] == "circusd (pid 10), broker (pid 11)"
-    assert "web     tcp://127.0.0.1:8000  shared        0/2048" in lines
+    assert "web     tcp://127.0.0.1:8000  ok     shared        0/2048" in lines
     holder = next(one for one in lines if one.startswith("web:1"))
     assert holder.split() == ["web:1", "20", "web", "3", "yes", "yes", "suspend", "12"]
     assert "\x1b" not in done.stdout
@@ -126,6 +127,22 @@ def test_status_is_a_table_on_a_terminal(host: Host) -> None:
     assert "tcp://127.0.0.1:8000" in out
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("unreachable", "web: clients don't reach this socket: the reason"),
+        ("unserved", "web: the reason"),
+    ],
+)
+def test_status_exits_3_when_clients_do_not_reach_a_socket(host: Host, state: str, said: str) -> None:
+    """The reason is on stderr, the state in the table; also where nobody serves it though a process is ready."""
+    host.start(status={**STATUS, "sockets": [{**STATUS["sockets"][0], "state": state, "why": "the reason"}]})
+    done = host.run("status")
+    assert done.returncode == 3
+    assert said in done.stderr
+    assert state in done.stdout
+
+
 @pytest.mark.parametrize("change", [{"ready": False}, {"suspended": True}, None])
 def test_status_exits_3_when_a_named_socket_is_not_served(host: Host, change: dict[str, Any] | None) -> None:
     """No ready holder, or only suspended ones: said on stderr."""
@@ -136,6 +153,25 @@ def test_status_exits_3_when_a_named_socket_is_not_served(host: Host, change: di
     assert done.returncode == 3
     assert "web: no ready process" in done.stderr
     assert not_serving({**document, "programs": [{"name": "web", "sockets": []}]}) == []
+
+
+def test_status_exits_0_where_the_manager_does_not_say_what_runs(host: Host) -> None:
+    """That no process is known does not say that there is none."""
+    host.start(status={**STATUS, "sockets": [{**STATUS["sockets"][0], "holders": [], "state": None, "unseen": "late"}]})
+    done = host.run("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"tcp://127.0.0.1:8000 +\? ", done.stdout), done.stdout
+    assert "?: late" in done.stdout
+
+
+def test_status_exits_0_where_the_broker_cannot_see(host: Host) -> None:
+    """That nothing is seen of a process does not say that it does not serve; ``?``, and why, is shown."""
+    unseen = {**HOLDER, "ready": None, "registered": None, "suspended": None, "unseen": "it is uid 5's"}
+    host.start(status={**STATUS, "sockets": [{**STATUS["sockets"][0], "holders": [unseen]}]})
+    done = host.run("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r" \? +\? ", done.stdout), done.stdout
+    assert "?: it is uid 5's" in done.stdout
 
 
 def test_every_mistake_is_printed_when_configuration_was_refused(host: Host) -> None:
@@ -224,8 +260,74 @@ def test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time(host: 
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 130
-        assert "left; the reload goes on" in said
+        assert said.splitlines()[-1] == (
+            "sockshare reload: left: the reload of web is being cancelled without this command: `sockshare status`"
+        )
         assert "Traceback" not in said
+
+
+def test_several_are_reloaded_in_turn_and_the_first_failure_is_the_status(host: Host) -> None:
+    """The broker says what the names mean; a line for each that was left out. A failure of one ends no other."""
+    failed = {"result": "rolled_back", "exit": 5, "reason": "it crashed"}
+    host.start(programs=["web", "api"], stopped=["idle"], events=EVENTS[-1:], final=failed)
+    done = host.run("reload", "site:*", "web")
+    assert json.loads(host.wait_for("programs")) == {"programs": ["site:*", "web"]}
+    assert [json.loads(host.wait_for("reload"))["program"] for _ in range(2)] == ["web", "api"]
+    assert done.returncode == 5
+    said = done.stderr.splitlines()
+    assert said[0] == "sockshare reload: idle is not running: left as it is"
+    assert said[1:] == [f"sockshare reload: can't reload {name}: it crashed" for name in ("web", "api")]
+    error = {"error": "NotRunning", "message": "can't reload web: it is not running", "exit": 9}
+    host.kill()
+    host.start(programs=["web", "api"], stopped=[], errors={"reload": error})
+    done = host.run("reload", "--all", "--json")
+    assert json.loads(host.wait_for("programs")) == {"programs": ["all"]}
+    assert (done.returncode, done.stdout) == (9, "")
+    assert done.stderr == "sockshare: can't reload web: it is not running\n" * 2
+
+
+def test_what_was_not_begun_is_said_when_the_broker_is_gone(host: Host) -> None:
+    """Nothing is lost of what happened before: the status is that of the first failure, and each has its sentence."""
+    error = {"error": "NotRunning", "message": "can't reload web: it is not running", "exit": 9}
+    gone = {"error": "NoBroker", "message": "can't ask it: it is gone", "exit": 75}
+    for errors, status, sentences in (
+        ([gone], 75, ["sockshare: can't follow the reload of web: can't ask it: it is gone"]),
+        (
+            [error, gone],
+            9,
+            [f"sockshare: {error['message']}", "sockshare: can't follow the reload of api: can't ask it: it is gone"],
+        ),
+    ):
+        host.start(programs=["web", "api", "mail", "x"], stopped=[], reloads=errors)
+        done = host.run("reload", "--all")
+        begun = len(errors)
+        assert done.returncode == status
+        rest = f"sockshare reload: not begun: {' '.join(['web', 'api', 'mail', 'x'][begun:])}"
+        assert done.stderr.splitlines() == [*sentences, rest]
+        host.kill()
+
+
+def test_what_was_not_begun_is_said_when_the_first_is_cancelled(host: Host) -> None:
+    """Ctrl-C ends the one that runs, and begins no other."""
+    final = {"result": "rolled_back", "exit": 5, "reason": "interrupted"}
+    host.start(programs=["web", "api", "mail"], stopped=[], events=EVENTS[:1], await_cancel=True, final=final)
+    with running(host, "reload", "--all") as process:
+        assert "start" in line(process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 5
+    assert said.splitlines()[-1] == "sockshare reload: not begun: api mail"
+
+
+def test_interrupt_before_anything_was_asked_says_so(host: Host) -> None:
+    """While the broker is looked for: exit 130, and no reload was begun."""
+    host.open()  # nobody answers
+    with running(host, "reload", "web") as process:
+        assert process.stderr is not None
+        assert "waiting for the broker" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, said) == (130, "sockshare reload: interrupted: no reload was begun\n")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +336,10 @@ def test_reload_is_cancelled_when_interrupted_and_left_at_the_second_time(host: 
         (["reload", "wbe"], {"error": "UnknownProgram", "message": "can't: did you mean 'web'?", "exit": 4}, 4, "web"),
         (["reload", "web"], {"error": "NotPermitted", "message": "can't reload as uid 7", "exit": 7}, 7, "uid 7"),
         (["reload", "web"], {"error": "ManagerError", "message": "can't: busy", "exit": 1}, 1, "busy"),
+        (["reload", "web"], {"error": "NotRunning", "message": "can't: stopped", "exit": 9}, 9, "stopped"),
+        (["reload", "web"], {"error": "AlreadyRunning", "message": "can't: running", "exit": 10}, 10, "running"),
         (["reload"], {}, 2, "PROGRAM"),
+        (["reload", "web", "--all"], {}, 2, "--all"),
         (["relaod"], {}, 2, "relaod"),
         (["reload", "web", "--timeout", "soon"], {}, 2, "soon"),
         (["reload", "web", "--timeout", "0"], {}, 2, "0"),
@@ -261,15 +366,19 @@ def test_traceback_is_shown_when_it_is_asked_for(host: Host) -> None:
     assert "KeyError" in host.run("status", SOCKSHARE_DEBUG="1").stderr.splitlines()[-1]
 
 
-def test_extra_is_named_when_it_is_missing(host: Host, tmp_path: Path) -> None:
+def test_extra_is_named_when_it_is_missing(host: Host) -> None:
     """Without click: one sentence; `exec` works all the same."""
-    (tmp_path / "click.py").write_text("raise ImportError('no', name='click')")
     host.start()
-    path = f"{tmp_path}:{host.environment()['PYTHONPATH']}"
-    done = host.run("status", PYTHONPATH=path)
+    code = "import sys; sys.modules['click'] = None; from sockshare.cli.main import main; sys.exit(main())"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, env=host.environment(), capture_output=True, text=True, timeout=TIMEOUT)
+
+    done = run("status")
     assert done.returncode == 1
     assert done.stderr == "sockshare: can't run this command: click is missing; install sockshare[cli]\n"
-    assert host.run("exec", "--", "true", PYTHONPATH=path).returncode == 0
+    assert run("exec", "--", "true").returncode == 0
 
 
 def test_command_is_silent_when_its_reader_leaves(host: Host) -> None:

@@ -33,6 +33,14 @@ def test_notes_leave_all_well(host: Host) -> None:
     assert (done.returncode, done.stdout) == (0, "note: kernel: no X: so what\nall is well\n")
 
 
+def test_what_can_not_be_seen_is_not_called_well(host: Host) -> None:
+    """Exit 0, as nothing is known to be wrong; but the last line claims no more than that."""
+    host.start(findings=[NOTE, {**NOTE, "sentence": "can't see it", "unseen": True}])
+    done = host.run("doctor")
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[-1] == "nothing wrong is seen, but not all can be seen: see the notes"
+
+
 def test_mistakes_of_a_refused_configuration_are_shown(host: Host) -> None:
     """Exit 2, as of `status`."""
     host.start(state="refused", mistakes=["[watcher:web] sockshare.sockets: no such socket 'wbe'"])
@@ -56,5 +64,7 @@ def test_manager_without_a_broker_is_named(tmp_path: Path) -> None:
             manager.kill()
     assert done.returncode == 75, done
     assert f"problem: broker: can't find a broker at {tmp_path / 'none'}" in done.stdout
-    line = next(line for line in done.stdout.splitlines() if f"supervisord (pid {manager.pid})" in line)
+    assert not [line for line in done.stdout.splitlines() if not line.startswith("problem: ")]
+    assert done.stdout.count(f"supervisord (pid {manager.pid},") == 1, done.stdout
+    line = next(line for line in done.stdout.splitlines() if f"supervisord (pid {manager.pid}, uid" in line)
     assert "[rpcinterface:sockshare]" in line

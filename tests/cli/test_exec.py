@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,9 +62,7 @@ def test_sockets_are_at_3_and_on_when_command_runs(host: Host) -> None:
     assert {fd: link for fd, link in seen["fds"].items() if fd >= 3} == links(host, "web", "api", "udp")
     assert seen["argv"] == ["--fd=3,5", "4", "{fd", "plain"]
     environ = seen["environ"]
-    assert environ["LISTEN_FDS"] == "3"
-    assert environ["LISTEN_PID"] == str(seen["pid"])
-    assert environ["LISTEN_FDNAMES"] == "web:api:udp"
+    assert not {key for key in environ if key.startswith("LISTEN_")}
     assert {key: value for key, value in environ.items() if key.startswith("SOCKSHARE_FD_")} == {
         "SOCKSHARE_FD_WEB": "3",
         "SOCKSHARE_FD_API": "4",
@@ -75,12 +74,47 @@ def test_sockets_are_at_3_and_on_when_command_runs(host: Host) -> None:
     assert host.wait_for("acknowledged") == "3"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"), [((), ()), ((), ("{fd", "{web}")), (("--listen-fds",), ("--fd={fd:web}",))]
+)
+def test_listen_fds_is_set_where_no_number_is_asked_for(
+    host: Host, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """A server is told of its descriptors once: by number, or as sd_listen_fds(3) has it; `--listen-fds` says both."""
+    host.start()
+    seen = report(host, *arguments, words=words)
+    environ = seen["environ"]
+    assert environ["LISTEN_FDS"] == "3"
+    assert environ["LISTEN_PID"] == str(seen["pid"])
+    assert environ["LISTEN_FDNAMES"] == "web:api:udp"
+
+
+@pytest.mark.parametrize("bound", [(), ("-b", "fd://{fd:web}")], ids=["LISTEN_FDS", "number"])
+def test_gunicorn_serves_when_it_is_told_of_its_socket_either_way(
+    host: Host, tmp_path: Path, bound: tuple[str, ...]
+) -> None:
+    """Told twice, it takes descriptor 3 twice, and ends (EBADF)."""
+    host.start()
+    (tmp_path / "app.py").write_text("def wsgi(environ, start):\n    start('200 OK', [])\n    return [b'']\n")
+    gunicorn = [sys.executable, "-m", "gunicorn", "--chdir", str(tmp_path), "--no-control-socket", "app:wsgi", *bound]
+    command = [sys.executable, "-m", "sockshare", "exec", "--socket", "web", "--", *gunicorn]
+    with subprocess.Popen(command, env=host.environment(), stderr=subprocess.DEVNULL) as process:
+        try:
+            with socket.create_connection(host.sockets["web"].getsockname(), TIMEOUT) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                client.settimeout(TIMEOUT)
+                assert client.recv(64).startswith(b"HTTP/1.0 200")
+            assert process.poll() is None
+        finally:
+            process.terminate()
+            process.wait(TIMEOUT)
+
+
 def test_sockets_are_in_the_order_that_was_asked_for(host: Host) -> None:
     """--socket chooses and orders; its names are taken in lower case."""
     host.start()
-    seen = report(host, "--socket", "UDP", "--socket=web", words=("{fd:udp}",))
+    seen = report(host, "--socket", "UDP", "--socket=web")
     assert {fd: link for fd, link in seen["fds"].items() if fd >= 3} == links(host, "udp", "web")
-    assert seen["argv"] == ["3"]
     assert seen["environ"]["LISTEN_FDNAMES"] == "udp:web"
 
 

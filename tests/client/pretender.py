@@ -11,7 +11,7 @@
 * ``garbage_door``, ``garbage_dialogue``: answered instead;
 * ``events`` and ``final``: of a reload;
 * ``await_cancel``: the final answer of a reload waits for a cancel; ``status``: the document;
-* ``findings``: what the doctor is told.
+* ``reloads``: the errors that reloads are answered with, in turn; ``findings``: what the doctor is told.
 
 Each thing that happens is a line on stdout, for a test to wait for.
 """
@@ -127,6 +127,12 @@ class Pretender:
             self.answer(route, request, {"ok": True, "status": self.behaviour["status"]})
         elif op == "doctor":
             self.answer(route, request, {"ok": True, "findings": self.behaviour["findings"]})
+        elif op == "programs":
+            self.answer(
+                route, request, {"ok": True, **{name: self.behaviour[name] for name in ("programs", "stopped")}}
+            )
+        elif op == "reload" and "reloads" in self.behaviour:
+            self.answer(route, request, {"ok": False, **self.behaviour["reloads"].pop(0)})
         elif op == "reload":
             for event in self.behaviour.get("events", ()):
                 self.answer(route, request, {"event": event})

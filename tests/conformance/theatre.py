@@ -30,6 +30,7 @@ WARM_UP = "unix-warm-up"
 #: Beside the socket that every test leaves as it found it, there is of each kind one with changed options, one that is
 #: shut down, and of the datagram kinds one that has a peer; for the rules that only the kernel has a part in.
 SPARE = ("-options", "-shut", "-connected")
+KERNELS = {"guard": "off"}  # else a listener that was shut down listens again at once
 
 
 class Kind(NamedTuple):
@@ -182,8 +183,9 @@ class Theatre:
             lines += [f"sockshare.sockets = {self._wanted(program)}"]
         lines += ["[plugin:sockshare]", "use = circus_sockshare.SockShare", "use_sockets = True"]
         lines += [f"runtime_dir = {self.stage.runtime}", f"logfile = {self.stage.sockshare_log}"]
-        for name in self.places if self.latest else ():
-            lines += [f"{name}.{key} = {value}" for key, value in LATEST_KEYS.items()]
+        for name in self.places:
+            keys = {**(LATEST_KEYS if self.latest else {}), **(KERNELS if name.endswith(SPARE) else {})}
+            lines += [f"{name}.{key} = {value}" for key, value in keys.items()]
         self.stage.write("\n".join([*lines, ""]))
 
     def _configure_supervisord(self, stage: Supervisord) -> None:
@@ -201,6 +203,7 @@ class Theatre:
             stage.sections[f"sockshare:{name}"] = {
                 "socket": f"{place.kind.scheme}://{where}",
                 **(LATEST_KEYS if self.latest else {}),
+                **(KERNELS if name.endswith(SPARE) else {}),
             }
         for program, count in self.cast.items():
             stage.sections[f"program:{program}"] = {

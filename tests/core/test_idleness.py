@@ -66,6 +66,8 @@ def test_verdict_stays_while_nothing_moves() -> None:
     history.add(TIE)
     history.add(TIE._replace(bytes_sent=900))
     assert history.add(TIE._replace(bytes_sent=900)) is Verdict.IDLE
+    assert history.verdict is Verdict.IDLE
+    assert history.last == TIE._replace(bytes_sent=900)
 
 
 def test_unknown_is_busy_until_it_has_been_quiet() -> None:

@@ -21,6 +21,8 @@ from sockshare.core.steps import (
     Start,
     Started,
     Suspend,
+    Sweep,
+    Swept,
     Switched,
     Tick,
     Verify,
@@ -35,13 +37,14 @@ def test_old_one_goes_alone_when_none_is_to_come() -> None:
     """No start, no verifying: it is suspended, reads what it has accepted, drains, and is stopped."""
     rollout = Rollout(ALONE._replace(drain="it would die of signal 15", drain_timeout=20.0))
     assert rollout.begin(0.0) == [Suspend(11)]
-    assert rollout.suspends == 11
+    assert rollout.suspends == {11}
     effects = rollout.feed(Switched("suspended"), 0.0)
     assert not any(isinstance(effect, Verify | Start) for effect in effects)
     assert rollout.feed(Tick(), 0.3)[-1] == Drain(11)
     assert rollout.feed(Drained("no connection left"), 1.0)[-1] == Settle((11,), (), 1, kill=False)
     rollout.feed(Settled(), 1.0)
-    assert rollout.feed(Gone(11), 1.1)[-1] == Finish("ok", ExitStatus.OK, "")
+    assert rollout.feed(Gone(11), 1.1)[-1] == Sweep()
+    assert rollout.feed(Swept(), 1.2)[-1] == Finish("ok", ExitStatus.OK, "")
 
 
 def test_old_one_serves_on_when_it_cannot_go_alone() -> None:
@@ -83,6 +86,6 @@ def test_new_one_stays_held_back_until_it_is_killed() -> None:
     found, effects = Rollout.recover(json.loads(json.dumps(rollout.record())), 1.1)
     assert found.state is State.UNDO
     assert Resume(21) not in effects
-    assert found.suspends == 21
+    assert found.suspends == {21}
     found.feed(Gone(21), 1.2)
-    assert found.suspends is None
+    assert not found.suspends

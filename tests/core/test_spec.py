@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sockshare.core.servers import SERVERS
 from sockshare.core.spec import (
     MOST_SOCKETS,
     Mistake,
@@ -18,6 +19,8 @@ from sockshare.core.spec import (
     ProgramSpec,
     SocketSpec,
     check_command,
+    check_descriptors,
+    check_foreign,
     check_givers,
     check_timeouts,
     parse_plugin_options,
@@ -53,8 +56,10 @@ def test_program_has_the_defaults_and_no_socket_when_nothing_is_said() -> None:
         settle=0.0,
         drain="auto",
         drain_timeout=30.0,
+        max_draining=2,
         stop_signal=None,
         verify=None,
+        server="auto",
     )
 
 
@@ -84,6 +89,7 @@ def test_program_has_what_was_said_when_every_key_is_there() -> None:
         "settle": " 2.5",
         "drain": " signal ",
         "drain_timeout": "86400",
+        "max_draining": " 3",
         "stop_signal": "INT",
     }
     assert good(options) == ProgramSpec(
@@ -96,6 +102,7 @@ def test_program_has_what_was_said_when_every_key_is_there() -> None:
         settle=2.5,
         drain="signal",
         drain_timeout=86400.0,
+        max_draining=3,
         stop_signal=2,
     )
 
@@ -165,6 +172,17 @@ def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
             " it must be 0 or more and at most 86400 seconds",
         ),
         ("stop_signal", "TREM", "[watcher:web] sockshare.stop_signal: 'TREM' is not a signal; did you mean 'TERM'?"),
+        ("max_draining", "two", "[watcher:web] sockshare.max_draining: 'two' is not a number"),
+        (
+            "max_draining",
+            "0",
+            "[watcher:web] sockshare.max_draining: 0 is out of range: it must be at least 1 and at most 4096",
+        ),
+        (
+            "max_draining",
+            "9" * 20,
+            f"[watcher:web] sockshare.max_draining: {'9' * 20} is out of range: it must be at least 1 and at most 4096",
+        ),
         ("stop_signal", "0", "[watcher:web] sockshare.stop_signal: there is no signal 0"),
         ("stop_signal", "99", "[watcher:web] sockshare.stop_signal: there is no signal 99"),
         (
@@ -184,6 +202,11 @@ def test_stop_signal_is_the_same_however_it_is_written(value: str) -> None:
             "health",
             "[watcher:web] sockshare.verify: 'health' is not of the form http:/PATH"
             " (an absolute path, no host, no spaces)",
+        ),
+        (
+            "server",
+            "dafne",
+            f"[watcher:web] sockshare.server: 'dafne' is not one of auto, {', '.join(SERVERS)}; did you mean 'daphne'?",
         ),
     ],
 )
@@ -267,6 +290,7 @@ def test_keys_of_the_registration_are_read() -> None:
         ("sockshare exec --registration -- app", "latest", True),
         ("sockshare exec --registration -- app", "exclusive", False),
         ("sockshare exec -- app --registration", "latest", False),
+        ("sockshare exec --socket web", "rotate", True),
     ],
 )
 def test_command_is_refused_where_its_registration_can_not_be_kept(command: str, policy: str, refused: bool) -> None:
@@ -275,6 +299,64 @@ def test_command_is_refused_where_its_registration_can_not_be_kept(command: str,
     found = check_command("watcher:web", "cmd", command, ["web"], specs)
     assert bool(found) == refused
     assert all(str(mistake).startswith(f"[watcher:web] cmd: 'web' has registration = {policy}") for mistake in found)
+
+
+@pytest.mark.parametrize(
+    ("rest", "sockets", "said"),
+    [
+        ("-- x --fd {fd:web}", ["web"], ""),
+        ("-- x --fd {fd:WEB}", ["web"], ""),
+        ("--socket web -- x {fd:web}", ["web", "api"], ""),
+        ("uwsgi --socket fd://{fd:web}", ["web"], ""),
+        ("-- x {fd:%(program_name)s}", ["web"], ""),
+        ("-- x {fd:web}", ["%(program_name)s"], ""),
+        ("--endpoint /x --socket api x {fd:api}", ["web", "api"], ""),
+        ("-- node -e 'listen({fd: 3})'", ["web"], ""),
+        ("-- x {fd:web}", [], "{fd:web} needs a socket that the section does not name; write p_sockets = web"),
+        ("-- x {fd:api}", ["web"], "{fd:api} needs a socket that the section does not name; write p_sockets = web api"),
+        ("-- x {fd:wbe}", ["web"], "{fd:wbe} needs a socket, and there is no 'wbe'; did you mean 'web'?"),
+        ("-- x {fd:zzz}", ["web"], "{fd:zzz} needs a socket, and there is no 'zzz' (there are: api, web)"),
+        ("-- x {fd:0}", ["web"], "{fd:0} needs the name of a socket, not a number; write {fd:web}"),
+        ("-- x '{ fd:web }'", ["web"], "{ fd:web } is not replaced; write {fd:web}"),
+        ("-- x {FD:web}", ["web"], "{FD:web} is not replaced; write {fd:web}"),
+        ("-- x {fd=web}", ["web"], "{fd=web} is not replaced; write {fd:web}"),
+        ("-- x {fd:web", ["web"], "{fd:web is not replaced; write {fd:web}"),
+        ("-- x {fd:web }", ["web"], "{fd:web } is not replaced; write {fd:web}"),
+        (
+            "--socket=web -- x {fd:api}",
+            ["web", "api"],
+            "{fd:api} is not replaced, as --socket does not choose 'api'; add --socket api",
+        ),
+    ],
+)
+def test_descriptor_that_exec_could_not_replace_is_refused(rest: str, sockets: list[str], said: str) -> None:
+    """What `exec` would say at each start is said once, before the first; with what to write instead."""
+    found = check_descriptors("program:web", "command", f"sockshare exec {rest}", sockets, ["web", "api"], "p_")
+    assert [str(mistake) for mistake in found] == ([f"[program:web] command: {said}"] if said else [])
+
+
+def test_descriptors_are_what_somebody_else_replaces_where_there_is_no_exec() -> None:
+    """A script may pass the command on to `sockshare exec`: that is seen only when it runs. No socket, no list."""
+    assert check_descriptors("s", "cmd", "start.sh x {fd:web}", [], ["web"], "") == []
+    found = check_descriptors("s", "cmd", "sockshare exec -- x {fd:web}", [], [], "")
+    assert "(there are none)" in str(found[0])
+
+
+def test_key_without_its_prefix_is_refused() -> None:
+    """A manager passes over what it does not know, so the sockets would be nobody's; a stranger's key is not ours."""
+    strange = ("priority", "socket_owner", "socket_timeout", "websocket_ready", "sockets_dir")
+    keys = dict.fromkeys(("ready", "sockshre_ready", *strange), "x")
+    misspelt = "[program:web] sockshre_ready: no such key; did you mean 'sockshare_ready'?"
+    sockets = "[program:web] sockets: no such key; did you mean 'sockshare_sockets'?"
+    ready = "[program:web] ready: no such key; did you mean 'sockshare_ready'?"
+    for named, is_ours, said in (
+        ("web, api", False, [sockets, misspelt]),
+        ("api", False, [misspelt]),
+        ("api", True, [sockets, ready, misspelt]),
+    ):
+        options = {"sockets": named, **keys}
+        found = check_foreign("program:web", options, "sockshare_", ["web"], is_ours=is_ours)
+        assert [str(mistake) for mistake in found] == said
 
 
 @pytest.mark.parametrize("value", ["http://host/x", "http:x", "http:/a b", "https:/x", "http:", "http:/a\nb"])
@@ -420,6 +502,7 @@ def test_sum_of_timeouts_is_not_decided_by_rounding() -> None:
         drain=st.sampled_from(["auto", "signal", "observe"]),
         stop_signal=st.none() | st.integers(1, 64),
         verify=st.none() | st.text(),
+        server=st.sampled_from(["auto", "nginx"]),
     )
 )
 def test_program_spec_survives_json(spec: ProgramSpec) -> None:
@@ -437,7 +520,7 @@ def test_plugin_spec_survives_json(registration: str | int) -> None:
 def test_unknown_field_is_passed_over_between_host_and_broker() -> None:
     """A host one version later says more than the broker knows."""
     assert msgspec.convert({"name": "web", "canary": 1}, ProgramSpec) == ProgramSpec("web")
-    assert msgspec.convert({"name": "web", "guard": "off"}, SocketSpec) == SocketSpec("web")
+    assert msgspec.convert({"name": "web", "shape": "round"}, SocketSpec) == SocketSpec("web")
 
 
 @given(st.dictionaries(st.text(max_size=12), st.text(max_size=12)))

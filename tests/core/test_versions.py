@@ -46,7 +46,7 @@ def test_hello_of_a_neighbour_is_read(change: int) -> None:
         "version": versions.LINK + change,
         "shape": {"a": [1]},
         "manager": {**HELLO["manager"], "systemd": True},
-        "sockets": [{"name": "web", "guard": "off"}],
+        "sockets": [{"name": "web", "shape": "round"}],
         "programs": [{"name": "web", "sockets": ["web"], "canary": 5}],
         "listeners": ["broker", "door", "metrics"],
     }
@@ -147,6 +147,7 @@ RUNNING: dict[str, Any] = {
         ("displaced:11:web", {"start": 1}),
         ("quiesced:11", {"start": 1}),
         ("admitted", {"uids": [1000]}),
+        ("learned:web", {"cut": 2, "signal": 15}),
     ],
 )
 def test_record_is_read_with_more_and_left_out_with_less(key: str, record: dict[str, Any]) -> None:

@@ -84,4 +84,5 @@ def test_findings_are_those_of_one_s_own() -> None:
     found = [Finding("problem", subject, "it is so") for subject in subjects]
     assert visible_findings(found, DOCUMENT, None) == found
     assert [one.subject for one in visible_findings(found, DOCUMENT, {"a"})] == ["socket both", "a:1 (pid 3)", "you"]
-    assert [(one.level, one.subject) for one in visible_findings(found, DOCUMENT, set())] == [("note", "you")]
+    [one] = visible_findings(found, DOCUMENT, set())
+    assert (one.level, one.subject, one.unseen) == ("note", "you", True)

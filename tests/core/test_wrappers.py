@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from sockshare.core.wrappers import forks
+from sockshare.core.wrappers import forks, is_shell
 
 FORKING = [
     "timeout 5 gunicorn app",
@@ -211,6 +211,16 @@ _REAL = [
     ["flock", "-F", "/"],
     ["flock", "/"],
 ]
+
+
+def test_shell_is_told_by_its_name() -> None:
+    """However it was found, also where it is a login's."""
+    assert [is_shell(word) for word in ("/bin/sh", "-bash", "gunicorn", "/opt/sh/gunicorn")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("launcher", _REAL, ids=shlex.join)

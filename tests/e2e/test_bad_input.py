@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,10 +100,40 @@ def test_exec_exits_125_when_configuration_is_wrong(circusd: Circusds) -> None:
         ),
         pytest.param({"watcher": {"sockshare.ready": "somehow"}}, ("ready", "somehow"), id="ready"),
         pytest.param({"plugin": {"web.registration": "sometimes"}}, ("registration", "sometimes"), id="registration"),
+        pytest.param(
+            {"watcher": {"cmd": "sockshare exec -- x {fd:wbe}"}},
+            ("[watcher:web] cmd:", "{fd:wbe}", "did you mean 'web'?"),
+            id="descriptor of no socket",
+        ),
+        pytest.param(
+            {"watcher": {"cmd": "sockshare exec -- x {fd:0}"}},
+            ("[watcher:web] cmd:", "{fd:0}", "write {fd:web}"),
+            id="number of a descriptor",
+        ),
+        pytest.param(
+            {"watcher": {"cmd": "sockshare exec -- x '{ fd:web }'"}},
+            ("[watcher:web] cmd:", "{ fd:web } is not replaced; write {fd:web}"),
+            id="blank in a descriptor",
+        ),
+        pytest.param(
+            {"watcher": {"cmd": "sockshare exec -- x {fd:web}", "sockshare.sockets": ""}},
+            ("[watcher:web] cmd:", "{fd:web}", "write sockshare.sockets = web"),
+            id="descriptor without the key",
+        ),
+        pytest.param(
+            {"watcher": {"sockshare.sockets": "", "sockets": "web"}},
+            ("[watcher:web] sockets:", "did you mean 'sockshare.sockets'?"),
+            id="key without its prefix",
+        ),
+        pytest.param(
+            {"extra": "[sockshare:web]\nsocket = tcp://127.0.0.1:1001\n"},
+            ("[sockshare:web] []:", "supervisord's"),
+            id="section of supervisord",
+        ),
     ],
 )
 def test_mistake_is_named_when_configuration_cannot_work(
-    circusd: Circusds, options: dict[str, dict[str, str]], words: tuple[str, ...]
+    circusd: Circusds, options: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     """One sentence that names the section's key, for each thing that would fail later."""
     assert_said(refused(circusd("uvicorn", leave=True, **options)), USAGE, "can't", *words)

@@ -77,7 +77,7 @@ def report(program: str, times: int, clients: int, result: Result) -> None:
     ("program", "options", "how"),
     [
         pytest.param("blocking", {"plugin": {"web.blocking": "true"}}, "from outside", id="blocking-accept"),
-        pytest.param("sync", {}, "it drains itself", id="gunicorn-sync"),
+        pytest.param("sync", {}, "gunicorn drains itself on TERM", id="gunicorn-sync"),
     ],
 )
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=SOAK, id="soak")])
@@ -99,6 +99,18 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
             assert any(how in str(step["reason"]) for step in reload.steps if step["step"] == "drain"), reload
             measure(BETWEEN)
         assert_none_failed(load.stop(), since=reload.began, at_least=50)
+
+
+def test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(circusd: Circusds) -> None:
+    """As hypercorn: it reads no more, and closes the connection 5 s later; clients are shown the end before."""
+    stage = circusd("lingering", watcher={**SHORT, "sockshare.drain": "observe"})
+    all_ready(stage)
+    with loaded(stage, "keepalive:4x100") as load:
+        measure(QUIET / 4)
+        began = reload_often(stage, load, 1)
+        result = load.stop()
+    assert_none_failed(result, since=began, at_least=50)
+    assert_no_later(result.between(began), result.between(0, began), since=began)
 
 
 def test_status_says_why_a_server_with_one_loop_cannot_be_held(circusd: Circusds) -> None:

@@ -37,6 +37,7 @@ REPRESENTATIVE = [
     (State.STOP, "new killed"),
     (State.STOP, "circusd late"),
     (State.UNDO, "broker killed"),
+    (State.SWEEP, "broker killed"),
 ]
 
 

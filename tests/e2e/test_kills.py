@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.rehearsal import all_ready, assert_as_before, assert_replaced, loaded, measure
 from tests.support.circusd import Circusd, Reload, is_running, wait_until
+from tests.support.circusd import circusd as managed_by_circus
 from tests.support.load import (
     assert_answered_by_old_ones,
     assert_answered_by_version,
     assert_no_later,
     assert_none_failed,
 )
+from tests.support.supervisord import supervisord as managed_by_supervisord
 
 Circusds = Callable[..., Circusd]
+#: Becomes a command whose controlling terminal is its standard input (tty_ioctl(4)).
+IN_TERMINAL = "import fcntl, os, sys, termios as t\nfcntl.ioctl(0, t.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
 SOAK = (pytest.mark.soak, pytest.mark.timeout(900))
 STEPS = ("switch", "start", "quiesce", "hold", "ready", "drain", "stop")
 
@@ -155,6 +163,47 @@ def test_old_one_serves_on_when_command_is_interrupted(circusd: Circusds, step: 
         result = load.stop()
     assert_none_failed(result)
     assert_answered_by_old_ones(result, pids)
+
+
+def state(stage: Circusd) -> str:
+    """Of the last reload."""
+    return str(stage.status()["programs"][0]["reload"]["state"])
+
+
+@pytest.mark.parametrize("manager", [managed_by_circus, managed_by_supervisord], ids=["circus", "supervisor"])
+def test_reload_that_is_interrupted_at_its_terminal_is_undone(manager: Callable[..., Any]) -> None:
+    """Ctrl-C in a terminal, once: exit 5, the same pids, and no reload goes on. In the first moments of the command,
+    nothing is begun, or it is undone; no traceback tells of it."""
+    with manager("abrupt") as stage:
+        all_ready(stage)
+        pids, command = stage.pids(), [str(Path(sys.executable).with_name("sockshare")), "reload", "web"]
+        environment = {**stage.environment, "SOCKSHARE_ENDPOINT": str(stage.runtime)}
+        for moment in (0.0, 0.05, 0.1, 0.15, 0.2):
+            with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as early:
+                measure(moment)
+                early.send_signal(signal.SIGINT)
+                said = b"".join(early.communicate(timeout=30))
+            assert early.returncode in (130, -signal.SIGINT, 5), (early.returncode, said)
+            assert b"Abort" not in said, said
+            assert b"Traceback" not in said, said
+            wait_until(lambda: state(stage) == "idle", 10, "no reload goes on", 0.05)
+            assert stage.pids() == pids
+
+        ours, its = pty.openpty()
+        words = [sys.executable, "-c", IN_TERMINAL, *command]
+        with subprocess.Popen(
+            words, env=environment, stdin=its, stdout=its, stderr=its, start_new_session=True
+        ) as last:
+            os.close(its)
+            shown = b""
+            with open(ours, "rb+", buffering=0) as terminal, suppress(OSError):  # EIO: nobody has it any more
+                while data := terminal.read(4096):
+                    if b"start" in data and b"start" not in shown:
+                        terminal.write(b"\x03")
+                    shown += data
+            assert last.wait(30) == 5, shown
+        assert state(stage) == "idle"
+        assert stage.pids() == pids
 
 
 def test_one_generation_remains_when_command_is_killed(circusd: Circusds) -> None:

@@ -47,6 +47,7 @@ class Orders:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         answer.give(retired=list(retire), seen=[program, list(known), count, kill, patience])
 

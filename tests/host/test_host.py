@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sockshare.host import host
-from sockshare.host.verbs import Manager
+from sockshare.host.verbs import Answer, Manager
 from sockshare.kernel.channel import Channel
 from sockshare.kernel.descriptors import close_all
 from tests.host.embedded import Embedded, Orders, embedded
@@ -323,3 +323,58 @@ def test_nothing_but_the_journal_is_left_when_host_closes(tmp_path: Path, shared
     assert {entry.name for entry in tmp_path.iterdir()} == {"journal.json", "notify"}
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+def test_other_sockets_wait_for_the_end_of_a_reload(tmp_path: Path, shared: socket.socket) -> None:
+    """They come with the hello, and the end of the broker would undo a reload that runs; the next broker has them."""
+
+    async def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            async with embedded(tmp_path, shared) as one:
+                await do(one, journal=[["reload:web", {"a": 1}]], ask={"verb": "settle", **SETTLE})
+                one.host.configure(one.configuration(other))
+                report = await do(one, ask={"verb": "settle", **SETTLE})  # it is there, and was told nothing
+                assert (report["answer"]["ok"], report["told"], len(one.started)) == (True, [], 1)
+                # The same name and settings: it is another one all the same.
+                _, answer = await one.verbs.report()
+                answer.give(journal=[["reload:web", None]])
+                while "hello" not in report:
+                    report, _ = await one.verbs.report()
+                assert report["inodes"][2] == os.fstat(other.fileno()).st_ino
+                assert len(one.started) == 2
+
+    run(body)
+
+
+def test_sockets_that_do_not_come_cost_no_broker(tmp_path: Path, shared: socket.socket) -> None:
+    """Nor do those that are again what they were: it is told the rest, and given the answers that have waited."""
+
+    async def body() -> None:
+        async with embedded(tmp_path, shared) as one:
+            asked: list[int] = []
+
+            def whois(pid: int, answer: Answer) -> None:
+                answer.give(process={"program": "api", "process": "api:1", "pid": pid})
+                asked.append(pid)
+
+            one.verbs.whois = whois  # type: ignore[method-assign]
+            _, answer = await one.verbs.report()
+            one.host.outdate()
+            answer.give(ask={"verb": "whois", "pid": 4242})
+            await until(lambda: asked, "the host is asked")
+            configuration = one.configuration(shared, ["a"])
+            one.host.configure(configuration._replace(programs=[*configuration.programs, {"name": "api"}]))
+            report, again = await one.verbs.report()
+            assert report["answer"]["process"]["program"] == "api"
+            assert [len(message["programs"]) for message in report["told"]] == [2]  # before the answer
+            again.give(journal=[["reload:web", {"a": 1}]], ask={"verb": "settle", **SETTLE})
+            report, again = await one.verbs.report()
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                one.host.configure(one.configuration(other))
+                one.host.configure(one.configuration(shared))
+            again.give(journal=[["reload:web", None]], ask={"verb": "settle", **SETTLE})
+            report, _ = await one.verbs.report()
+            assert [message["mistakes"] for message in report["told"]] == [["a"], []]
+            assert len(one.started) == 1
+
+    run(body)

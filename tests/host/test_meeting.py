@@ -66,6 +66,22 @@ def test_manager_is_recognized_however_it_was_started(argv: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ("circusd /etc/supervisord/circus.ini", "circusd"),
+        ("python -m supervisor.supervisord -c circusd.conf", "supervisord"),
+        ("python -c from_supervisor.supervisord_import_main", "supervisord"),
+        ("/usr/sbin/supervisord: running", "supervisord"),
+        ("python app.py", "circusd"),
+        ("/opt/my-supervisord", "supervisord"),
+    ],
+)
+def test_manager_has_the_name_by_which_it_is_recognized(argv: str, name: str) -> None:
+    """Not the one that stands anywhere among its arguments, but where it is not recognized at all."""
+    assert meeting.manager_name(argv.split()) == name
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         "",

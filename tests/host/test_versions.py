@@ -49,13 +49,23 @@ class Obliging:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         answer.give(retired=list(retire), stopped=False)
 
     def claim(self, program: str, pid: int, answer: Answer) -> None:
         answer.give()
 
-    def release(self, program: str, pid: int, keep: bool, kill: Sequence[int], patience: float, answer: Answer) -> None:
+    def release(
+        self,
+        program: str,
+        pid: int,
+        keep: bool,
+        kill: Sequence[int],
+        patience: float,
+        answer: Answer,
+        stop_signal: int | None = None,
+    ) -> None:
         answer.give()
 
 

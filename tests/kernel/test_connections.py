@@ -224,3 +224,82 @@ def test_a_refused_question_is_an_error() -> None:
     """There is no second source: the kernel's errno comes through."""
     with pytest.raises(OSError, match=r"can't list sockets: .* \(sock_diag\)"):
         connections.established(99, 80)
+
+
+@pytest.mark.parametrize("answer", [b"yes", b""], ids=["answered", "cut"])
+def test_last_word_on_a_connection_tells_what_was_sent_and_who_closed_first(
+    listener: socket.socket, answer: bytes
+) -> None:
+    """The counts survive the close in `Ends`; TIME_WAIT, which `find` shows, is where the server was first."""
+    ends = connections.Ends([port(listener)])
+    try:
+        with connect(listener) as client:
+            accepted, _ = listener.accept()
+            client.sendall(b"question")
+            assert accepted.recv(100) == b"question"
+            (known,) = connections.established(listener.family, port(listener))
+            accepted.sendall(answer)
+            accepted.close()
+            assert client.recv(100) == answer
+        (last,) = told(ends)  # not of the client's side: it has another port
+        assert last.info is not None
+        assert (last.cookie, last.state) == (known.cookie, connections.CLOSE)
+        assert last.info.bytes_sent == len(answer)
+        assert 0 <= last.info.bytes_received - len(b"question") <= 1  # the client's end of file counts as one
+        now = connections.find(listener.family, known)
+        assert now is not None
+        assert (now.cookie, now.state) == (known.cookie, connections.TIME_WAIT)
+    finally:
+        ends.close()
+
+
+def test_hundreds_of_ends_at_once_are_heard() -> None:
+    """A process that dies ends all that it has, between two looks."""
+    with listen(backlog=1000) as listener:
+        ends = connections.Ends([port(listener)])
+        try:
+            pairs = [(connect(listener), listener.accept()[0]) for _ in range(300)]
+            for client, accepted in pairs:
+                client.close()
+                accepted.close()
+            heard = 0
+
+            def all_heard() -> bool:
+                nonlocal heard
+                heard += len(ends.read())
+                return heard == 300
+
+            until(lambda: connections.established(socket.AF_INET, port(listener)) == [], "they are gone")
+            until(all_heard, "all are told")
+        finally:
+            ends.close()
+
+
+def test_nothing_is_left_of_a_connection_whose_client_closed_first(listener: socket.socket) -> None:
+    """So it can be told from one that the server has cut."""
+    ends = connections.Ends([port(listener)])
+    try:
+        client = connect(listener)
+        accepted, _ = listener.accept()
+        (known,) = connections.established(listener.family, port(listener))
+        now = connections.find(listener.family, known)
+        assert now is not None
+        assert (now.cookie, now.state, now.inode) == (known.cookie, ESTABLISHED, inode(accepted))
+        client.close()
+        accepted.close()
+        assert [last.cookie for last in told(ends)] == [known.cookie]
+        assert connections.find(listener.family, known) is None
+    finally:
+        ends.close()
+
+
+def told(ends: connections.Ends) -> list[connections.Connection]:
+    """What `Ends` says next: the kernel says it a moment later."""
+    found: list[connections.Connection] = []
+
+    def has_told() -> bool:
+        found.extend(ends.read())
+        return bool(found)
+
+    until(has_told, "an end is told")
+    return found

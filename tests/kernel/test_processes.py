@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +101,21 @@ def test_a_handler_is_told_from_the_default(child: subprocess.Popen[str]) -> Non
     assert not processes.catches(child.pid, signal.SIGTERM)
     assert not processes.catches(child.pid, signal.SIGPIPE)
     assert not processes.catches(child.pid, signal.SIGUSR2)
+
+
+def test_runtime_is_known_whatever_its_version_and_after_an_upgrade(tmp_path: Path) -> None:
+    """Debian's ruby is ruby3.1; the file of one that was upgraded while it runs is deleted."""
+    ruby = tmp_path / "ruby3.1"
+    shutil.copy(os.path.realpath(sys.executable), ruby)
+    code = "print('ready', flush=True); input()"
+    environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([ruby, "-c", code], stdin=pipe, stdout=pipe, text=True, env=environment) as running:
+        assert line(running) == "ready"
+        assert processes.runtime_with_handlers(running.pid) == "ruby"
+        ruby.unlink()
+        assert processes.runtime_with_handlers(running.pid) == "ruby"
+        running.communicate("\n")
 
 
 def test_state_follows_stop_and_death(child: subprocess.Popen[str]) -> None:

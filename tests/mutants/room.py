@@ -56,8 +56,11 @@ class Room:
                 with script.open("rb") as file:
                     first, rest = file.readline(), file.read()
                 if first.startswith(b"#!" + os.fsencode(scripts) + b"/python"):
-                    (self._bin / script.name).write_bytes(b"#!" + os.fsencode(self.python) + b"\n" + rest)
-                    (self._bin / script.name).chmod(0o755)
+                    first = b"#!" + os.fsencode(self.python) + b"\n"
+                elif script.name != "sockshare":  # a shell's: it looks beside itself for the interpreter
+                    continue
+                (self._bin / script.name).write_bytes(first + rest)
+                (self._bin / script.name).chmod(0o755)
 
     def _check(self) -> None:
         code = f"import {', '.join(_PACKAGES)}; print(*(module.__file__ for module in ({', '.join(_PACKAGES)})))"

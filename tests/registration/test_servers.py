@@ -80,8 +80,8 @@ def test_unmodified_server_is_alone_and_followed(program: str, manager: str, rou
             answered = scene.tally(10)
             assert not set(answered) & set(workers)
             assert {scene.root(one) for one in answered} == {successor}
-            for worker in workers:  # which gunicorn's ends by itself, and nginx's does not
+            for worker in workers:  # which gunicorn's ends by itself, and nginx's does not, nor has it the stage's mark
                 with suppress(ProcessLookupError):
                     if is_running(worker):
-                        stage.kill(worker)
+                        os.kill(worker, signal.SIGKILL)
             wait_until(lambda: len(in_line(stage)) == PROCESSES, 20, "the manager has started another one", 0.05)

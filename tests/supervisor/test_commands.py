@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.rehearsal import all_ready
-from tests.support.supervisord import BROKER, Supervisord, supervisord, wait_until
+from tests.support.supervisord import BROKER, OURS, Supervisord, supervisord, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,8 @@ def stage() -> Iterator[Supervisord]:
         ("wake", "wbe"),
         ("reload", "web", "--dry-run"),
         ("reload", "wbe"),
+        ("reload", "web", "wbe:*"),
+        ("reload", "web", "--all"),
         ("reload", "web", "--timeout", "x"),
         ("reload",),
     ],
@@ -90,6 +93,33 @@ def test_unknown_words_are_refused(stage: Supervisord) -> None:
     assert "did you mean 'reload'?" in done.stdout
     assert "reload <program>" in stage.ctl("sockshare").stdout
     assert "reload <program>" in stage.ctl("help", "sockshare").stdout
+
+
+def test_section_that_supervisorctl_does_not_read_is_named(stage: Supervisord, tmp_path: Path) -> None:
+    """Missing, or in an included file, it is a warning of `status`, `doctor` and the log, until it is where it should
+    be; what the warning says to do works."""
+    head, extra = stage.head, stage.extra
+    try:
+        included = tmp_path / "ours.conf"
+        for where, words in (
+            ("", "there is no [ctlplugin:sockshare]"),
+            (OURS, f"[ctlplugin:sockshare] is in {included}"),
+        ):
+            included.write_text(where)
+            stage.head, stage.extra = head.replace(OURS, ""), f"[include]\nfiles = {included}\n"
+            stage.configure()
+            assert "Unknown syntax" in stage.ctl("sockshare", "status").stdout
+            assert stage.ctl("reread").returncode == 0
+            done = stage.sockshare("doctor")
+            assert done.returncode == 3
+            assert words in done.stdout
+            assert words in stage.sockshare("status").stdout
+            assert words in stage.log.read_text()
+    finally:
+        stage.head, stage.extra = head, extra
+        stage.configure()
+    assert stage.ctl("reread").returncode == 0
+    assert stage.ctl("sockshare", "doctor").stdout.splitlines()[-1] == "all is well"
 
 
 def test_reload_is_started_and_polled_by_xml_rpc(stage: Supervisord) -> None:

@@ -34,9 +34,9 @@ def test_no_request_is_lost_when_a_server_without_a_handler_is_replaced(
     ("program", "options", "how", "times"),
     [
         pytest.param("blocking", {"sock": {"blocking": "true"}}, "from outside", 1, id="blocking-accept", marks=SOAK),
-        pytest.param("sync", {}, "it drains itself", 1, id="gunicorn-sync", marks=SOAK),
+        pytest.param("sync", {}, "gunicorn drains itself on TERM", 1, id="gunicorn-sync", marks=SOAK),
         pytest.param("blocking", {"sock": {"blocking": "true"}}, "from outside", 20, id="blocking-soak", marks=SOAK),
-        pytest.param("sync", {}, "it drains itself", 20, id="gunicorn-sync-soak", marks=SOAK),
+        pytest.param("sync", {}, "gunicorn drains itself on TERM", 20, id="gunicorn-sync-soak", marks=SOAK),
     ],
 )
 def test_no_request_is_lost_by_servers_without_an_event_registration(
@@ -46,6 +46,12 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
     test_drain.test_no_request_is_lost_by_servers_without_an_event_registration(
         supervisord, program, options, how, times
     )
+
+
+@pytest.mark.soak
+def test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(supervisord: Supervisords) -> None:
+    """As hypercorn: it reads no more, and closes the connection 5 s later; clients are shown the end before."""
+    test_drain.test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(supervisord)
 
 
 @pytest.mark.soak

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,11 +20,12 @@ from typing import Any, cast
 import pytest
 from supervisor.medusa import asyncore_25 as asyncore
 
+from sockshare.cli.stage import free_port
 from sockshare.core.errors import BadConfiguration
-from sockshare.core.spec import SocketSpec
+from sockshare.core.spec import ProgramSpec, SocketSpec
 from sockshare.host.host import Host
 from sockshare.host.verbs import Answer
-from sockshare.kernel import binding
+from sockshare.kernel import binding, holders
 from sockshare.kernel.binding import Binding
 from sockshare.kernel.directory import Directory
 from supervisor_sockshare import life
@@ -135,7 +139,9 @@ def test_group_of_a_process_counts_for_its_own_user(uid: int, counts: bool) -> N
             config = SimpleNamespace(name="web", sockshare_program="web")
             process = SimpleNamespace(config=config, group=SimpleNamespace(config=SimpleNamespace(name="web")))
             supervisord = SimpleNamespace(options=SimpleNamespace(pidhistory={leader.pid: process}))
-            verbs = SupervisorVerbs(lambda: supervisord, cast(Twins, None))
+            verbs = SupervisorVerbs(
+                cast(PollLoop, None), lambda: supervisord, cast(Twins, None), lambda name, inode: None
+            )
             told: list[dict[str, Any]] = []
             verbs.whois(member.pid, Answer(told.append))
             verbs.whois(leader.pid, Answer(told.append))
@@ -143,6 +149,51 @@ def test_group_of_a_process_counts_for_its_own_user(uid: int, counts: bool) -> N
         finally:
             member.kill()
             leader.kill()
+
+
+class Counted(dict[str, Any]):
+    """Groups that count how often one of them is looked at."""
+
+    looks = 0
+
+    def values(self) -> Any:
+        """Each is a look."""
+        self.looks += len(self)
+        return super().values()
+
+
+class Read(list[Any]):
+    """What was read, which counts too."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.looks += len(self)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_each_group_is_looked_at_once_for_the_processes_of_all_programs(count: int) -> None:
+    """The question comes with each reload, and supervisord does nothing else before it is answered."""
+    groups, read = Counted(), Read()
+    for number in range(count):
+        name = f"p{number}"
+        config = SimpleNamespace(name=name, sockshare_program=name, command="x", stopsignal=15, stopwaitsecs=10)
+        config.redirect_stderr, config.stderr_logfile = False, None
+        group = SimpleNamespace(config=SimpleNamespace(name=name), processes={})
+        process = SimpleNamespace(config=config, group=group, pid=number + 1, state=20, laststart=0, spawnerr=None)
+        group.processes[name] = process
+        groups[name] = group
+        read.append(SimpleNamespace(name=name, process_configs=[config]))
+    supervisord = SimpleNamespace(process_groups=groups, options=SimpleNamespace(process_group_configs=read))
+    twins = Twins(cast(Any, None), lambda: supervisord)
+    verbs = SupervisorVerbs(cast(PollLoop, None), lambda: supervisord, twins, lambda name, inode: None)
+    verbs.specs = {name: ProgramSpec(name) for name in groups}
+    told: list[dict[str, Any]] = []
+    verbs.processes(Answer(told.append))
+    pids = [one["processes"][0]["pid"] for one in told[0]["programs"].values()]
+    assert pids == list(range(1, count + 1))
+    assert (groups.looks, read.looks) == (count, count)
 
 
 def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,6 +216,13 @@ def test_nothing_that_a_callback_raises_leaves_the_loop(loop: PollLoop, caplog: 
     assert done == ["timer"]
     assert len(caplog.records) == 3
 
+
+TAKES_SIX = """\
+import socket, sys
+taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+print(*(one.getsockname()[1] for one in taken), flush=True)
+sys.stdin.read()
+"""
 
 CLEANUP = """\
 import os, sys
@@ -221,3 +279,82 @@ def test_nothing_changes_when_one_of_the_new_sockets_can_not_be_bound(tmp_path: 
     finally:
         registry.close()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_all_processes_are_looked_at_once_however_many_addresses_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look may take a quarter of a second, and supervisord does nothing else meanwhile; each is told of."""
+    looks, scan = [], holders.scan
+
+    def counted(inodes: Collection[int], seconds: float) -> holders.Scan:
+        looks.append(seconds)
+        return scan(inodes, seconds)
+
+    monkeypatch.setattr(holders, "scan", counted)
+    command = [sys.executable, "-c", TAKES_SIX]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            ports = other.stdout.readline().split()
+            wanted = {
+                f"s{port}": Socket(SocketSpec(f"s{port}"), Binding(binding.parse(f"tcp://127.0.0.1:{port}")), 16)
+                for port in ports
+            }
+            for refuse in (Registry().check, Registry().apply):
+                looks.clear()
+                with pytest.raises(BadConfiguration) as raised:
+                    refuse(wanted)
+                assert str(raised.value).count(f"by pid {other.pid} (") == len(ports) == 6
+                assert len(looks) == 1
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize("scheme", ["unix", "unixgram", "unixseqpacket", "udp"])
+def test_socket_is_made_anew_at_its_address(tmp_path: Path, scheme: str) -> None:
+    """Although those who have the old one keep it; its mode is as before, and the one who asks late changes nothing."""
+    address = f"udp://127.0.0.1:{free_port()}" if scheme == "udp" else f"{scheme}://{tmp_path}/s"
+    registry = Registry()
+    registry.apply({"s": Socket(SocketSpec("s"), Binding(binding.parse(address), mode=0o640), 16)})
+    try:
+        ((_, old),) = registry.sockets
+        before, where = old.fileno(), old.getsockname()
+        inode = os.fstat(before).st_ino
+        with old.dup(), socket.socket(old.family, old.type) as client:
+            with suppress(OSError):
+                old.shutdown(socket.SHUT_RDWR)
+            registry.renew("s", inode)
+            ((_, new),) = registry.sockets
+            assert os.fstat(new.fileno()).st_ino != inode
+            client.connect(where)
+            if new.type == socket.SOCK_DGRAM:
+                client.send(b"x")
+                assert new.recv(1) == b"x"
+            assert not new.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+            registry.renew("s", inode)
+            assert registry.sockets[0][1] is new
+            if scheme != "udp":
+                assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o640
+    finally:
+        registry.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_socket_is_held_when_no_other_can_be_made(tmp_path: Path) -> None:
+    """As where the directory of its path is gone; it can be asked for again."""
+    directory = tmp_path / "d"
+    directory.mkdir()
+    registry = Registry()
+    registry.apply({"s": unix(directory / "s")})
+    try:
+        ((_, old),) = registry.sockets
+        inode = os.fstat(old.fileno()).st_ino
+        shutil.rmtree(directory)
+        with pytest.raises(FileNotFoundError):
+            registry.renew("s", inode)
+        assert registry.sockets[0][1] is old
+        directory.mkdir()
+        registry.renew("s", inode)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(directory / "s"))
+    finally:
+        registry.close()

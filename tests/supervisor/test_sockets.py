@@ -103,6 +103,31 @@ def test_reread_changes_nothing_and_update_does(supervisord: Supervisords) -> No
     assert stage.inode() == inode
 
 
+def test_address_that_is_changed_is_served_by_the_reload(supervisord: Supervisords) -> None:
+    """The process that runs goes on with the old one, which is no sign that a version serves the new one."""
+    stage = supervisord("uvicorn")
+    all_ready(stage)
+    first, second = stage.port, free_port()
+    pids = stage.pids()
+    stage.sections["sockshare:web"]["socket"] = f"tcp://127.0.0.1:{second}"
+    stage.configure()
+    assert stage.ctl("update").returncode == 0
+    wait_until(lambda: stage.status()["sockets"][0]["address"].endswith(f":{second}"), 5, "status shows it", 0.05)
+    assert stage.ask(first) == "v1"
+    doctor = stage.sockshare("doctor")
+    assert (doctor.returncode, "run `sockshare reload web`" in doctor.stdout) == (3, True), doctor.stdout
+    stage.deploy("crash", "exit_at_import", import_seconds=1.5)
+    failed = stage.reload()
+    assert (failed.status, "ready" in failed.names) == (5, False), failed
+    assert stage.pids() == pids
+    assert stage.ask(first) == "v1"
+    stage.deploy("v2")
+    assert stage.reload().status == 0
+    assert stage.ask(second) == "v2"
+    wait_until(lambda: not listens(first), 5, "nobody listens on the old one", 0.02)
+    assert stage.sockshare("status").returncode == 0
+
+
 def test_reread_refuses_an_address_that_is_taken(supervisord: Supervisords) -> None:
     """What could not be bound is said at once, and nothing is changed."""
     stage = supervisord("uvicorn")
@@ -179,8 +204,11 @@ def test_unix_path_stays_when_a_child_unlinks_it(supervisord: Supervisords) -> N
             except OSError:
                 return 0
 
+    def published() -> os.stat_result | None:
+        return path.stat() if path.exists() else None
+
     first = wait_until(answer, 20, "it answers", 0.05)
-    found = path.stat()
+    found = wait_until(published, 5, "the path is there again", 0.005)
     assert stat.S_IMODE(found.st_mode) == 0o640
     if os.geteuid() == 0:
         assert found.st_uid == pwd.getpwnam("nobody").pw_uid
@@ -188,7 +216,7 @@ def test_unix_path_stays_when_a_child_unlinks_it(supervisord: Supervisords) -> N
     for act in (restart, reload_daemon):
         act(stage)
         assert wait_until(answer, 20, "it answers again", 0.05) != first
-        assert path.stat().st_ino == found.st_ino
+        assert wait_until(published, 5, "the path is there again", 0.005).st_ino == found.st_ino
     assert stage.reload().status == 0
     assert answer() in stage.pids()
     stage.stop()

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 import pytest
 from supervisor.states import ProcessStates
 
+from sockshare.host.verbs import Answer
 from sockshare.kernel import peers
 from supervisor_sockshare.twins import CannotStart
+from supervisor_sockshare.verbs import SupervisorVerbs
 from tests.support.circusd import is_running
 from tests.support.groups import Groups, groups
 
@@ -67,6 +69,31 @@ def test_twin_takes_the_place_and_the_old_one_is_stopped(start: Start) -> None:
     assert stage.process("web").pid == new
     assert is_running(new)
     assert not is_running(pid)
+
+
+def test_old_one_is_stopped_by_the_signal_of_its_server(start: Start) -> None:
+    """Which the broker says, where `stopsignal` is TERM by default; the new one keeps what its section says."""
+    stage = start()
+    old, twin = stage.process("web"), twin_of(stage)
+    answers: list[object] = []
+    verbs = SupervisorVerbs(stage.loop, lambda: stage.supervisord, stage.twins, lambda name, inode: None)
+    verbs.settle("web", [old.pid], [twin.pid], 1, False, 0.0, Answer(answers.append), int(signal.SIGINT))
+    assert (old.config.stopsignal, stage.process("web").config.stopsignal) == (signal.SIGINT, signal.SIGTERM)
+    at_rest(stage, "web")
+    assert answers
+
+
+def test_old_one_that_was_drained_first_is_stopped_by_the_signal_of_its_server(start: Start) -> None:
+    """Its place was taken before the broker told the signal; the new one keeps what its section says."""
+    stage = start(f"{WEB}stopsignal = HUP\n")
+    old, twin = stage.process("web"), twin_of(stage)
+    pid = old.pid
+    stage.twins.replace("web", [pid], [twin.pid], stage.twins.reading(), None)
+    assert stage.twins.settle("web", [pid], [twin.pid], None, int(signal.SIGTERM)) == [pid]
+    assert (old.config.stopsignal, stage.process("web").config.stopsignal) == (signal.SIGTERM, signal.SIGHUP)
+    stage.until(lambda: pid in stage.statuses, "it has ended")
+    assert os.waitstatus_to_exitcode(stage.statuses[pid]) == 0, "it handles TERM only"
+    at_rest(stage, "web")
 
 
 def test_group_has_the_configuration_that_was_read_once_it_is_taken_over(start: Start) -> None:
@@ -137,11 +164,13 @@ def test_stop_of_the_program_ends_its_twin(start: Start) -> None:
     """`stop web` in the middle of a reload leaves nothing that serves."""
     stage = start()
     twin = twin_of(stage)
-    pid = twin.pid
+    pid, worker = twin.pid, stage.noted("workers")[-1]
     stage.process("web").stop()
     at_rest(stage, "web")
     assert not is_running(pid)
     assert stage.process("web").state == ProcessStates.STOPPED
+    assert os.waitstatus_to_exitcode(stage.statuses[pid]) == 0, "it may serve: by its stop signal"
+    assert is_running(worker), "which ends when its time is over"
 
 
 @pytest.mark.parametrize("patience", [0.0, 0.2])

@@ -28,6 +28,7 @@ GUNICORN = "-m gunicorn web:wsgi --chdir {apps} --no-control-socket --log-level 
 PROGRAMS = {
     "uvicorn": f"{{python}} {UVICORN} --fd {{fd}}",
     "gthread": f"{{python}} {GUNICORN} --worker-class gthread --threads 24",
+    "gunicorn-fd": f"{{python}} {GUNICORN} --bind fd://{{fd}}",
     "sync": f"{{python}} {GUNICORN} --worker-class sync",
     "plain": "{python} {apps}/plain.py",
     "uvloop": f"{{python}} {UVICORN} --fd {{fd}} --loop uvloop",
@@ -39,10 +40,14 @@ PROGRAMS = {
     "threaded": "{python} -m tests.support.apps.threaded",
     "flask": "{python} -m tests.support.apps.wsgi flask",
     "waitress": "{python} -m tests.support.apps.wsgi waitress",
+    "abrupt": "{python} -m tests.support.apps.abrupt",
+    "lingering": "{python} -m tests.support.apps.abrupt 5",
     "blocking": "{python} -m tests.support.apps.blocking",
     "taking": "{python} {apps}/taking.py epoll",
     "taking-edge": "{python} {apps}/taking.py edge",
     "taking-exclusive": "{python} {apps}/taking.py exclusive",
+    "shutter": "{python} {apps}/shutter.py AF_INET",
+    "shutter-unix": "{python} {apps}/shutter.py AF_UNIX",
     "standby": "{python} {apps}/taking.py epoll",
     "turns": "{python} {apps}/turns.py",
     "taking-udp": "{python} {apps}/taking.py epoll",
@@ -270,10 +275,10 @@ class Circusd(Stage):
         done = self.sockshare("reload", program, "--json", *arguments, timeout=timeout)
         return Reload.read(done.returncode, done.stdout, done.stderr, began)
 
-    def status(self) -> dict[str, Any]:
-        """``sockshare status --json``, which must exit 0, or 3 while something is not ready."""
+    def status(self, *statuses: int) -> dict[str, Any]:
+        """``sockshare status --json``, which must exit 0, or 3 while something is not ready; or else by *statuses*."""
         done = self.sockshare("status", "--json", timeout=20)
-        assert done.returncode in (0, 3), f"status exited {done.returncode}: {done.stdout}{done.stderr}"
+        assert done.returncode in (statuses or (0, 3)), f"status exited {done.returncode}: {done.stdout}{done.stderr}"
         document: dict[str, Any] = json.loads(done.stdout)
         return document
 

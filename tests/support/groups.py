@@ -55,14 +55,16 @@ class Groups:
         self.loop = PollLoop()
         self._poller = _Poller()
         self.loop.attach(self._poller)
-        self.twins = Twins(self.loop, lambda: self.supervisord)
+        self.statuses: dict[int, int] = {}  # of those that have ended, as wait(2) has it
+        self.applied: int | None = None  # the number of the reading that a reload applies
+        self.twins = Twins(self.loop, lambda: self.supervisord, lambda program: self.applied)
         self._changed = lambda event: self.twins.changed(event.process)
         events.subscribe(events.ProcessStateEvent, self._changed)
 
     def read(self, configuration: str) -> Any:
         """The options of a supervisord that has just read *configuration*, in which {directory} is ours."""
         path = self.directory / "supervisord.conf"
-        head = "[supervisord]\nlogfile = /dev/null\npidfile = {directory}/pid\n"
+        head = "[supervisord]\nlogfile = /dev/null\npidfile = {directory}/pid\nchildlogdir = {directory}\n"
         path.write_text((head + configuration).replace("{directory}", str(self.directory)))
         install()
         options = ServerOptions()
@@ -79,6 +81,9 @@ class Groups:
     def reread(self, configuration: str) -> None:
         """Have read another configuration, as `supervisorctl reread` has."""
         self.options.process_group_configs = self.read(configuration).process_group_configs
+        for group in self.options.process_group_configs:
+            for config in [group, *group.process_configs]:
+                config.options = self.options  # which has the books of who runs
 
     def process(self, key: str, group: str = "web") -> Any:
         """The process that has the place *key*."""
@@ -98,6 +103,7 @@ class Groups:
         for pid, process in list(self.options.pidhistory.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
+                self.statuses[pid] = status
                 process.finish(pid, status)
                 del self.options.pidhistory[pid]
         for group in list(self.supervisord.process_groups.values()):
@@ -131,6 +137,8 @@ class Groups:
         for process in self.all():
             for dispatcher in list(process.dispatchers.values()):
                 dispatcher.close()
+                if getattr(dispatcher, "normallog", None) is not None:
+                    dispatcher.normallog.close()
             for fd in {fd for fd in process.pipes.values() if fd is not None}:
                 with suppress(OSError):
                     os.close(fd)

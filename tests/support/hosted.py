@@ -122,6 +122,7 @@ class Verbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         for pid in retire:
             if self.pids.pop(pid, None) is not None:
@@ -142,7 +143,8 @@ async def main(directory: Path, count: int, number: int, kind: str) -> None:
     host = Host(loop, verbs, manager, str(directory), nonsense=lambda: life.kill(), begun=lambda: life.begun())
     host.open()
     names = [f"s{at}" for at in range(number)]
-    program = {"name": "web", "sockets": names, "ready_hold": 0.1, "quiesce": 0.1, "drain_timeout": 5}
+    ready = "hold" if kind == "idle" else "auto"
+    program = {"name": "web", "sockets": names, "ready": ready, "ready_hold": 0.1, "quiesce": 0.1, "drain_timeout": 5}
     shared: list[tuple[dict[str, Any], socket.socket]] = [
         ({"name": name, "blocking": kind == "accept"}, sock) for name, sock in zip(names, sockets, strict=True)
     ]

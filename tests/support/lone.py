@@ -59,6 +59,7 @@ class Verbs:
         kill: bool,
         patience: float,
         answer: Answer,
+        stop_signal: int | None = None,
     ) -> None:
         answer.refuse("can't stop a process: there is no manager")
 

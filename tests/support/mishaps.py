@@ -139,13 +139,14 @@ REACH: dict[State, Reach] = {
     State.STOP: Reach(),
     State.RESPAWN: Reach(on_the_way=State.STOP, then=MISHAPS["new killed"]),
     State.UNDO: Reach(on_the_way=State.HOLD, then=lambda scene: scene.command.send_signal(signal.SIGINT)),
+    State.SWEEP: Reach(on_the_way=State.HOLD, then=lambda scene: scene.command.send_signal(signal.SIGINT)),
 }
 
 
 def applies(state: State, mishap: str) -> bool:
     """Whether there is somebody for *mishap* to befall at *state*."""
     if mishap.startswith("new"):
-        return state is not State.START
+        return state not in (State.START, State.SWEEP)
     return not (mishap.startswith("old") and state is State.RESPAWN)
 
 

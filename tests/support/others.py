@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import venv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,3 +82,16 @@ def squatted(uid: int, other: int) -> Iterator[None]:
     finally:
         for path in Path("/tmp").glob(f"sockshare-{uid}*"):
             shutil.rmtree(path)
+
+
+@contextmanager
+def everybodys_python() -> Iterator[str]:
+    """The path of an interpreter that all users may execute, with what is installed for ours."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        venv.create(directory, symlinks=False)
+        [packages] = Path(directory).glob("lib/python*/site-packages")
+        (packages / "ours.pth").write_text(
+            "".join(f"import site; site.addsitedir({path!r})\n" for path in sys.path if path)
+        )
+        yield f"{directory}/bin/python"

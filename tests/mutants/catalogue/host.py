@@ -302,4 +302,21 @@ HOST = (
         f"{_TESTS}/test_versions.py::test_messages_of_a_later_broker_are_passed_over",
         felt="an upgraded broker is killed again and again",
     ),
+    mutant(
+        "host: `sockshare` takes the program's environment",
+        "sockshare/host/launch.py",
+        'return [sys.executable, "-E", *own,',
+        "return [sys.executable, *own,",
+        "tests/e2e/test_environment.py::"
+        "test_program_has_the_environment_that_its_section_says_and_exec_takes_nothing_from_it",
+        felt="`exec` dies of another Python's pyzmq, again and again",
+    ),
+    mutant(
+        "host: other sockets end a reload",
+        _FILE,
+        "        if any(key.startswith(_RELOADS) for key in self._journal.records):\n",
+        "        if False:\n",
+        f"{_TESTS}/test_host.py::test_other_sockets_wait_for_the_end_of_a_reload",
+        felt="a reloadconfig of another section undoes the reload that runs",
+    ),
 )

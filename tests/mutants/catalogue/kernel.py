@@ -10,6 +10,14 @@ _LANES, _EPOLL, _GATE, _STRIKE = (f"{_KERNEL}/{name}.py" for name in ("lanes", "
 
 KERNEL = (
     mutant(
+        "kernel: address is another one's only if it is the same",
+        f"{_KERNEL}/occupants.py",
+        "    return one == other or one in anywhere or other in anywhere\n",
+        "    return one == other\n",
+        f"{_TESTS}/test_occupants.py::test_port_is_its_processs",
+        felt="who has 0.0.0.0:80 is not named when 127.0.0.1:80 can't be bound",
+    ),
+    mutant(
         "kernel: our sockets have their mode after bind",
         _LISTENERS,
         "        os.fchmod(sock.fileno(), mode)\n",
@@ -179,8 +187,8 @@ KERNEL = (
     mutant(
         "kernel: request that nobody read is cut off",
         _STRIKE,
-        "if any(waiting) or _BYTES_RECEIVED",
-        "if _BYTES_RECEIVED",
+        "if any(waiting) or _received",
+        "if _received",
         f"{_TESTS}/test_strike.py::test_connection_with_a_request_that_nobody_read_is_left_alone",
         felt="a drain loses requests that are in the socket's buffer",
     ),
@@ -261,10 +269,26 @@ KERNEL = (
     mutant(
         "kernel: removed shared socket is closed at once",
         f"{_KERNEL}/binding.py",
-        "    closing.close(sock, _CLOSED_WITHIN)",
-        "    sock.close()",
+        "    closing.close(sock, _CLOSED_WITHIN)\n    if path:",
+        "    sock.close()\n    if path:",
         f"{_TESTS}/test_closing.py::test_shared_socket_is_removed_although_what_waits_on_it_lingers",
         felt="`supervisorctl update` that removes a socket takes as long as a stranger likes",
+    ),
+    mutant(
+        "kernel: shared path is bound aside",
+        f"{_KERNEL}/binding.py",
+        "    sock.bind(path)\n    try:\n        os.link(path, private(path))",
+        "    sock.bind(private(path))\n    try:\n        os.link(private(path), path)",
+        f"{_TESTS}/test_reach.py::test_server_finds_its_socket_by_its_path",
+        felt="nginx and puma do not start on a unix path under supervisord",
+    ),
+    mutant(
+        "kernel: path is taken from a server that lives",
+        f"{_KERNEL}/reach.py",
+        "    if not stat.S_ISSOCK(found.st_mode) or connections.unix_sockets_at(found.st_ino & _FILE_BITS):",
+        "    if not stat.S_ISSOCK(found.st_mode):",
+        f"{_TESTS}/test_reach.py::test_path_is_published_again_where_it_is_nobody_s",
+        felt="a server that has bound the path itself loses its clients, again and again",
     ),
     # Who could change what is ours.
     mutant(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -37,12 +38,25 @@ def notify(text: bytes) -> None:
         sock.sendto(text, os.environ["NOTIFY_SOCKET"])
 
 
-time.sleep(BEHAVIOUR.get("import", 0.0))
+if BEHAVIOUR.get("import"):
+    Path(os.environ["APP_DIRECTORY"], f"importing-{VERSION}-{os.getpid()}").touch()
+    time.sleep(BEHAVIOUR["import"])
 if FAULT == "exit_at_import":
     print(f"{VERSION}: cannot import the database driver", file=sys.stderr, flush=True)
     sys.exit(1)
+if FAULT == "exit_zero":
+    sys.exit(0)
+if FAULT == "killed":
+    os.kill(os.getpid(), signal.SIGSEGV)
 if FAULT == "hang_at_import":
     time.sleep(3600)
+if FAULT == "closed":  # the shared socket, whose number uvicorn has in its command line
+    os.close(int(sys.argv[sys.argv.index("--fd") + 1]))
+    time.sleep(3600)
+if FAULT == "elsewhere":  # serves, but on a socket of its own
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        while True:
+            own.accept()
 if FAULT == "ready_then_exit":  # lies, and is gone before anybody can look
     notify(b"READY=1")
     threading.Timer(AFTER_READY, complain_and_exit).start()
@@ -69,7 +83,7 @@ async def asgi(
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
-    """``/`` answers at once, ``/slow`` after a second, ``/never`` not."""
+    """``/`` answers at once, ``/slow`` after a second (``/slow?N`` after N), ``/never`` not."""
     if scope["type"] == "lifespan":
         await receive()
         if FAULT == "never_register":
@@ -81,7 +95,7 @@ async def asgi(
         await send({"type": "lifespan.shutdown.complete"})
         return
     if scope["path"] in ("/slow", "/never"):
-        await asyncio.sleep(1 if scope["path"] == "/slow" else 3600)
+        await asyncio.sleep(float(scope["query_string"] or 1) if scope["path"] == "/slow" else 3600)
     answer = body()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -1,0 +1,1 @@
+"""Servers as they come, reloaded under load with what `auto` chooses by itself: ``python -m tests.servers``."""
