@@ -98,7 +98,7 @@ class Drainer:
         self._stopped = False
         self._watched: dict[int, _Watched] = {}  # by cookie
         self._ended: dict[int, _Watched] = {}  # those of which it is not known yet how
-        self._others: set[int] = set()  # cookies of connections that another process has
+        self._settled: set[int] = set()  # cookies of connections that another process has, or that are judged
         self._cost = Cost()
         self._unseen = 0
         self._owned: dict[int, tuple[int, int]] = {}  # inode: pid and descriptor
@@ -158,10 +158,11 @@ class Drainer:
         self._dead = True
         if not (self._searched or self._refusal):
             self._refusal = "it ended before anybody had looked"
-        deadline = time.monotonic() + _TOLD_WITHIN
+        began = time.monotonic()
+        deadline, soonest = began + _TOLD_WITHIN, began + _LOOK_EVERY
         while not self._refusal:
             self._look()
-            if not self._ended:
+            if not self._ended and time.monotonic() >= soonest:  # of some the kernel alone knows
                 break
             if time.monotonic() >= deadline:
                 self._judge_ended(at_last=True)
@@ -208,7 +209,7 @@ class Drainer:
         }
         self._search(frozenset(present), again=again)
         if self._ends is not None:
-            self._others.update(
+            self._settled.update(
                 one.cookie
                 for inode, (_, one) in present.items()
                 if inode in self._looked_for and inode not in self._owned
@@ -288,10 +289,10 @@ class Drainer:
             watched = self._ended.get(one.cookie) or self._watched.get(one.cookie)
             if watched is not None:
                 watched.last = one
-            elif self._dead and one.cookie not in self._others and one.info is not None:
+            elif self._dead and one.cookie not in self._settled and one.info is not None:
                 # It began and ended between two looks, as the process died: its, perhaps.
                 self._unseen += is_unanswered(_sample(one))
-            self._others.discard(one.cookie)
+            self._settled.discard(one.cookie)
 
     def _judge_ended(self, *, at_last: bool = False) -> None:
         for cookie, watched in list(self._ended.items()):
@@ -299,6 +300,8 @@ class Drainer:
             if end is None:
                 continue
             del self._ended[cookie]
+            if watched.last is None:  # else the kernel has told of it
+                self._settled.add(cookie)
             if end in (Fate.CUT, Fate.MET):
                 self._cost = total((self._cost, Cost(cut=1) if end is Fate.CUT else Cost(met=1)))
             elif end is Fate.UNSEEN and (self._stopping or not processes.alive(self.pid)):

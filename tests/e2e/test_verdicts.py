@@ -46,7 +46,7 @@ FLAPS = "exit_after_ready"
 #: What it may exit with where no version before serves; else it is rolled back, or has timed out.
 NOTHING_BEFORE = {
     "stopped": {ExitStatus.NOT_RUNNING},
-    "crash-looping": {ExitStatus.NOT_SERVING, ExitStatus.TIMED_OUT},
+    "crash-looping": {ExitStatus.NOT_SERVING, ExitStatus.TIMED_OUT, ExitStatus.NOT_RUNNING},  # by what it is at
 }
 
 
