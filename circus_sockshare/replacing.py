@@ -161,7 +161,9 @@ def install() -> None:
 
     @functools.wraps(send_signal)
     def note_and_send(self: Any, pid: int, signum: int) -> Any:
-        if pid in self.processes and signum in (*_ENDS, self.stop_signal):
+        # In its own round circus ends what is too many, as in a crash loop: that is nobody's stop.
+        by_itself = self.arbiter._exclusive_running_command == "manage_watchers"
+        if pid in self.processes and signum in (*_ENDS, self.stop_signal) and not by_itself:
             _told[pid] = time.monotonic()
             _told.move_to_end(pid)
             if len(_told) > _MOST_TOLD:

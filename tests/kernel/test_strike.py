@@ -98,6 +98,7 @@ def test_descriptor_that_is_another_socket_by_now_is_left_alone(pair: tuple[sock
 def test_connection_of_another_process_is_ended(pair: tuple[socket.socket, socket.socket]) -> None:
     """The duplicate is fetched out of that process, and is gone when it begins another program."""
     server, _ = pair
+    server.setblocking(True)  # for the other process too: it waits
     program = f"import socket; print(socket.socket(fileno={server.fileno()}).recv(9), flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", program], pass_fds=[server.fileno()], stdout=subprocess.PIPE, text=True
