@@ -65,17 +65,12 @@ def _closed(address: str) -> str:
 
 
 def _findings(facts: dict[str, Any], observer: Observer, signals: Mapping[str, int]) -> list[Finding]:
-    owned: dict[int, frozenset[int] | None] = {}
     for entry in facts["sockets"]:
         entry["closed"] = _closed(str(entry["address"]))
         # What has ended since it was looked at would seem to have nothing, and to be nobody's.
         entry["holders"] = [holder for holder in entry["holders"] if processes.alive(holder["pid"])]
         for holder in entry["holders"]:
             pid = holder["pid"]
-            if pid not in owned:
-                owned[pid] = observer.owned(pid)
-            its = owned[pid]
-            holder["open"] = None if its is None else entry["inode"] in its
             if holder["open"] is False and _waits_for_sockets(pid):
                 holder["open"] = None
             holder["refusal"] = observer.refusal(pid)

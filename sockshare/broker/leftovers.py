@@ -371,11 +371,11 @@ def _root(suspect: Suspect, origin: int | None, whose: _Whose) -> tuple[int, int
 
 
 def _kill(family: Iterable[tuple[int, int]]) -> None:
-    for pid, start in family:
+    for one in family:
         with suppress(OSError):
-            pidfd = peers.pidfd_open(pid)
+            pidfd = peers.pidfd_open(one[0])
             try:
-                if peers.start_time(pid) == start:
+                if processes.is_same(one):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)

@@ -140,7 +140,7 @@ class Retirements:
 
     async def _take(self, name: str, facts: Mapping[str, Any], held: Sequence[Mapping[str, Any]]) -> None:
         spec = self._state.programs.get(name)
-        if self._state.mistakes or spec is None or not (spec.sockets or spec.ready != "auto"):
+        if self._state.mistakes or spec is None or (not spec.sockets and spec.ready == "auto"):
             has_none = "its section names no sockets, and not what shows that it is ready"
             why = "its configuration has mistakes" if self._state.mistakes else has_none
             log.warning("%s: circus stops processes without a hand-over: %s", name, why)

@@ -168,6 +168,20 @@ os._exit(0)
 """
 
 
+def serving(stack: ExitStack, listener: socket.socket) -> subprocess.Popen[bytes]:
+    """`SERVER` on *listener*; it is ended with *stack*."""
+    server = stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    )
+    stack.callback(server.kill)
+    return server
+
+
 @pytest.mark.parametrize(
     ("how", "may_hear", "cost"),
     [
@@ -192,16 +206,7 @@ def test_end_of_a_process_is_looked_at(
 
     async def body() -> None:
         with ExitStack() as stack, listening() as (listener, address):
-            number = str(listener.fileno())
-            server = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", SERVER, number],
-                    pass_fds=[listener.fileno()],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-            )
-            stack.callback(server.kill)
+            server = serving(stack, listener)
             assert server.stdin is not None
             assert server.stdout is not None
             clients = [socket.create_connection(listener.getsockname(), TIMEOUT) for _ in range(2)]
@@ -242,15 +247,7 @@ def test_request_that_came_between_the_last_look_and_the_end_is_not_called_answe
 
     async def body() -> None:
         with ExitStack() as stack, listening() as (listener, address):
-            server = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", SERVER, str(listener.fileno())],
-                    pass_fds=[listener.fileno()],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-            )
-            stack.callback(server.kill)
+            server = serving(stack, listener)
             assert server.stdin is not None
             assert server.stdout is not None
             drainer = Drainer(server.pid, [address])
