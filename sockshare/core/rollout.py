@@ -563,13 +563,13 @@ class Rollout:
             return again
         if turn.state in _LEAVING:
             return self._enter_leaving_again(turn, now)
-        if turn.state is State.RESPAWN and turn.newcomer_gone:
-            return [self._find(turn)]
         if turn.state is State.UNDO:
             return self._enter_undo(turn, now)
         if turn.state is State.SWEEP:
             return self._enter_sweep(turn)
-        return []
+        # The manager was asked to have one process less, and what it answered went to the broker before.
+        effects = self._ask(turn) if turn.old_gone and turn.overlaps else []
+        return [*effects, self._find(turn)] if turn.state is State.RESPAWN and turn.newcomer_gone else effects
 
     def _enter_leaving_again(self, turn: Turn, now: float) -> list[Effect]:
         if turn.state is State.STOP:
@@ -807,9 +807,15 @@ class Rollout:
 
     def _give_up(self, turn: Turn, now: float) -> list[Effect]:
         if turn.is_without_old and turn.old is not None and turn.newcomer is not None:
-            self._end(turn)  # there is nobody to go back to, and the new one has the place already
-            return []
+            return self._leave(turn, now)  # there is nobody to go back to, and the new one has the place already
         return self._enter_undo(turn, now)
+
+    def _leave(self, turn: Turn, now: float) -> list[Effect]:
+        """Nothing more comes of *turn*, when the manager knows that it has one process less."""
+        if turn.overlaps:
+            return self._enter_stop(turn, now)
+        self._end(turn)
+        return []
 
     def _end(self, turn: Turn) -> None:
         self._turns.remove(turn)
@@ -840,17 +846,15 @@ class Rollout:
 
     def _not_respawned(self, turn: Turn, event: StartRefused, now: float) -> list[Effect]:
         reason = f"{turn.lost}, with no old process to go back to; {event.reason}"
-        return self._fail(turn, ExitStatus.NOT_SERVING, reason)
+        self._failed, turn.newcomer, turn.newcomer_gone = turn.newcomer, None, ""
+        return [*self._fail(None, ExitStatus.NOT_SERVING, reason), *self._leave(turn, now)]
 
     def _gone_in_respawn(self, turn: Turn, event: Gone, now: float) -> list[Effect]:
         if turn.newcomer_gone or turn.newcomer is None or event.pid != turn.newcomer.pid:
             return []
         turn.newcomer_gone = event.reason
         turn.lost = f"{_named(turn.newcomer)} {event.reason}"
-        if turn.stopped:
-            self._end(turn)
-            return []
-        return [self._find(turn)]
+        return self._leave(turn, now) if turn.stopped else [self._find(turn)]
 
     def _tick_respawn(self, turn: Turn, event: Tick, now: float) -> list[Effect]:
         if not _due(turn, now):
@@ -990,7 +994,7 @@ class Rollout:
         if not turn.settled:
             reason = turn.silence or "the manager does not answer"
             reason += "; the new process serves, and the old one is stopped as soon as it does"
-            return self._answer(turn, reason, now)
+            return self._answer(turn, self._failure[1] or reason, now)
         old = "it" if turn.old is None else _named(turn.old)
         reason = f"{old} has not ended {self.plan.stop_timeout + _STOP_GRACE:g} s after its stop signal"
         return self._fail(turn, ExitStatus.TIMED_OUT, reason)
@@ -1154,7 +1158,8 @@ class Rollout:
         if turn.old_gone and turn.old is not None and turn.newcomer is not None:
             # There is nobody to go back to, and the new one has the place already.
             reason += f"; and {_named(turn.old)} has died meanwhile, so that the new process stays"
-            return self._fail(turn, ExitStatus.NOT_SERVING, reason)
+            self._failed = turn.newcomer
+            return [*self._fail(None, ExitStatus.NOT_SERVING, reason), *self._leave(turn, now)]
         others = [one for one in self._turns if one is not turn and one.state in _LEAVING]
         if self._replaced or others:
             done = len(self._replaced) + len(others)

@@ -540,13 +540,16 @@ def test_new_process_has_the_place_of_an_old_one_that_died_before_the_switch() -
     assert drive.feed(Started(NEW[0]))[-1] == place
     drive = Drive(plan()).to_warm()
     assert drive.feed(Gone(11)) == [Resume(21), place]
-    assert drive.restart() == []
+    assert drive.restart() == [place]  # what the manager answered went to the broker before
     assert drive.feed(Settled()) == []
+    assert drive.restart() == []
     assert drive.feed(Gone(21))[-1] == Find(known=(11, 21))
     for stage in ("to_warm", "to_hold"):
         drive = Drive(plan())
         getattr(drive, stage)()
         drive.feed(Gone(11), Cancelled("interrupted"))
+        assert drive.feed(Settled()) == [place]  # it is asked once more: what it was asked was another question
+        drive.feed(Settled())
         assert drive.finish.exit is ExitStatus.NOT_SERVING
         assert (
             drive.finish.reason == "interrupted; and web:1 (pid 11) has died meanwhile, so that the new process stays"
@@ -1201,14 +1204,43 @@ def test_broker_can_ask_who_takes_part() -> None:
     assert rollout.processes == [*FOUR[2:], FOUR[0], NEXT[0], FOUR[1], NEXT[1]]
 
 
-def test_question_of_a_turn_that_has_ended_is_not_asked() -> None:
+def test_manager_that_does_not_answer_is_asked_until_it_has_one_process_less() -> None:
+    """Or it would have one too many from then on: where the new one stays, and where nothing is left."""
+    place = Settle(retire=(), known=(11, 21), size=1, kill=False)
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11), Cancelled("interrupted"))
+    assert drive.feed(SettleRefused("no answer", silent=True)) == [place]
+    assert drive.feed(SettleRefused("no answer", silent=True)) == [place]
+    drive.after(10.0)
+    assert drive.finish.exit is ExitStatus.INTERNAL
+    assert drive.finish.reason == "interrupted; and web:1 (pid 11) has died meanwhile, so that the new process stays"
+    assert [report.step for report in drive.feed(Settled())] == ["stop"]
+    assert drive.state is State.ENDED
+
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11), SettleRefused("no answer", silent=True), Gone(21, "died"))
+    assert drive.feed(SettleRefused("no answer", silent=True)) == []
+    assert drive.after(30.0)[-1] == Settle(retire=(), known=(11,), size=1, kill=False)
+    drive.feed(Settled())
+    assert drive.finish.exit is ExitStatus.NOT_SERVING
+    assert drive.finish.reason.startswith("web:3 (pid 21) died, with no old process to go back to")
+
+    drive = Drive(plan()).to_warm()
+    drive.feed(Gone(11), SettleRefused("no answer", silent=True), Gone(21, "died"), Started(NEW[1]))
+    drive.feed(SettleRefused("no answer", silent=True), Stopped(22))
+    assert drive.feed(Gone(22))[-1].__class__ is Settle
+
+
+def test_question_of_a_turn_that_is_over_is_asked_all_the_same() -> None:
     """It was given up before the manager had answered what it was asked before."""
     drive = Drive(overlapping(drain="it would die", drain_timeout=20.0)).to_drain(NEXT[0]).to_warm(NEXT[1])
     assert drive.feed(Drained("nothing left", 99)) == []
     assert drive.feed(Drained("nothing left", 11))[-1].__class__ is Settle
     assert drive.feed(Gone(12)) == [Resume(22)]  # that its place is the new one's is to be said later
     drive.feed(Cancelled("interrupted"))
-    assert drive.feed(Settled()) == [
+    assert drive.feed(Settled()) == [Settle(retire=(), known=(11, 12, 13, 14, 21, 22), size=4, kill=False, turn=1)]
+    assert drive.feed(Settled(turn=1)) == [
+        Report("stop", Process(12, "web:2"), 1.3),
         Report("failed", NEXT[1], 1.3, drive.finish.reason),
         drive.finish,
     ]
@@ -1793,7 +1825,9 @@ class AnyOrder(RuleBasedStateMachine):
     def never_are_two_generations_left(self) -> None:
         if not self.is_over or self.refused or any(isinstance(effect, Settle) for effect in self.todo):
             return
-        assert len(self.alive - self.stopping) <= max(self.size, len(self.rollout.plan.old)), self.alive
+        most = max(self.size, len(self.rollout.plan.old))
+        assert len(self.alive - self.stopping) <= most, self.alive
+        assert self.counted <= most, "the manager would start one more"
 
     @invariant()
     def manager_stops_nobody_by_itself(self) -> None:
