@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from sockshare.core.cost import Cost, Fate, fate, is_unanswered, total
-from sockshare.core.idleness import History, Sample, Verdict
+from sockshare.core.idleness import History, Sample, Verdict, is_answered
 from sockshare.kernel import closing, connections, listeners, processes, strike
 from sockshare.kernel.connections import Connection, Ends
 
@@ -341,8 +341,9 @@ class Drainer:
         assert watched.struck is not None
         sample = watched.history.last
         is_idle = watched.history.verdict is Verdict.IDLE
-        if sample.bytes_sent > watched.struck.bytes_sent and is_idle:
-            watched.struck, watched.struck_at = sample, now
+        if sample.bytes_sent > watched.struck.bytes_sent and (is_idle or is_answered(sample)):
+            read = sample.bytes_received - sample.receive_queue
+            watched.struck, watched.struck_at = sample._replace(receive_queue=0, bytes_received=read), now
         is_unread = 0 < sample.receive_queue == sample.bytes_received - watched.struck.bytes_received
         if now - watched.struck_at >= _CLOSES_WITHIN and (is_idle or is_unread):
             watched.struck_at = now

@@ -63,6 +63,11 @@ def judge(sample: Sample) -> Verdict:
     return Verdict.UNKNOWN
 
 
+def is_answered(sample: Sample) -> bool:
+    """Whether its last answer has gone out as a whole, though another request has come after it."""
+    return sample.notsent == sample.unacked == 0 and sample.last_received <= sample.last_sent
+
+
 class History:
     """The samples of one connection over time."""
 

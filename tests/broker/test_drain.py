@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -147,6 +148,33 @@ def test_client_need_not_wait_for_a_server_that_leaves_an_ended_connection_open(
             await asyncio.wait_for(running, TIMEOUT)
 
     asyncio.run(body())
+
+
+def test_next_request_does_not_hide_that_a_server_reads_no_more() -> None:
+    """It has read one that came with the end, and the next one came before anybody had looked again."""
+    with ExitStack() as stack, listening() as (listener, address):
+        client, server = accepted(stack, listener)
+
+        def ask() -> None:
+            client.sendall(b"request")
+            assert server.recv(100) == b"request"
+            server.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+
+        def look_until(condition: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + TIMEOUT
+            while not condition():
+                assert time.monotonic() < deadline
+                drainer._look()
+
+        ask()
+        drainer = Drainer(os.getpid(), [address])
+        stack.callback(drainer._close)
+        drainer.end_idle()
+        look_until(lambda: has_ended(server))
+        ask()
+        client.sendall(b"request")
+        look_until(lambda: has_ended(client))
 
 
 #: Accepts two connections, reads a request from each, answers the first, and ends when told how.

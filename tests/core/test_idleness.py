@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sockshare.core.idleness import QUIET, History, Sample, Verdict, judge
+from sockshare.core.idleness import QUIET, History, Sample, Verdict, is_answered, judge
 
 #: A client asked, was answered and acknowledged it; some time ago, and nothing has moved since.
 ANSWERED = Sample(
@@ -42,6 +42,16 @@ TIE = ANSWERED._replace(last_received=80, last_sent=80, last_acknowledged=80)
 def test_one_moment_is_judged_by_the_first_rule_that_answers(rule: str, sample: Sample, verdict: Verdict) -> None:
     """Each rule of the order, with the sample that reaches it."""
     assert judge(sample) is verdict, rule
+
+
+def test_answer_that_has_gone_is_told_from_one_at_work() -> None:
+    """Though there is a request that was not read."""
+    asked = ANSWERED._replace(receive_queue=20, last_received=72)
+    assert is_answered(asked)
+    assert is_answered(TIE)
+    assert not is_answered(asked._replace(notsent=1))
+    assert not is_answered(asked._replace(unacked=1))
+    assert not is_answered(asked._replace(last_received=77))
 
 
 @pytest.mark.parametrize(

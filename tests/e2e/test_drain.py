@@ -101,7 +101,6 @@ def test_no_request_is_lost_by_servers_without_an_event_registration(
         assert_none_failed(load.stop(), since=reload.began, at_least=50)
 
 
-@pytest.mark.soak  # red in about one of five: one connection of 400 requests a second waits for the server after all
 def test_client_of_a_server_that_ignores_its_end_does_not_wait_for_that(circusd: Circusds) -> None:
     """As hypercorn: it reads no more, and closes the connection 5 s later; clients are shown the end before."""
     stage = circusd("lingering", watcher={**SHORT, "sockshare.drain": "observe"})
