@@ -132,7 +132,6 @@ def test_interrupt_at_any_moment_of_the_start_ends_in_a_sentence(host: Host, tmp
         assert one.returncode in (130, -signal.SIGINT, 5), said
         assert "Abort" not in said
         assert (one.returncode == 5) == ("cancelling" in said), said
-        # Python itself can be interrupted before the first line of ours: that is one frame, of no import.
-        assert "Traceback" not in said or said.count("File ") == 1, said
+        assert "Traceback" not in said, said
         ends.add(one.returncode)
     assert len(ends) > 1
