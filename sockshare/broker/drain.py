@@ -223,9 +223,10 @@ class Drainer:
             if watched is None:
                 watched = self._watched[one.cookie] = _Watched(family, one, now)
             watched.seen = one
-            if one.info is None:
+            sample = _sample(one)
+            if sample is None:
                 busy += 1
-            elif watched.history.add(_sample(one)) is Verdict.IDLE:
+            elif watched.history.add(sample) is Verdict.IDLE:
                 idle += 1
                 has_asked = watched.history.last.bytes_received > 0
                 if self._may_end and (has_asked or now - watched.since >= _ASKS_WITHIN):
@@ -289,9 +290,9 @@ class Drainer:
             watched = self._ended.get(one.cookie) or self._watched.get(one.cookie)
             if watched is not None:
                 watched.last = one
-            elif self._dead and one.cookie not in self._settled and one.info is not None:
+            elif self._dead and one.cookie not in self._settled and (sample := _sample(one)) is not None:
                 # It began and ended between two looks, as the process died: its, perhaps.
-                self._unseen += is_unanswered(_sample(one))
+                self._unseen += is_unanswered(sample)
             self._settled.discard(one.cookie)
 
     def _judge_ended(self, *, at_last: bool = False) -> None:
@@ -361,8 +362,9 @@ class Drainer:
         except OSError:
             return False  # it is closed
         try:
-            assert one.info is not None
-            return blow(duplicate, one.inode, one.info.bytes_received)
+            info = one.info
+            assert info is not None
+            return blow(duplicate, one.inode, info.bytes_received)
         except OSError as error:
             log.debug("pid %d: connection %d: %s", pid, one.inode, error)  # its client has closed it
             return False
@@ -396,9 +398,10 @@ def address_of(fd: int) -> Address | None:
         return Address(int(sock.family), port, host)
 
 
-def _sample(one: Connection) -> Sample:
+def _sample(one: Connection) -> Sample | None:
     info = one.info
-    assert info is not None
+    if info is None:
+        return None
     return Sample(
         receive_queue=one.receive_queue,
         notsent=info.notsent,

@@ -85,8 +85,17 @@ class Connection(NamedTuple):
     inode: int  # 0: no program has accepted it yet, or none has it any more
     receive_queue: int  # bytes that the program has not read
     send_queue: int  # bytes that the other side has not acknowledged
-    info: TcpInfo | None  # None: the kernel has forgotten, as of one in TIME_WAIT or FIN_WAIT2
+    counters: bytes  # struct tcp_info
     cookie: int = 0  # its number for ever: no other connection of this host has had it since boot, or will
+
+    @property
+    def info(self) -> TcpInfo | None:
+        """What `counters` say; None: the kernel has forgotten, as of one in TIME_WAIT or FIN_WAIT2. (Of thousands they
+        are kept unread: each object more makes a pause of Python's garbage collector longer.)"""
+        if len(self.counters) < _TCP_INFO.size:
+            return None
+        unpacked: tuple[int, ...] = _TCP_INFO.unpack_from(self.counters)
+        return TcpInfo(*unpacked)
 
 
 def established(
@@ -187,7 +196,7 @@ def _connection(body: bytes) -> Connection:
         inode,
         receive_queue,
         send_queue,
-        _tcp_info(_attribute(body, _MESSAGE.size, _INET_DIAG_INFO)),
+        _attribute(body, _MESSAGE.size, _INET_DIAG_INFO),
         cookie,
     )
 
@@ -268,13 +277,6 @@ def _make_room(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _WAITING)
     except PermissionError:  # it takes CAP_NET_ADMIN in the first user namespace: as much as net.core.rmem_max then
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WAITING)
-
-
-def _tcp_info(raw: bytes) -> TcpInfo | None:
-    if len(raw) < _TCP_INFO.size:
-        return None
-    unpacked: tuple[int, ...] = _TCP_INFO.unpack_from(raw)
-    return TcpInfo(*unpacked)
 
 
 def unix_clients(inode: int) -> list[int]:

@@ -1214,7 +1214,7 @@ def test_manager_that_does_not_answer_is_asked_until_it_has_one_process_less() -
     drive.after(10.0)
     assert drive.finish.exit is ExitStatus.INTERNAL
     assert drive.finish.reason == "interrupted; and web:1 (pid 11) has died meanwhile, so that the new process stays"
-    assert [report.step for report in drive.feed(Settled())] == ["stop"]
+    assert drive.feed(Settled()) == [Report("stop", OLD[0], 10.0)]
     assert drive.state is State.ENDED
 
     drive = Drive(plan()).to_warm()
