@@ -29,6 +29,8 @@ _OURS = {"supervisord": "[rpcinterface:sockshare]", "circusd": "[plugin:sockshar
 _LONGEST_COMMAND = 80
 #: So many managers are asked why at most, so many processes of one that has ended are shown, and are to be killed.
 _ASKED, _SHOWN, _KILLED = 32, 8, 64
+#: Seconds that a manager has for the start of its broker; and by which the times of a process and of a file may differ.
+_STARTS, _COARSE = 5.0, 0.03
 
 
 class Manager(NamedTuple):
@@ -125,8 +127,11 @@ def _why_no_point(one: Manager) -> str:
         changed = os.stat(one.file).st_mtime
     except OSError:  # written anew just now
         changed = time.time()
-    if _started(one.pid) < changed:
+    started = _started(one.pid)
+    if started + _COARSE < changed:
         return f"it has no broker: its configuration was changed since it was started; {again}"
+    if time.time() - started < _STARTS:
+        return "it has no broker yet: it was started just now; ask again"
     return f"it has no broker, though its configuration has {section}: its log has the reason"
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 
+from sockshare.cli.stage import wait_until
 from sockshare.client import dialogue, finding, managers
 from sockshare.client import door as doors
 from sockshare.core.errors import NoBroker
@@ -57,9 +58,9 @@ def running(directory: Path, name: str, *arguments: str, uid: int | None = None)
     ],
 )
 def test_manager_without_a_broker_is_told_by_its_configuration(
-    tmp_path: Path, name: str, arguments: list[str], section: str, does: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, arguments: list[str], section: str, does: str
 ) -> None:
-    """It has no section of ours; it has one since; it had one, and does not serve; it can't be read."""
+    """It has no section of ours; it has one since; it had one, and does not serve, or not yet; it can't be read."""
     file = tmp_path / "x.conf"
     include = "[include]\nfiles = *.more\n" if name == "supervisord" else "[circus]\ninclude = *.more\n"
     key, value = (
@@ -75,7 +76,10 @@ def test_manager_without_a_broker_is_told_by_its_configuration(
         (tmp_path / "our.more").write_text(f"[{section}]\n{key} = {value}\n")
         os.utime(file, (2_000_000_000, 2_000_000_000))
         assert managers.why_no_broker(one).endswith(f"was changed since it was started; {does}")
-        os.utime(file, (1, 1))
+        for written in (1.0, managers._started(one.pid)):
+            os.utime(file, (written, written))
+            assert managers.why_no_broker(one) == "it has no broker yet: it was started just now; ask again"
+        monkeypatch.setattr(managers, "_STARTS", 0.0)
         assert "its log has the reason" in managers.why_no_broker(one)
         file.unlink()
         assert "can't read its configuration" in managers.why_no_broker(one)
@@ -162,6 +166,8 @@ def test_not_more_is_looked_at_than_people_read(tmp_path: Path) -> None:
     orphans = [int(pid) for pid in started.stdout.split()]
     several = [subprocess.Popen(["supervisord", "100"], executable="/bin/sleep") for _ in range(3)]
     try:
+        # The kernel closes what Popen waits for before a process has its arguments.
+        wait_until(lambda: all(meeting.arguments(process.pid) for process in several), 5, "they are started", 0.001)
         said = dict(managers.reasons(2))
         told = [one for one in said if one.startswith("supervisord (pid")]
         assert len(told) <= 2

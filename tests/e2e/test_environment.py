@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.circusd import Circusd, circusd, wait_until
-from tests.support.supervisord import supervisord
+from sockshare.cli.stage import free_port
+from tests.e2e.test_causes import CLEAR, Causes
+from tests.support.circusd import APPS, Circusd, circusd, wait_until
+from tests.support.supervisord import Supervisord, supervisord
 
 #: Imported in our stead where the environment has a say, each ends the process.
 POISON = ("zmq/__init__", "json", "site", "encodings/__init__", "sockshare/__init__")
@@ -105,3 +107,52 @@ def test_program_has_the_environment_that_its_section_says_and_exec_takes_nothin
             assert {key: seen[key] for key in seen if not is_its_own(key) and key not in odd} == {
                 key: plain[key] for key in plain if key not in odd
             }
+
+
+def test_virtualenv_of_a_watcher_is_its_programs_alone(tmp_path: Path) -> None:
+    """circus puts its packages on PYTHONPATH: `exec` imports none of them, and the program has them."""
+    venv = tmp_path / "venv"
+    packages = venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    packages.mkdir(parents=True)
+    (venv / "bin").mkdir()
+    poison(packages)
+    with circusd("plain", leave=True) as stage:
+        with (stage.directory / "circus.ini").open("a") as file:
+            file.write(
+                f"[watcher:virtual]\ncmd = {COMMANDS['name']}\ncopy_env = True\nvirtualenv = {venv}\nrespawn = False\n"
+                "sockshare.sockets = web\nstdout_stream.class = FileStream\n"
+                f"stdout_stream.filename = {stage.directory}/virtual.out\n"
+            )
+        stage.start()
+        seen = shown(stage, "virtual")
+        assert seen["LISTEN_FDS"] == "1"
+        assert str(packages) in seen["PYTHONPATH"].split(os.pathsep)
+        assert seen["PATH"].startswith(f"{venv}/bin:")
+
+
+@pytest.mark.parametrize("manager", [circusd, supervisord])
+def test_command_beside_its_python_is_named_by_its_path(
+    manager: Callable[..., AbstractContextManager[Circusd]],
+) -> None:
+    """The manager was started by its path out of an environment, whose commands are not in its PATH."""
+    port = free_port()
+    command = f"uvicorn web:asgi --app-dir {APPS} --host 127.0.0.1 --port {port} --log-level warning"
+    is_circus = manager is circusd
+    watcher = {"cmd": command} if is_circus else {"command": command, "startretries": "0"}
+    with manager("plain", leave=True, watcher={**watcher, "sockshare.ready": "hold"}) as stage:
+        path = stage.environment["PATH"]
+        stage.environment["PATH"] = os.defpath
+        stage.start()
+        stage.environment["PATH"] = path
+        wait_until(lambda: stage.sockshare("doctor").returncode == 3, CLEAR, "there is a broker", 0.1)
+        causes = Causes(stage, stage.directory)
+        beside = f"{Path(sys.executable).parent}/uvicorn"
+        found = causes.finds("program web", "can't be started", f"write {beside} in its command")
+        if isinstance(stage, Supervisord):
+            stage.sections["program:web"]["command"] = f"{beside}{command.removeprefix('uvicorn')}"
+            stage.configure()
+        else:
+            ini = stage.directory / "circus.ini"
+            ini.write_text(ini.read_text().replace("= uvicorn", f"= {beside}"))
+        causes.obey(found)
+        stage.wait_for_answer(port, CLEAR)
