@@ -146,6 +146,9 @@ class Guard:
         if managed is not None:
             name = f"{managed.name} (pid {known.identity.pid})"
             self._deaths.append((self._loop.time(), managed.program, name))
+        for name, one in self._watched.items():
+            if one.fault is not None and one.fault.kind is Kind.TAKEN:  # by a socket of its own, perhaps
+                self._look(name)
 
     def facts(self, name: str) -> dict[str, Any]:
         """What `core.reachability` judges of the socket *name*, and what is shown of its mendings; looked up now."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -125,6 +126,39 @@ def test_path_and_port_are_reached_whatever_is_done_to_them(manager: str, path: 
         assert reload.names[-1] == "done"
         assert answers(("127.0.0.1", stage.port)) in stage.pids()
         assert stage.sockshare("status").returncode == 0
+
+
+@pytest.mark.parametrize("manager", ["circus", "supervisor"])
+def test_program_that_binds_the_path_itself_is_told_and_the_path_is_ours_again(manager: str, path: Path) -> None:
+    """A new version does: its reload fails, and the old one is reached by the path again; so it is after a restart."""
+    with staged(manager, "shutter", path, ready_timeout="2") as stage:
+        old = answers(str(path))
+        binds = stage.directory / "binds"
+        binds.touch()
+        reload = stage.reload()
+        assert reload.status == 6, reload
+        assert "no sign of its event registration of path" in reload.reason
+        assert answers(str(path)) == old
+        taken = f"socket path: {path} is another socket of pid"
+        done = stage.sockshare("doctor")
+        assert f"{taken} {reload.steps[0]['pid']} (python" in done.stdout, done
+
+        def restarted() -> int:
+            (pid,) = stage.pids()
+            os.kill(pid, signal.SIGKILL)
+            (new,) = wait_until(lambda: (pids := stage.pids()) and pid not in pids and pids, 10, "it is restarted", 0.02)
+            return int(new)
+
+        own = restarted()
+        done = wait_until(
+            lambda: f"{taken} {own} (" in (done := stage.sockshare("doctor")).stdout and done, 5, "it is said", 0.05
+        )
+        assert done.returncode == 3
+        assert stage.sockshare("status").returncode == 3
+        binds.unlink()
+        new = restarted()
+        wait_until(lambda: stage.sockshare("status").returncode == 0, 15, "all is well", 0.1)
+        assert answers(str(path)) == new
 
 
 @pytest.mark.parametrize("manager", ["circus", "supervisor"])

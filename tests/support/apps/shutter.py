@@ -1,6 +1,7 @@
 """Answers HTTP with its pid on every socket that it is given, and shuts those of some families down when it is stopped.
 
-``shutter.py FAMILY...``: AF_INET, AF_UNIX. A file ``calm`` in APP_DIRECTORY has it end without that.
+``shutter.py FAMILY...``: AF_INET, AF_UNIX. A file ``calm`` in APP_DIRECTORY has it end without that, and a file
+``binds`` has it serve a socket of its own at the path of the shared one, as servers do that know no other way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 sockets = [socket.socket(fileno=3 + number) for number in range(int(os.environ["LISTEN_FDS"]))]
+
+if Path(os.environ["APP_DIRECTORY"], "binds").exists():
+    os.unlink(os.environ["APP_PATH"])
+    own = socket.socket(socket.AF_UNIX)
+    own.bind(os.environ["APP_PATH"])
+    own.listen()
+    sockets = [own, *(sock for sock in sockets if sock.family != socket.AF_UNIX)]
 
 for sock in sockets:  # as servers do that look for what they have inherited by its path
     assert sock.family != socket.AF_UNIX or sock.getsockname() == os.environ["APP_PATH"], sock
