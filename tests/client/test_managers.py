@@ -76,7 +76,7 @@ def test_manager_without_a_broker_is_told_by_its_configuration(
         (tmp_path / "our.more").write_text(f"[{section}]\n{key} = {value}\n")
         os.utime(file, (2_000_000_000, 2_000_000_000))
         assert managers.why_no_broker(one).endswith(f"was changed since it was started; {does}")
-        for written in (1.0, managers._started(one.pid)):
+        for written in (1.0, managers._started(one.pid) + managers._COARSE / 2):
             os.utime(file, (written, written))
             assert managers.why_no_broker(one) == "it has no broker yet: it was started just now; ask again"
         monkeypatch.setattr(managers, "_STARTS", 0.0)

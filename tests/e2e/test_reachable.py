@@ -146,8 +146,8 @@ def test_program_that_binds_the_path_itself_is_told_and_the_path_is_ours_again(m
         def restarted() -> int:
             (pid,) = stage.pids()
             os.kill(pid, signal.SIGKILL)
-            (new,) = wait_until(lambda: (pids := stage.pids()) and pid not in pids and pids, 10, "it is restarted", 0.02)
-            return int(new)
+            new = wait_until(lambda: set(stage.pids()) - {pid}, 10, "it is restarted", 0.02)
+            return int(*new)
 
         own = restarted()
         done = wait_until(

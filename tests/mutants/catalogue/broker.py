@@ -22,6 +22,14 @@ BROKER = (
         felt="a server that shuts its listener down as it ends has all connections refused, for ever",
     ),
     mutant(
+        "broker: path of a process that has died stays taken",
+        f"{_BROKER}/guard.py",
+        "one.fault.kind is Kind.TAKEN:",
+        "one.fault.kind is None:",
+        "tests/e2e/test_reachable.py::test_program_that_binds_the_path_itself_is_told_and_the_path_is_ours_again",
+        felt="after a new version that bound the path itself was rolled back, clients are refused for a second",
+    ),
+    mutant(
         "broker: guard = warn repairs",
         f"{_BROKER}/guard.py",
         'if one.spec.guard != "repair":',
@@ -358,6 +366,22 @@ BROKER = (
         ">= _CLOSES_WITHIN:",
         f"{_TESTS}/test_drain.py::test_client_need_not_wait_for_a_server_that_leaves_an_ended_connection_open",
         felt="a request that came as its connection was ended is never answered, though its server does",
+    ),
+    mutant(
+        "broker: server that reads no more is waited for if it has answered once",
+        _DRAIN,
+        "(is_idle or is_answered(sample))",
+        "is_idle",
+        f"{_TESTS}/test_drain.py::test_next_request_does_not_hide_that_a_server_reads_no_more",
+        felt="a client of hypercorn waits 5 s for the end of its connection, now and then",
+    ),
+    mutant(
+        "broker: requests of others are ascribed to who ended",
+        _DRAIN,
+        "if inode in self._looked_for and inode not in self._owned",
+        "if False",
+        f"{_TESTS}/test_drain.py::test_request_of_another_process_that_ended_meanwhile_is_not_ascribed",
+        felt="a reload can't see whether requests were cut, because another process had some",
     ),
     mutant(
         "broker: closed connections are not asked about",

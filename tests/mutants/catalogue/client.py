@@ -9,6 +9,14 @@ _GIVING, _TAKING, _EXCHANGE, _SYNC = (f"{_CLIENT}/{name}.py" for name in ("givin
 
 CLIENT = (
     mutant(
+        "client: manager that was started just now has changed its configuration",
+        f"{_CLIENT}/managers.py",
+        "if started + _COARSE < changed:",
+        "if started <= changed:",
+        f"{_TESTS}/test_managers.py::test_manager_without_a_broker_is_told_by_its_configuration",
+        felt="who asks a second after the start is told to start the manager anew",
+    ),
+    mutant(
         "client: giver leaves without WITHDRAW",
         _GIVING,
         "            self._decide(outlet, list(outlet.transfers.values()), Kept.SHUT)\n",

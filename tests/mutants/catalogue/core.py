@@ -130,6 +130,22 @@ CORE = (
         kind=Kind.STOPPED,
     ),
     mutant(
+        "core: manager whose answer went to another broker is not asked again",
+        _ROLLOUT,
+        "effects = self._ask(turn) if turn.old_gone and turn.overlaps else []",
+        "effects: list[Effect] = []",
+        f"{_TESTS}/test_rollout.py::test_new_process_has_the_place_of_an_old_one_that_died_before_the_switch",
+        felt="after a reload in which the old process died and the broker was replaced, there is one process too many",
+    ),
+    mutant(
+        "core: manager has one process too many when a reload has failed",
+        _ROLLOUT,
+        "        if turn.overlaps:\n            return self._enter_stop(turn, now)",
+        "",
+        f"{_TESTS}/test_rollout.py::test_manager_that_does_not_answer_is_asked_until_it_has_one_process_less",
+        felt="after an interrupted reload whose old process has died the program has one process more for ever",
+    ),
+    mutant(
         "core: manager is not told whom it is to keep",
         _ROLLOUT,
         "known = tuple(process.pid for process in self._known() if process.pid not in retired)",
