@@ -42,10 +42,12 @@ _SPARING = 50
 _MEND_EVERY = 0.01
 #: Seconds that a server has to bind a path that it has removed: published again meanwhile, it would keep it from that.
 _BINDS_WITHIN = 0.01
-#: Seconds around which a death counts as the moment's, and that a process has to end in that shut a socket down.
-_AROUND = 0.5
+#: Seconds that a process has to end in that shut a socket down; and by which its death may have been heard of before.
+_ENDS_WITHIN, _HEARD_BEFORE = 0.5, 0.05
 #: Seconds between two searches through all processes for who did something to one socket.
 _SEEK_EVERY = 5.0
+#: Seconds at most that a search for who has a path's socket open takes.
+_SEEK_FOR = 0.5
 #: Seconds between two requests to the host to make a socket anew.
 _RENEW_EVERY = 10.0
 #: Seconds for which circusd, once asked, is taken to have a socket still.
@@ -254,7 +256,7 @@ class Guard:
             if one.fault is None or one.fault.kind is not found.kind:
                 one.since, one.by = self._loop.time(), ""
                 if found.kind in (Kind.SHUT_DOWN, Kind.CONNECTED):
-                    one.by = culprit(self._ended(name, one.since), self._stopping(name), (), complete=False)
+                    one.by = culprit(self._ended(name, one, found), self._stopping(name), (), complete=False)
                     self._run(self._find_culprit(name, one, found, one.since))
                 elif found.kind is Kind.TAKEN and one.place is not None:
                     self._run(self._find_owner(one, one.place))
@@ -344,8 +346,15 @@ class Guard:
 
     # Who it was.
 
-    def _ended(self, name: str, moment: float) -> list[str]:
-        return [who for at, program, who in self._deaths if abs(at - moment) <= _AROUND and self._uses(program, name)]
+    def _ended(self, name: str, one: _Watched, fault: Fault) -> list[str]:
+        """Who ended as *fault* was brought about, of the processes that have the socket by their section."""
+        # Of a shutdown the kernel tells at once.
+        before = _HEARD_BEFORE if fault.kind is Kind.SHUT_DOWN else _LOOK_EVERY
+        return [
+            who
+            for at, program, who in self._deaths
+            if -before <= at - one.since <= _ENDS_WITHIN and self._uses(program, name)
+        ]
 
     def _stopping(self, name: str) -> list[str]:
         found = [self._roster.managed(pid) for pid in self._replaced()]
@@ -354,9 +363,9 @@ class Guard:
     async def _find_culprit(self, name: str, one: _Watched, fault: Fault, moment: float) -> None:
         stopping = self._stopping(name)
         names, complete = await self._find_holders(one)
-        await asyncio.sleep(max(0.0, moment + _AROUND - self._loop.time()))
+        await asyncio.sleep(max(0.0, moment + _ENDS_WITHIN - self._loop.time()))
         if one.since == moment:
-            one.by = culprit(self._ended(name, moment), stopping, names, complete=complete)
+            one.by = culprit(self._ended(name, one, fault), stopping, names, complete=complete)
             log.warning("%s: %s%s", name, fault.sentence, _by(one.by))
 
     async def _find_holders(self, one: _Watched) -> tuple[list[str], bool]:
@@ -426,7 +435,7 @@ def _by(who: str) -> str:
 def _owners(path: str) -> list[str]:
     """Who has the socket at *path* open."""
     inodes = reach.sockets_at(path)
-    found = holders.scan(inodes, _AROUND).holders if inodes else {}
+    found = holders.scan(inodes, _SEEK_FOR).holders if inodes else {}
     return [_shown(pid) for pid in sorted(found)]
 
 

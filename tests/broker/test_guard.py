@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sockshare.broker.guard import _as_socket
+from sockshare.broker import guard
 from sockshare.cli.stage import free_port
 from sockshare.kernel import binding, reach
 from sockshare.kernel.binding import Binding
@@ -64,7 +64,8 @@ CHILD = """
 import socket, sys
 sock = socket.socket(fileno=int(sys.argv[1]))
 while words := sys.stdin.readline():
-    sock.shutdown(socket.SHUT_RDWR)
+    if "shut" in words:
+        sock.shutdown(socket.SHUT_RDWR)
     if "end" in words:
         break
 """
@@ -82,6 +83,10 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.write(words + b"\n")
         self._process.stdin.flush()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self._process.wait(10)
 
 
 @contextmanager
@@ -182,6 +187,24 @@ def test_process_that_ended_is_the_culprit_where_several_have_it() -> None:
         assert entries(dialogue)["web"]["mended"]["times"] == 2
 
 
+def test_process_that_ended_before_is_not_the_culprit() -> None:
+    """As the old one of the reload before, a moment ago."""
+    sock = made(f"tcp://127.0.0.1:{free_port()}")
+    with (
+        stage(shared={"web": ({}, sock)}) as one,
+        asking(one) as dialogue,
+        child(one, "web_1", sock) as first,
+        child(one, "web_2", sock) as second,
+    ):
+        entries(dialogue)  # now they are known
+        second.send(b"end")
+        second.wait()
+        time.sleep(guard._HEARD_BEFORE)  # so much before
+        first.send(b"shut")
+        its = f"by web_1 (pid {first.pid}), the only process that "
+        until(lambda: any(its in sentence for _, sentence in said(dialogue, "web")), "it is known", 3)
+
+
 def test_next_broker_mends_what_was_broken_meanwhile(tmp_path: Path) -> None:
     """A broker that is not there sees nothing; the next one looks as it begins."""
     path = tmp_path / "s"
@@ -258,7 +281,7 @@ def test_socket_is_looked_at_where_no_descriptor_is_left() -> None:
         try:
             with pytest.raises(OSError, match="Too many open files"):
                 os.dup(sock.fileno())
-            with _as_socket(sock.fileno()) as seen:
+            with guard._as_socket(sock.fileno()) as seen:
                 assert reach.look(seen, None) is None
                 assert reach.load(seen).length == 0
         finally:
