@@ -1122,9 +1122,7 @@ class Rollout:
     def _ask_next(self) -> list[Effect]:
         effects: list[Effect] = []
         while self._asking and self._asked is None:
-            turn = self._asking.pop(0)
-            if turn in self._turns:
-                effects += self._ask(turn)
+            effects += self._ask(self._asking.pop(0))
         return effects
 
     def _ask_again(self, turn: Turn, reason: str, now: float) -> list[Effect]:
