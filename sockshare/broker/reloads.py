@@ -605,7 +605,18 @@ class Reload:
             self._feed(steps.Swept(of=effect.pid, unseen=error.strerror or str(error)))
             return
         left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program, runs=False)}" for one in outcome.left)
-        self._feed(steps.Swept(", ".join(map(str, outcome.ended)), left, effect.pid, outcome.cost))
+        ended = ", ".join(map(str, outcome.ended))
+        old_serves = effect.pid is None or await self._old_serves()
+        self._feed(steps.Swept(ended, left, effect.pid, outcome.cost, old_serves=old_serves))
+
+    async def _old_serves(self) -> bool:
+        """Whether the old process that stays was seen to serve as the reload began, or is now; or it can't be seen."""
+        before, sockets, old = self._expectation.before, self._expectation.sockets, self._rollout.old
+        managed = None if old is None else self._services.roster.managed(old.pid)
+        if managed is None or before.said or before.registered or not sockets:
+            return True
+        now = await self._services.registrations.evidence(managed, sockets, patient=True)
+        return bool(now.unseen) or self._expectation.shown_by(now) is not None
 
     async def _remember_family(self, pid: int) -> None:
         """Have the tree of *pid*, which is about to be stopped, known when it is not below it any more."""

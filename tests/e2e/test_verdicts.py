@@ -7,6 +7,7 @@ what one sees who connects.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -43,11 +44,14 @@ CLIENTS = 8
 SETTLES = 12.0
 #: The one that serves for a moment each time that it is started.
 FLAPS = "exit_after_ready"
-#: What it may exit with where no version before serves; else it is rolled back, or has timed out.
-NOTHING_BEFORE = {
+#: What it may exit with where no version before serves, or not yet; else it is rolled back, or has timed out.
+STATUSES = {
     "stopped": {ExitStatus.NOT_RUNNING},
     "crash-looping": {ExitStatus.NOT_SERVING, ExitStatus.TIMED_OUT, ExitStatus.NOT_RUNNING},  # by what it is at
+    "importing": {ExitStatus.NOT_SERVING, ExitStatus.ROLLED_BACK, ExitStatus.TIMED_OUT},  # by what it has come to
 }
+
+NOTHING_BEFORE = ("stopped", "crash-looping")
 
 
 class Seen(NamedTuple):
@@ -175,7 +179,7 @@ def test_what_is_said_of_a_broken_version_is_what_clients_see(
         _begin(stage, before, count)
         stage.deploy("broken", fault)
         reload = stage.reload()
-        assert reload.status in NOTHING_BEFORE.get(before, {ExitStatus.ROLLED_BACK, ExitStatus.TIMED_OUT}), reload
+        assert reload.status in STATUSES.get(before, {ExitStatus.ROLLED_BACK, ExitStatus.TIMED_OUT}), reload
         assert "done" not in reload.names, reload
         if before == "importing":
             wait_until(lambda: _clients(stage) == {"v1"}, 20, "the one before serves", 0.1)
@@ -186,3 +190,20 @@ def test_what_is_said_of_a_broken_version_is_what_clients_see(
         seen = _agreed(stage, reload, has_leftovers=before == "orphaned")
         assert seen.before == ({""} if before in NOTHING_BEFORE else {"v1"}), f"{reload}\n{seen}"
         assert "Traceback (most recent" not in reload.stderr, reload
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_rollback_to_a_version_that_serves_nobody_is_not_called_one(manager: str) -> None:
+    """It lives, and that is all: 5 would say that it serves."""
+    with MANAGERS[manager]("uvicorn", leave=True) as stage:
+        stage.deploy("v0", import_seconds=100.0)
+        stage.start()
+        wait_until(lambda: [*stage.directory.glob("importing-v0-*")], 20, "it is loading")
+        wait_until(lambda: stage.sockshare("status").returncode == 3, 20, "there is a broker", 0.05)
+        (old,) = stage.pids()
+        stage.deploy("broken", "exit_at_import", import_seconds=0.0)
+        reload = stage.reload()
+        assert reload.status == ExitStatus.NOT_SERVING, reload
+        assert re.search(rf"web\S* \(pid {old}\), which stays, is not seen to serve$", reload.reason), reload
+        assert "rolled_back" not in reload.names
+        assert stage.pids() == [old]

@@ -146,6 +146,14 @@ CORE = (
         felt="after an interrupted reload whose old process has died the program has one process more for ever",
     ),
     mutant(
+        "core: what serves nobody is rolled back to",
+        _ROLLOUT,
+        "turn.old is not None and not swept.old_serves:",
+        "turn.old is None and not swept.old_serves:",
+        f"{_TESTS}/test_rollout.py::test_rolled_back_is_only_called_what_serves",
+        felt="a reload says that the old version serves, which crashes again and again",
+    ),
+    mutant(
         "core: manager is not told whom it is to keep",
         _ROLLOUT,
         "known = tuple(process.pid for process in self._known() if process.pid not in retired)",
