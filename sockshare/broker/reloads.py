@@ -606,17 +606,18 @@ class Reload:
             return
         left = "; ".join(f"{one} on {one.socket}: {one.remedy(self.program, runs=False)}" for one in outcome.left)
         ended = ", ".join(map(str, outcome.ended))
-        old_serves = effect.pid is None or await self._old_serves()
-        self._feed(steps.Swept(ended, left, effect.pid, outcome.cost, old_serves=old_serves))
+        unserved = "" if effect.pid is None else await self._unserved()
+        self._feed(steps.Swept(ended, left, effect.pid, outcome.cost, unserved=unserved))
 
-    async def _old_serves(self) -> bool:
-        """Whether the old process that stays was seen to serve as the reload began, or is now; or it can't be seen."""
+    async def _unserved(self) -> str:
+        """The sockets that the old process, which stays, does not serve: it was not seen to as the reload began, nor is
+        now. Empty where that can't be seen."""
         before, sockets, old = self._expectation.before, self._expectation.sockets, self._rollout.old
         managed = None if old is None else self._services.roster.managed(old.pid)
-        if managed is None or before.said or before.registered or not sockets:
-            return True
+        if managed is None or before.said or before.registered:
+            return ""
         now = await self._services.registrations.evidence(managed, sockets, patient=True)
-        return bool(now.unseen) or self._expectation.shown_by(now) is not None
+        return "" if now.unseen or self._expectation.shown_by(now) else ", ".join(sorted(sockets))
 
     async def _remember_family(self, pid: int) -> None:
         """Have the tree of *pid*, which is about to be stopped, known when it is not below it any more."""

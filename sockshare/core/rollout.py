@@ -1072,8 +1072,8 @@ class Rollout:
                 beside = f"can't see whether what it has left serves beside the old one: {swept.unseen}"
             reason = f"{self._failure[1] or turn.stopped}; {beside}"
             self._failure, self._result = (ExitStatus.NOT_SERVING, reason), "failed"
-        elif self._failure[0] is ExitStatus.ROLLED_BACK and turn.old is not None and not swept.old_serves:
-            reason = f"{self._failure[1]}; and {_named(turn.old)}, which stays, is not seen to serve"
+        elif self._failure[0] is ExitStatus.ROLLED_BACK and turn.old is not None and swept.unserved:
+            reason = f"{self._failure[1]}; and {_named(turn.old)}, which stays, is not seen to serve {swept.unserved}"
             self._failure, self._result = (ExitStatus.NOT_SERVING, reason), "failed"
         if self._result == "rolled_back":
             self._failed = turn.old

@@ -161,8 +161,8 @@ class Swept:
     """Of what was left over, *ended* has been ended, and *left* serves still; in words, empty for nothing. *unseen* is
     why it can't be seen whether anything is left.
 
-    *of* is the pid that `Sweep` named; *cost* is what the ends have cost (None: nothing was to be ended). *old_serves*:
-    the old process, which stays, was seen to serve, or nothing of it can be seen.
+    *of* is the pid that `Sweep` named; *cost* is what the ends have cost (None: nothing was to be ended). *unserved*
+    names the sockets that the old process, which stays, is not seen to serve.
     """
 
     ended: str = ""
@@ -170,7 +170,7 @@ class Swept:
     of: int | None = None
     cost: Cost | None = None
     unseen: str = ""
-    old_serves: bool = True
+    unserved: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,8 @@ def test_sockets_come_and_go(circusd: Circusds) -> None:
     # What serves the old one is no sign that a version serves the new one.
     stage.deploy("crash", "exit_at_import", import_seconds=1.5)
     failed = stage.reload(program="api")
-    assert (failed.status, "ready" in failed.names) == (5, False), failed
+    assert (failed.status, "ready" in failed.names) == (3, False), failed
+    assert failed.reason.endswith(", which stays, is not seen to serve api")
     assert stage.ask(first) == "v1"
     stage.deploy("v2")
     assert stage.reload(program="api").status == 0

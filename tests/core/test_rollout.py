@@ -1534,13 +1534,13 @@ def test_what_is_known_later_of_a_death_is_of_that_process_alone() -> None:
 
 def test_rolled_back_is_only_called_what_serves() -> None:
     """An old one that crashes again and again may live at that moment."""
-    for old_serves, exit_status in ((True, ExitStatus.ROLLED_BACK), (False, ExitStatus.NOT_SERVING)):
-        drive = Drive(plan(), swept=Swept(old_serves=old_serves)).to_warm()
+    for unserved, exit_status in (("", ExitStatus.ROLLED_BACK), ("web", ExitStatus.NOT_SERVING)):
+        drive = Drive(plan(), swept=Swept(unserved=unserved)).to_warm()
         drive.feed(Gone(21, "exited with status 0"), Settled())
         assert drive.finish.exit is exit_status
-        assert drive.finish.result == ("rolled_back" if old_serves else "failed")
-        assert ("web:1 (pid 11), which stays, is not seen to serve" in drive.finish.reason) == (not old_serves)
-    drive = Drive(plan(), swept=Swept(old_serves=False)).to_warm()
+        assert drive.finish.result == ("failed" if unserved else "rolled_back")
+        assert ("; and web:1 (pid 11), which stays, is not seen to serve web" in drive.finish.reason) == bool(unserved)
+    drive = Drive(plan(), swept=Swept(unserved="web")).to_warm()
     drive.after(30.0)
     drive.feed(Settled(), Gone(21))
     assert drive.finish.exit is ExitStatus.TIMED_OUT

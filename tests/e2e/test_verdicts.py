@@ -204,6 +204,6 @@ def test_rollback_to_a_version_that_serves_nobody_is_not_called_one(manager: str
         stage.deploy("broken", "exit_at_import", import_seconds=0.0)
         reload = stage.reload()
         assert reload.status == ExitStatus.NOT_SERVING, reload
-        assert re.search(rf"web\S* \(pid {old}\), which stays, is not seen to serve$", reload.reason), reload
+        assert re.search(rf"web\S* \(pid {old}\), which stays, is not seen to serve web$", reload.reason), reload
         assert "rolled_back" not in reload.names
         assert stage.pids() == [old]

@@ -148,8 +148,8 @@ CORE = (
     mutant(
         "core: what serves nobody is rolled back to",
         _ROLLOUT,
-        "turn.old is not None and not swept.old_serves:",
-        "turn.old is None and not swept.old_serves:",
+        "turn.old is not None and swept.unserved:",
+        "turn.old is None and swept.unserved:",
         f"{_TESTS}/test_rollout.py::test_rolled_back_is_only_called_what_serves",
         felt="a reload says that the old version serves, which crashes again and again",
     ),
