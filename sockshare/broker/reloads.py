@@ -613,11 +613,15 @@ class Reload:
         """The sockets that the old process, which stays, does not serve: it was not seen to as the reload began, nor is
         now. Empty where that can't be seen."""
         before, sockets, old = self._expectation.before, self._expectation.sockets, self._rollout.old
-        managed = None if old is None else self._services.roster.managed(old.pid)
-        if managed is None or before.said or before.registered:
+        if old is None or before.said or before.registered:
             return ""
-        now = await self._services.registrations.evidence(managed, sockets, patient=True)
-        return "" if now.unseen or self._expectation.shown_by(now) else ", ".join(sorted(sockets))
+        managed = self._services.roster.managed(old.pid)
+        if managed is not None:
+            now = await self._services.registrations.evidence(managed, sockets, patient=True)
+            is_unseen = now.unseen and processes.alive(old.pid)  # one that has just died can't be looked into
+            if is_unseen or self._expectation.shown_by(now):
+                return ""
+        return ", ".join(sorted(sockets))
 
     async def _remember_family(self, pid: int) -> None:
         """Have the tree of *pid*, which is about to be stopped, known when it is not below it any more."""
