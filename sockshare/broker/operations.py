@@ -30,6 +30,7 @@ from sockshare.core.turns import Turns
 from sockshare.core.visibility import visible, visible_findings
 from sockshare.kernel.descriptors import are_gone
 from sockshare.kernel.meeting import user
+from sockshare.kernel.processes import alive
 
 from . import plans
 from .authority import Authority
@@ -270,7 +271,12 @@ class Operations:
         left = {process.pid for process in before.draining} if before is not None and before.only_drains else set()
         if not facts["active"]:
             raise NotRunning(f"can't reload {request.program}: it is not running; start it by its manager first")
-        standing = [one for one in facts["processes"] if not one.get("stopping") and one["pid"] not in left]
+        # One that has died is listed until its manager has buried it.
+        standing = [
+            one
+            for one in facts["processes"]
+            if not one.get("stopping") and one["pid"] not in left and alive(one["pid"])
+        ]
         expires = None if request.timeout is None else time.monotonic() + request.timeout
         plan, expectation = await plans.make(self._state, spec, facts, standing, key=request.key, expires=expires)
         if self._is_known(request):  # it was asked twice
@@ -296,6 +302,8 @@ class Operations:
         if before is not None and before.answer is None:
             await before.be_told()  # what is left over is its command's to hear of
             return await self._reload(caller, request)
+        if any(self._state.roster.managed(old.pid) is None for old in plan.old):
+            return await self._reload(caller, request)  # it has died as the plan was made, and nobody would hear of it
         follower = None if caller.route == HOST else caller
         self._reloading.begin(plan, expectation, facts.get("stderr"), follower)
         return None

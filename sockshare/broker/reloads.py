@@ -613,7 +613,7 @@ class Reload:
         """The sockets that the old process, which stays, does not serve: it was not seen to as the reload began, nor is
         now. Empty where that can't be seen."""
         before, sockets, old = self._expectation.before, self._expectation.sockets, self._rollout.old
-        if old is None or before.said or before.registered:
+        if old is None or self._expectation.mode == "hold" or before.said or before.registered:
             return ""
         managed = self._services.roster.managed(old.pid)
         if managed is not None:

@@ -22,6 +22,14 @@ BROKER = (
         felt="a server that shuts its listener down as it ends has all connections refused, for ever",
     ),
     mutant(
+        "broker: process that has died is replaced",
+        f"{_BROKER}/operations.py",
+        ' and one["pid"] not in left and alive(one["pid"])',
+        ' and one["pid"] not in left',
+        f"{_TESTS}/test_operations.py::test_process_that_has_died_is_not_replaced_while_its_manager_has_yet_to_bury_it",
+        felt="a reload that is asked for as an old process ends waits 40 s for its end, and fails",
+    ),
+    mutant(
         "broker: path of a process that has died stays taken",
         f"{_BROKER}/guard.py",
         "one.fault.kind is Kind.TAKEN:",
