@@ -42,6 +42,7 @@ def stage() -> Iterator[Supervisord]:
 )
 def test_same_words_and_status_as_the_command_itself(stage: Supervisord, arguments: tuple[str, ...]) -> None:
     """supervisorctl prints and exits as `sockshare` does."""
+    wait_until(lambda: {one["state"] for one in stage.status()["programs"]} == {"RUNNING"}, 10, "no state is to change")
     theirs, ours = stage.ctl("sockshare", *arguments), stage.sockshare(*arguments)
     assert theirs.returncode == ours.returncode
     if "--json" not in arguments:  # it has times, and a count of refusals
