@@ -102,6 +102,20 @@ def child(one: Stage, name: str, sock: socket.socket) -> Iterator[Child]:
             del one.verbs.managed[process.pid]
 
 
+@contextmanager
+def shared_by_two() -> Iterator[tuple[door.Dialogue, Child, Child]]:
+    """A dialogue, and the known processes `web_1` and `web_2`, which have the socket `web` open."""
+    sock = made(f"tcp://127.0.0.1:{free_port()}")
+    with (
+        stage(shared={"web": ({}, sock)}) as one,
+        asking(one) as dialogue,
+        child(one, "web_1", sock) as first,
+        child(one, "web_2", sock) as second,
+    ):
+        entries(dialogue)  # now they are known
+        yield dialogue, first, second
+
+
 def test_each_socket_is_mended_by_its_guard(tmp_path: Path) -> None:
     """`repair` mends at once what can be mended, `warn` says it, `off` does not look; a path is as a port."""
     paths = {name: tmp_path / name for name in ("path", "kept")}
@@ -170,14 +184,7 @@ def test_each_socket_is_mended_by_its_guard(tmp_path: Path) -> None:
 
 def test_process_that_ended_is_the_culprit_where_several_have_it() -> None:
     """Of those that have the socket open, one ends as it is shut down; otherwise it is not known who it was."""
-    sock = made(f"tcp://127.0.0.1:{free_port()}")
-    with (
-        stage(shared={"web": ({}, sock)}) as one,
-        asking(one) as dialogue,
-        child(one, "web_1", sock) as first,
-        child(one, "web_2", sock) as second,
-    ):
-        entries(dialogue)  # now they are known
+    with shared_by_two() as (dialogue, first, second):
         first.send(b"shut")
         both = f"(can't tell by whom of web_1 (pid {first.pid}), web_2 (pid {second.pid}))"
         until(lambda: any(both in sentence for _, sentence in said(dialogue, "web")), "it is not known", 3)
@@ -189,14 +196,7 @@ def test_process_that_ended_is_the_culprit_where_several_have_it() -> None:
 
 def test_process_that_ended_before_is_not_the_culprit() -> None:
     """As the old one of the reload before, a moment ago."""
-    sock = made(f"tcp://127.0.0.1:{free_port()}")
-    with (
-        stage(shared={"web": ({}, sock)}) as one,
-        asking(one) as dialogue,
-        child(one, "web_1", sock) as first,
-        child(one, "web_2", sock) as second,
-    ):
-        entries(dialogue)  # now they are known
+    with shared_by_two() as (dialogue, first, second):
         second.send(b"end")
         second.wait()
         time.sleep(guard._HEARD_BEFORE)  # so much before

@@ -50,7 +50,7 @@ STATUSES = {
     "crash-looping": {ExitStatus.NOT_SERVING, ExitStatus.TIMED_OUT, ExitStatus.NOT_RUNNING},  # by what it is at
     "importing": {ExitStatus.NOT_SERVING, ExitStatus.ROLLED_BACK, ExitStatus.TIMED_OUT},  # by what it has come to
 }
-
+#: Where nobody is served, before and after.
 NOTHING_BEFORE = ("stopped", "crash-looping")
 
 
