@@ -60,7 +60,8 @@ def test_retirement_is_no_crash_to_flapping(circusd: Circusds) -> None:
             seen.append(events.recv_multipart()[0])
             if seen[-1] == b"watcher.web.updated" and b"watcher.web.spawn" not in seen:
                 seen.clear()  # of before
-        assert seen.count(b"watcher.web.spawn") == 4
+        # One that dies at once may come again before circusd is told that it has failed.
+        assert 4 <= seen.count(b"watcher.web.spawn") <= 6
         assert b"watcher.web.reap" not in seen
     finally:
         context.destroy(linger=0)
